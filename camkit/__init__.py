@@ -1,0 +1,1 @@
+"""camkit: benchmark class activation maps (CAMs) over ImageNet."""

@@ -1,0 +1,271 @@
+"""The command line: parse, call, print. Torch is imported only by the commands that need it."""
+
+from __future__ import annotations
+
+import os
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from camkit.config import DEFAULT_METRICS, RunConfig, read_config
+from camkit.errors import CamkitError, UsageError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class _Commands(click.Group):
+    """Shows errors as one or two lines: exit code 2 for wrong usage, 1 for all else."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            message, code = "stopped. What is finished is kept: the same command goes on from there.", 1
+        except CamkitError as error:
+            message, code = str(error), 2 if isinstance(error, UsageError) else 1
+        except OSError as error:
+            message, code = f"{error.filename or 'the system'}: {error.strerror or error}", 1
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:  # a fault of camkit's own: still no traceback unless asked for
+            message, code = f"unexpected {type(error).__name__}: {error}\n(--debug shows where)", 1
+        if ctx.meta.get("camkit.debug"):
+            click.echo(traceback.format_exc(), err=True)
+        click.echo(f"error: {message}", err=True)
+        return ctx.exit(code)
+
+
+def _split(_: click.Context, __: click.Parameter, values: Sequence[str]) -> tuple[str, ...]:
+    """`-x a,b -x c` -> (a, b, c), each once."""
+    names = [name.strip() for value in values for name in value.split(",")]
+    return tuple(dict.fromkeys(name for name in names if name))
+
+
+def _names(*flags: str, **settings: Any) -> Callable:
+    """An option that takes several names: repeated, or in a comma list."""
+    return click.option(*flags, multiple=True, callback=_split, metavar="NAME[,NAME…]", **settings)
+
+
+def _set_debug(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    ctx.meta["camkit.debug"] = value
+
+
+def _use_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> Path | None:
+    if path is not None:
+        options = {p.name: p for p in ctx.command.params if p.name and p.name not in ("config", "debug")}
+        found = read_config(path, set(options))
+        ctx.default_map = {
+            # An option that takes several names is also given one name, or a comma list.
+            name: [value] if getattr(options[name], "multiple", False) and isinstance(value, str) else value
+            for name, value in found.items()
+        }
+    return path
+
+
+def _explanation_options(command: Callable) -> Callable:
+    """What bench and explain have in common, in the order of the help text."""
+    for option in reversed(
+        [
+            _names(
+                "--method",
+                default=["shapleycam"],
+                show_default=True,
+                help="CAM methods, or groups: paper (the ten), controls (the five), all.",
+            ),
+            click.option(
+                "--weights",
+                default="pretrained",
+                show_default=True,
+                metavar="pretrained|random|FILE",
+                help="Weights: the published ones, seeded random ones, or a .pth, .pt or .safetensors file.",
+            ),
+            click.option(
+                "--preprocess",
+                type=click.Choice(["paper", "native"]),
+                default="paper",
+                show_default=True,
+                help="paper: resize to 256, crop 224, bilinear; native: the weights' own transform.",
+            ),
+            click.option(
+                "--device",
+                default="auto",
+                show_default=True,
+                metavar="auto|cpu|cuda[:N]|mps",
+                help="Where the network runs.",
+            ),
+            click.option(
+                "--seed", default=0, show_default=True, help="Of the images' order and all that is random."
+            ),
+            click.option(
+                "--debug",
+                is_flag=True,
+                is_eager=True,
+                expose_value=False,
+                callback=_set_debug,
+                help="Show the traceback of an error.",
+            ),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="camkit")
+def main() -> None:
+    """Benchmark class activation maps (CAMs): methods, models and scores over ImageNet.
+
+    \b
+    Example:
+      camkit bench --model resnet50 --method shapleycam --data /data/imagenet/val
+    """
+
+
+@main.command()
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    is_eager=True,
+    callback=_use_config,
+    metavar="FILE",
+    help="TOML file with these options; those on the command line win.",
+)
+@_names("--model", required=True, help="Models (camkit list models), `all`, timm/NAME or torchvision/NAME.")
+@_names("--layer", default=["conv"], show_default=True, help="Target layers: conv, prepool or MODULE.PATH.")
+@_names("--utility", default=["rest"], show_default=True, help="rest, logit, softmax, log-softmax.")
+@click.option(
+    "--target",
+    type=click.Choice(["predicted", "label", "correct"]),
+    default="predicted",
+    show_default=True,
+    help="Class to explain; correct: the label, on images that the model gets right.",
+)
+@_names("--metrics", default=DEFAULT_METRICS, show_default=True, help="Groups of scores.")
+@click.option("--steps", default=224, show_default=True, help="Steps of deletion and insertion.")
+@click.option(
+    "--data",
+    metavar="PATH|sample",
+    help="Folder of images, searched through its subfolders.  [default: $CAMKIT_DATA, else the sample photos]",
+)
+@click.option(
+    "--limit", type=click.IntRange(min=1), help="The first N images of the seeded, spread-out order."
+)
+@click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Images in a pass.")
+@click.option(
+    "--workers",
+    type=click.IntRange(min=0),
+    default=lambda: min(8, (os.cpu_count() or 1) - 1),
+    show_default="cores less one, at most 8",
+    help="Processes that decode images; 0: none beside the main one.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    default="float32",
+    show_default=True,
+    help="Number format of the passes; derivatives stay float32.",
+)
+@click.option("--save-maps", is_flag=True, help="Also write the signed maps, an .npz beside each CSV.")
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("results/local"),
+    show_default=True,
+    help="Results folder.",
+)
+@_explanation_options
+def bench(config: Path | None, data: str | None, **options: Any) -> None:
+    """Score CAM methods on models over a folder of images, and write CSV tables.
+
+    Starting the same command again goes on where the last one stopped.
+
+    \b
+    Examples:
+      camkit bench --model resnet50 --method shapleycam --data /data/imagenet/val
+      camkit bench --model all --method paper,controls --layer conv,prepool --limit 1000
+      camkit bench --config configs/conv_rest.toml --model swin_t
+    """
+    from camkit.bench import bench as run
+    from camkit.report.tables import terminal_table
+
+    data = data or os.environ.get("CAMKIT_DATA") or "sample"
+    run_config = RunConfig(data=data, **options)
+    summary = run(run_config, say=lambda line: click.echo(line, err=True))
+    mine = _of_run(summary, run_config)
+    click.echo(terminal_table(mine))
+    click.echo(f"\n{run_config.out / 'summary.csv'}: {len(summary)} cells; per-image scores beside it")
+
+
+def _of_run(summary: pd.DataFrame, config: RunConfig) -> pd.DataFrame:
+    """The rows of this run's cells, where the folder holds others too."""
+    from camkit.bench import find_methods, find_models
+
+    methods = [method.name for method in find_methods(config.method)]
+    return summary[
+        summary["model"].isin(find_models(config.model))
+        & summary["layer"].isin(config.layer)
+        & summary["utility"].isin(config.utility)
+        & summary["method"].isin(methods)
+    ]
+
+
+@main.command()
+@click.argument("images", nargs=-1, required=True, metavar="IMAGE…", type=click.Path(path_type=Path))
+@click.option("--model", required=True, metavar="NAME", help="One model (camkit list models).")
+@click.option("--layer", default="conv", show_default=True, help="Target layer: conv, prepool or MODULE.PATH.")
+@click.option("--utility", default="rest", show_default=True, help="rest, logit, softmax or log-softmax.")
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="FILE.png",
+    help="The picture (.png, .pdf or .svg).",
+)
+@_explanation_options
+def explain(images: tuple[Path, ...], out: Path, model: str, layer: str, utility: str, **options: Any) -> None:
+    """Draw photos beside the saliency maps of the chosen methods, with class and probability.
+
+    IMAGE is a photo, or `sample` for the sample photos.
+
+    \b
+    Example:
+      camkit explain cat.jpg --model resnet50 --method gradcam,shapleycam -o cat.png
+    """
+    from camkit.explain import explain_images
+    from camkit.report.figures import save_figure, saliency_figure
+
+    config = RunConfig(model=(model,), layer=(layer,), utility=(utility,), **options)
+    rows = explain_images(images, config, say=lambda line: click.echo(line, err=True))
+    save_figure(saliency_figure(rows), out)
+    click.echo(str(out))
+
+
+@main.command("list")
+@click.argument("what", type=click.Choice(["models", "methods", "metrics", "utilities"]))
+@click.option(
+    "--format", "style", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True
+)
+def list_command(what: str, style: str) -> None:
+    """List what can be named: models, methods, metrics or utilities.
+
+    \b
+    Example:
+      camkit list methods --format csv
+    """
+    from camkit.report.tables import listing
+
+    frame = listing(what)
+    if style == "csv":
+        click.echo(frame.to_csv(index=False, lineterminator="\n"), nl=False)
+    elif style == "json":
+        click.echo(frame.to_json(orient="records", indent=2, force_ascii=False))
+    else:
+        from tabulate import tabulate
+
+        click.echo(tabulate(frame, headers="keys", tablefmt="simple", showindex=False, missingval=""))

@@ -1,0 +1,197 @@
+"""One batch through the network: every cell's maps and scores from as few passes as they need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from camkit.data import Item
+from camkit.errors import CamkitError, UsageError
+from camkit.metrics import Subject
+from camkit.pixels import Batch, Preprocess, pad
+from camkit.registry import METRICS, Method
+from camkit.saliency import is_degenerate, to_saliency
+from camkit.tracing import Network, Trace, TracedPass
+from camkit.utilities import UTILITIES
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row of a table: `layer` is what the user calls it, `path` the module it stands for."""
+
+    layer: str
+    path: str
+    utility: str
+    method: Method
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What the model says of the images as they are.
+
+    Attributes:
+        predicted: class indices.
+        probability: of the predicted class.
+    """
+
+    items: tuple[Item, ...]
+    predicted: tuple[int, ...]
+    probability: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class CellScores:
+    """One cell's results for one batch.
+
+    Attributes:
+        target: the explained classes.
+        scores: column -> one value an image.
+        flags: name (as `degenerate`) -> the images it holds for, true or false.
+        maps: signed maps (B, h, w) at the layer's resolution; None for methods that give saliency maps.
+        saliency: saliency maps (B, H, W).
+    """
+
+    cell: Cell
+    items: tuple[Item, ...]
+    target: tuple[int, ...]
+    scores: Mapping[str, tuple[float, ...]]
+    flags: Mapping[str, tuple[bool, ...]]
+    maps: Tensor | None
+    saliency: Tensor
+
+
+def explain(method: Method, trace: Trace) -> tuple[Tensor, Tensor]:
+    """Signed maps (B, h, w) and saliency maps (B, H, W) of a method.
+
+    Raises:
+        CamkitError: the method gives another shape.
+    """
+    with torch.no_grad():
+        maps = method.function(trace)
+        images, activation = trace.images, trace.activation
+        grid = images if method.saliency else activation
+        expected = (len(images), *grid.shape[2:])
+        if tuple(maps.shape) != expected:
+            raise CamkitError(f"method {method.name!r} gives {tuple(maps.shape)}, expected {expected}")
+        size = (images.shape[2], images.shape[3])
+        return maps, maps if method.saliency else to_saliency(maps, size)
+
+
+class Evaluation:
+    """Scores batches of one model.
+
+    Args:
+        layers: module paths to trace.
+        target: `predicted`, `label` or `correct`.
+        batch_size: every pass has this many images; a smaller batch is padded.
+        steps: N of deletion and insertion.
+        seed: of random methods.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        preprocess: Preprocess,
+        layers: Sequence[str],
+        *,
+        target: str = "predicted",
+        batch_size: int = 32,
+        steps: int = 224,
+        seed: int = 0,
+    ) -> None:
+        self.network = network
+        self.preprocess = preprocess
+        self.layers = layers
+        self.target = target
+        self.batch_size = batch_size
+        self.steps = steps
+        self.seed = seed
+
+    def run(
+        self, batch: Batch, wanted: Mapping[Cell, Sequence[str]]
+    ) -> Iterator[Predictions | CellScores]:
+        """Predictions of a batch, then the scores of every cell in the metric groups wanted for it."""
+        if batch.pixels is None:
+            return
+        pixels = pad(batch.pixels, self.batch_size).to(self.network.device, non_blocking=True)
+        images = self.preprocess.normalise(pixels)
+        traced = self.network.trace(images, self.layers)
+        logits = traced.logits.detach()
+        predicted = logits.argmax(dim=1)
+        target = self._target(batch, predicted, classes=logits.shape[1])
+
+        probabilities = logits.softmax(dim=1)
+        probability = probabilities.gather(1, target[:, None])[:, 0]
+        yield Predictions(
+            batch.items,
+            tuple(predicted[: len(batch.items)].tolist()),
+            tuple(probabilities.amax(dim=1)[: len(batch.items)].tolist()),
+        )
+
+        kept = [
+            position
+            for position, hit in enumerate((predicted == target)[: len(batch.items)].tolist())
+            if hit or self.target != "correct"
+        ]
+        if not kept:
+            return
+        items = tuple(batch.items[position] for position in kept)
+        subject = Subject(images, probability, lambda changed: self.network.score(changed, target), self.steps)
+        for cell, metrics in wanted.items():
+            view = partial(self._view, batch, target, cell)
+            maps, saliency = explain(cell.method, view(images, traced, draw=0))
+            columns = {"probability": probability, "degenerate": is_degenerate(saliency)}
+            again = partial(self._explain_again, cell, view, target)
+            for name in metrics:
+                columns |= METRICS[name].function(subject, saliency, again)
+            values = torch.stack([column.double() for column in columns.values()]).cpu()[:, kept]  # one transfer
+            table = dict(zip(columns, values.tolist(), strict=True))
+            flags = {name for name, column in columns.items() if column.dtype == torch.bool}
+            yield CellScores(
+                cell,
+                items,
+                tuple(target[kept].tolist()),
+                {name: tuple(column) for name, column in table.items() if name not in flags},
+                {name: tuple(map(bool, table[name])) for name in flags},
+                None if cell.method.saliency else maps[kept],
+                saliency[kept],
+            )
+
+    def _target(self, batch: Batch, predicted: Tensor, classes: int) -> Tensor:
+        if self.target == "predicted":
+            return predicted
+        labels = [-1 if item.label is None else item.label for item in batch.items]
+        if max(labels) >= classes:
+            raise UsageError(
+                f"the data has class {max(labels)}, the model gives {classes} classes: use --target predicted"
+            )
+        labels += labels[-1:] * (self.batch_size - len(labels))
+        return torch.tensor(labels, device=predicted.device)
+
+    def _view(
+        self, batch: Batch, target: Tensor, cell: Cell, images: Tensor, traced: TracedPass, draw: int
+    ) -> Trace:
+        ids = [item.id for item in batch.items]
+        return Trace(
+            images=images,
+            image_ids=ids + ids[-1:] * (self.batch_size - len(ids)),
+            pixels=partial(self.preprocess.denormalise, images),
+            target=target,
+            utility=UTILITIES[cell.utility],
+            seed=self.seed,
+            draw=draw,
+            _logits=traced.logits,
+            _leaf=traced.leaves[cell.path],
+        )
+
+    def _explain_again(
+        self, cell: Cell, view: Callable[..., Trace], target: Tensor, images: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """p_c (B,) and saliency maps (B, H, W) of other images, in one pass."""
+        traced = self.network.trace(images, [cell.path])
+        probability = traced.logits.detach().softmax(dim=1).gather(1, target[:, None])[:, 0]
+        return probability, explain(cell.method, view(images, traced, draw=1))[1]

@@ -1,0 +1,79 @@
+"""Controls: maps that explain nothing. A score on which one of them wins says nothing there.
+
+All but `randomcam` are saliency maps as they stand, (B, H, W) in [0, 1]; the first three never see the
+image.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from camkit.registry import method
+from camkit.saliency import min_max
+from camkit.tracing import Trace
+
+CENTRE_SIGMA = 60 / 224  # standard deviation of `centre`, in image sides
+GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601 luma, as PIL's mode L
+
+
+def _constant(images: Tensor, value: float) -> Tensor:
+    return torch.full_like(images[:, 0], value, memory_format=torch.contiguous_format)
+
+
+@method("flat", groups=("controls",), source="control: constant 0.3", saliency=True)
+def flat(trace: Trace) -> Tensor:
+    """0.3 everywhere, the first pixel 0, the second 1."""
+    saliency = _constant(trace.images, 0.3)
+    saliency[:, 0, 0], saliency[:, 0, 1] = 0, 1
+    return saliency
+
+
+@method("fake-cam", groups=("controls",), source="Poppi et al., CVPRW 2021", saliency=True)
+def fake_cam(trace: Trace) -> Tensor:
+    """1 everywhere, the first pixel 0."""
+    saliency = _constant(trace.images, 1)
+    saliency[:, 0, 0] = 0
+    return saliency
+
+
+@method("centre", groups=("controls",), source="control: Gaussian, sigma 60 px at 224", saliency=True)
+def centre(trace: Trace) -> Tensor:
+    """Gaussian about the middle of the image, scaled to [0, 1]."""
+    images = trace.images
+    height, width = images.shape[2:]
+    y, x = (torch.arange(n, device=images.device, dtype=images.dtype) - (n - 1) / 2 for n in (height, width))
+    sigma_y, sigma_x = CENTRE_SIGMA * height, CENTRE_SIGMA * width
+    gaussian = torch.exp(-((y / sigma_y) ** 2)[:, None] / 2 - ((x / sigma_x) ** 2)[None] / 2)
+    return min_max(gaussian[None]).expand(len(images), height, width)
+
+
+@method("edges", groups=("controls",), source="control: Sobel magnitude", saliency=True)
+def edges(trace: Trace) -> Tensor:
+    """Sobel magnitude of the grey image (luma of the pixels, edge pixels repeated), scaled to [0, 1]."""
+    pixels = trace.pixels()
+    grey = torch.einsum("bchw,c->bhw", pixels, pixels.new_tensor(GREY))[:, None]
+    padded = F.pad(grey, (1, 1, 1, 1), mode="replicate")
+    sobel = pixels.new_tensor([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]])
+    kernels = torch.stack([sobel, sobel.T])[:, None]  # (2, 1, 3, 3)
+    return min_max(F.conv2d(padded, kernels).norm(dim=1))
+
+
+def _uniform(seed: int, image_id: str, draw: int, channels: int) -> Tensor:
+    """U(-1, 1) weights (C,), the same on every machine whatever the batch, order or process."""
+    digest = hashlib.sha256(f"{seed}\0{image_id}\0{draw}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+    return torch.rand(channels, generator=generator) * 2 - 1
+
+
+@method("randomcam", groups=("paper", "controls"), source="control: random weights, as in arXiv 2501.06261")
+def randomcam(trace: Trace) -> Tensor:
+    """Sum over channels of w A, w ~ U(-1, 1) per channel, drawn from (seed, image id, draw)."""
+    activation = trace.activation
+    weights = torch.stack(
+        [_uniform(trace.seed, image_id, trace.draw, activation.shape[1]) for image_id in trace.image_ids]
+    ).to(activation)
+    return torch.einsum("bc,bchw->bhw", weights, activation)

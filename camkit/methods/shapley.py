@@ -1,0 +1,37 @@
+"""Methods that need A, G and the Hessian-vector product HA: arXiv 2501.06261.
+
+With the layer's units as players and an absent player's activation set to zero, the Shapley value of the
+second-order Taylor expansion of the utility around A is A_i (G_i - (HA)_i / 2). For a utility that is
+quadratic in A it is the exact Shapley value.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from camkit.registry import method
+from camkit.tracing import Trace
+
+
+def shapley_weight(trace: Trace) -> Tensor:
+    """G - HA / 2, (B, C, h, w)."""
+    return trace.gradient - 0.5 * trace.hvp
+
+
+@method("shapleycam", groups=("paper",), source="arXiv 2501.06261")
+def shapleycam(trace: Trace) -> Tensor:
+    """Sum over channels of GAP(G - HA / 2) A."""
+    weights = shapley_weight(trace).mean(dim=(2, 3), keepdim=True)
+    return (weights * trace.activation).sum(dim=1)
+
+
+@method("shapleycam-h", groups=("paper",), source="arXiv 2501.06261")
+def shapleycam_h(trace: Trace) -> Tensor:
+    """Sum over channels of (G - HA / 2) A: ShapleyCAM in the manner of HiResCAM."""
+    return (shapley_weight(trace) * trace.activation).sum(dim=1)
+
+
+@method("shapleycam-e", groups=("paper",), source="arXiv 2501.06261")
+def shapleycam_e(trace: Trace) -> Tensor:
+    """Sum over channels of ReLU((G - HA / 2) A): ShapleyCAM element-wise."""
+    return (shapley_weight(trace) * trace.activation).relu().sum(dim=1)

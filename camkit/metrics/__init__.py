@@ -1,0 +1,6 @@
+"""Metrics. Each is a pure function: images, saliency maps and two callables in, scores (B,) a column out."""
+
+from camkit.metrics import adcc, causal
+from camkit.metrics.subject import Subject
+
+__all__ = ["Subject", "adcc", "causal"]

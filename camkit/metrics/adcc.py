@@ -1,0 +1,75 @@
+"""ADCC and its parts (Poppi et al., CVPRW 2021), with increase in confidence and drop in deletion.
+
+All are fractions in [0, 1]; the mask multiplies the normalised image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from camkit.metrics.subject import Subject
+from camkit.registry import metric
+from camkit.saliency import is_degenerate
+
+
+def pearson(first: Tensor, second: Tensor) -> Tensor:
+    """Pearson correlation of each pair of maps of two (B, H, W); (B,), NaN where one is constant."""
+    # float64: maps like `fake-cam` differ from a constant in one pixel only. MPS has none.
+    precise = torch.float32 if first.device.type == "mps" else torch.float64
+    a, b = (maps.flatten(1).to(precise) for maps in (first, second))
+    a, b = a - a.mean(dim=1, keepdim=True), b - b.mean(dim=1, keepdim=True)
+    # Scaled to 1 first: squares of a saturated softmax's tiny maps would underflow.
+    a, b = a / a.abs().amax(dim=1, keepdim=True), b / b.abs().amax(dim=1, keepdim=True)
+    correlation = (a * b).sum(dim=1) / (a.norm(dim=1) * b.norm(dim=1))
+    return correlation.clamp(-1, 1).to(first.dtype)
+
+
+def relative_drop(before: Tensor, after: Tensor) -> Tensor:
+    """max(0, before - after) / before, and 0 where before is 0."""
+    return ((before - after).clamp(min=0) / before).where(before > 0, 0)
+
+
+def harmonic_adcc(coherency: Tensor, complexity: Tensor, average_drop: Tensor) -> Tensor:
+    """3 / (1/Coh + 1/(1 - Com) + 1/(1 - AD)), and 0 where a factor is 0."""
+    factors = torch.stack([coherency, 1 - complexity, 1 - average_drop])
+    return (3 / (1 / factors).sum(dim=0)).where((factors > 0).all(dim=0), 0)
+
+
+@metric(
+    "adcc",
+    directions={
+        "average_drop": "lower",
+        "increase": "higher",
+        "drop_in_deletion": "higher",
+        "coherency": "higher",
+        "complexity": "lower",
+        "adcc": "higher",
+    },
+    source="Poppi et al., CVPRW 2021; drop in deletion: Jung and Oh, ICCV 2021",
+)
+def adcc(
+    subject: Subject, saliency: Tensor, explain: Callable[[Tensor], tuple[Tensor, Tensor]]
+) -> dict[str, Tensor]:
+    """Two passes: the masked image (its p_c and its own saliency map), and the image without the mask."""
+    mask = saliency[:, None]
+    masked_probability, masked_saliency = explain(subject.images * mask)
+    deleted_probability = subject.score(subject.images * (1 - mask))
+
+    before = subject.probability
+    degenerate = is_degenerate(masked_saliency)
+    constant = is_degenerate(saliency) | degenerate
+    coherency = ((1 + pearson(saliency, masked_saliency)) / 2).where(~constant, 0)
+    complexity = saliency.mean(dim=(1, 2))
+    average_drop = relative_drop(before, masked_probability)
+    return {
+        "average_drop": average_drop,
+        "increase": (masked_probability > before).to(before.dtype),
+        "drop_in_deletion": relative_drop(before, deleted_probability),
+        "coherency": coherency,
+        "complexity": complexity,
+        "adcc": harmonic_adcc(coherency, complexity, average_drop),
+        "degenerate_masked": degenerate,
+    }

@@ -1,0 +1,64 @@
+"""Deletion and insertion (RISE, arXiv 1806.07421): areas under p_c as pixels go or come, in [0, 1]."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from camkit.metrics.subject import Subject
+from camkit.registry import metric
+
+
+def pixel_ranks(saliency: Tensor) -> Tensor:
+    """(B, H, W): 0 for the pixel with the highest saliency, ties by raster index."""
+    order = saliency.flatten(1).argsort(dim=1, descending=True, stable=True)
+    places = torch.arange(order.shape[1], device=order.device).expand_as(order)
+    return torch.empty_like(order).scatter_(1, order, places).view_as(saliency)
+
+
+def area_under_curve(
+    start: Tensor, end: Tensor, ranks: Tensor, steps: int, score_first: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Area (B,) by the trapezoid rule over [0, 1] under p_c after each step, points equally spaced.
+
+    Args:
+        start, end: p_c before the first and after the last step, (B,).
+        ranks: order in which the pixels change, (B, H, W).
+        steps: N; each step changes ceil(HW / N) pixels, as many steps as are needed.
+        score_first: where the pixels have changed, boolean (B, 1, H, W) -> p_c (B,).
+    """
+    pixels = ranks[0].numel()
+    stride = math.ceil(pixels / steps)
+    total = (start + end) / 2
+    for changed in range(stride, pixels, stride):
+        total = total + score_first((ranks < changed)[:, None])
+    return total / math.ceil(pixels / stride)
+
+
+@metric("deletion", directions={"deletion_auc": "lower"}, source="RISE, arXiv 1806.07421")
+def deletion(subject: Subject, saliency: Tensor, explain: Callable) -> dict[str, Tensor]:
+    """Pixels are set to 0 in the normalised image, the most salient first."""
+    auc = area_under_curve(
+        subject.probability,
+        subject.blank_probability,
+        pixel_ranks(saliency),
+        subject.steps,
+        lambda changed: subject.score(subject.images * ~changed),
+    )
+    return {"deletion_auc": auc}
+
+
+@metric("insertion", directions={"insertion_auc": "higher"}, source="RISE, arXiv 1806.07421")
+def insertion(subject: Subject, saliency: Tensor, explain: Callable) -> dict[str, Tensor]:
+    """Pixels of the image are put into its blurred version, the most salient first."""
+    auc = area_under_curve(
+        subject.blurred_probability,
+        subject.probability,
+        pixel_ranks(saliency),
+        subject.steps,
+        lambda changed: subject.score(torch.where(changed, subject.images, subject.blurred)),
+    )
+    return {"insertion_auc": auc}

@@ -1,0 +1,1 @@
+"""Tables and figures for people: percent, the field's column names, arrows."""
