@@ -72,6 +72,18 @@ def find_methods(names: Iterable[str]) -> list[Method]:
     return list(found.values())
 
 
+def find_utilities(names: Iterable[str]) -> list[str]:
+    """Utility names.
+
+    Raises:
+        UsageError: a utility does not exist.
+    """
+    for name in names:
+        if name not in UTILITIES:
+            raise unknown_name("utility", name, UTILITIES)
+    return list(names)
+
+
 def find_models(names: Iterable[str]) -> list[str]:
     """Model names, `all` being the paper's twelve.
 
@@ -119,19 +131,23 @@ def prepare(name: str, layers: Sequence[str], data: Sequence[Item], config: RunC
     """
     device = find_device(config.device)
     loaded = load_model(name, config.weights, config.preprocess, config.seed)
-    probe = torch.zeros(1, 3, *_input_size(loaded.preprocess), device=device)
+    height, width = _input_size(loaded.preprocess)
+    if not 1 <= config.steps <= height * width:
+        raise UsageError(f"--steps {config.steps}: expected 1 to {height * width}, the number of pixels")
+    probe = torch.zeros(1, 3, height, width, device=device)
     dtype = getattr(torch, config.dtype)
     network = Network(loaded.model, device, dtype)
     try:
         logits = network.logits(probe)
     except (RuntimeError, AssertionError, ValueError) as error:
-        size = "x".join(map(str, probe.shape[2:]))
         raise UsageError(
-            f"{name} cannot take {size} images: {str(error).strip().splitlines()[0]}\n"
+            f"{name} cannot take {height}x{width} images: {str(error).strip().splitlines()[0]}\n"
             "Use --preprocess native, the transform that belongs to the weights."
         ) from error
     if logits.ndim != 2:
-        raise UsageError(f"{name} gives {tuple(logits.shape)}, expected logits (B, classes): not a classifier")
+        raise UsageError(
+            f"{name} gives {tuple(logits.shape)}, expected logits (B, classes): not a classifier"
+        )
     if config.weights == "random":
         images = _first_images(data, loaded.preprocess)
         calibrate(loaded.model, loaded.preprocess.normalise(images.to(device)))
@@ -155,7 +171,9 @@ def _last_layer(network: Network, probe: torch.Tensor, name: str, say: Say) -> s
     noise = torch.randn(probe.shape, generator=torch.Generator().manual_seed(0)).to(probe.device)
     path = last_feature_layer(network.model, noise)
     if path is None:
-        raise UsageError(f"no feature layer before pooling was found in {name}: name one with --layer MODULE.PATH")
+        raise UsageError(
+            f"no feature layer before pooling was found in {name}: name one with --layer MODULE.PATH"
+        )
     say(f"{name}: layer conv and prepool both stand for {path!r}, the last feature layer before pooling")
     return path
 
@@ -389,19 +407,19 @@ def bench(config: RunConfig, say: Say = print) -> pd.DataFrame:
     find_methods(config.method)
     for name in config.metrics:
         METRICS[name]
-    for name in config.utility:
-        if name not in UTILITIES:
-            raise unknown_name("utility", name, UTILITIES)
+    find_utilities(config.utility)
     data = find_images(config.data, config.seed)
     if config.data == "sample":
-        say("These are scikit-image's six sample photos: a demonstration, not a benchmark (--data names a folder).")
+        say("The data are scikit-image's six sample photos: a demonstration, not a benchmark (see --data).")
     items = list(data.items[: config.limit])
     if config.target != "predicted":
         labelled = [item for item in items if item.label is not None]
         if not labelled:
             raise UsageError(f"--target {config.target} needs labels, and these images have none")
         if len(labelled) < len(items):
-            say(f"{len(items) - len(labelled)} images without a label are left out (--target {config.target})")
+            say(
+                f"{len(items) - len(labelled)} images without a label are left out (--target {config.target})"
+            )
         items = labelled
     for name in models:
         _bench_model(name, config, data, items, say)
@@ -442,9 +460,9 @@ def _bench_model(name: str, config: RunConfig, data: DataSet, items: Sequence[It
                     run.write(result)
                     if isinstance(result, CellScores):
                         bar.update(len(batch.items) / len(wanted))
-                bar.update(len(batch.errors))
                 faults += len(batch.errors)
                 done += len(batch.items)
+                bar.n = done + faults  # exact again after a batch's fractions
         except torch.OutOfMemoryError as error:
             raise CamkitError(
                 f"out of memory at --batch-size {evaluation.batch_size}; finished rows are kept. "

@@ -149,12 +149,14 @@ def main() -> None:
 @click.option(
     "--data",
     metavar="PATH|sample",
-    help="Folder of images, searched through its subfolders.  [default: $CAMKIT_DATA, else the sample photos]",
+    help="Folder of images, with its subfolders.  [default: $CAMKIT_DATA, else the sample photos]",
 )
 @click.option(
     "--limit", type=click.IntRange(min=1), help="The first N images of the seeded, spread-out order."
 )
-@click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Images in a pass.")
+@click.option(
+    "--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Images in a pass."
+)
 @click.option(
     "--workers",
     type=click.IntRange(min=0),
@@ -217,7 +219,9 @@ def _of_run(summary: pd.DataFrame, config: RunConfig) -> pd.DataFrame:
 @main.command()
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE…", type=click.Path(path_type=Path))
 @click.option("--model", required=True, metavar="NAME", help="One model (camkit list models).")
-@click.option("--layer", default="conv", show_default=True, help="Target layer: conv, prepool or MODULE.PATH.")
+@click.option(
+    "--layer", default="conv", show_default=True, help="Target layer: conv, prepool or MODULE.PATH."
+)
 @click.option("--utility", default="rest", show_default=True, help="rest, logit, softmax or log-softmax.")
 @click.option(
     "-o",
@@ -228,7 +232,9 @@ def _of_run(summary: pd.DataFrame, config: RunConfig) -> pd.DataFrame:
     help="The picture (.png, .pdf or .svg).",
 )
 @_explanation_options
-def explain(images: tuple[Path, ...], out: Path, model: str, layer: str, utility: str, **options: Any) -> None:
+def explain(
+    images: tuple[Path, ...], out: Path, model: str, layer: str, utility: str, **options: Any
+) -> None:
     """Draw photos beside the saliency maps of the chosen methods, with class and probability.
 
     IMAGE is a photo, or `sample` for the sample photos.
@@ -238,7 +244,7 @@ def explain(images: tuple[Path, ...], out: Path, model: str, layer: str, utility
       camkit explain cat.jpg --model resnet50 --method gradcam,shapleycam -o cat.png
     """
     from camkit.explain import explain_images
-    from camkit.report.figures import save_figure, saliency_figure
+    from camkit.report.figures import saliency_figure, save_figure
 
     config = RunConfig(model=(model,), layer=(layer,), utility=(utility,), **options)
     rows = explain_images(images, config, say=lambda line: click.echo(line, err=True))
@@ -268,4 +274,4 @@ def list_command(what: str, style: str) -> None:
     else:
         from tabulate import tabulate
 
-        click.echo(tabulate(frame, headers="keys", tablefmt="simple", showindex=False, missingval=""))
+        click.echo(tabulate(frame.fillna(""), headers="keys", tablefmt="simple", showindex=False))

@@ -63,7 +63,11 @@ class RunConfig:
                 continue
             option = "--" + item.name.replace("_", "-")
             if item.name in ("data", "weights", "out"):
-                value = Path(value).expanduser().resolve().name if value not in ("pretrained", "random") else value
+                value = (
+                    Path(value).expanduser().resolve().name
+                    if value not in ("pretrained", "random")
+                    else value
+                )
             if isinstance(value, tuple):
                 value = ",".join(value)
             words.append(option if value is True else f"{option} {value}")
@@ -79,11 +83,15 @@ def read_config(path: Path, known: set[str]) -> Mapping[str, Any]:
     try:
         options = tomllib.loads(path.read_text())
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--config {path}: {getattr(error, 'strerror', None) or 'cannot be read'}") from error
+        raise UsageError(
+            f"--config {path}: {getattr(error, 'strerror', None) or 'cannot be read'}"
+        ) from error
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"--config {path}: not valid TOML: {error}") from error
     options = {name.replace("-", "_"): value for name, value in options.items()}
     unknown = sorted(options.keys() - known)
     if unknown:
-        raise UsageError(f"--config {path}: unknown option {unknown[0]!r}. Options: {', '.join(sorted(known))}")
+        raise UsageError(
+            f"--config {path}: unknown option {unknown[0]!r}. Options: {', '.join(sorted(known))}"
+        )
     return options

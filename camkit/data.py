@@ -47,16 +47,21 @@ class DataSet:
 
 
 @cache
+def _imagenet() -> ImageNetInfo:
+    return ImageNetInfo()
+
+
+@cache
 def wnid_to_index() -> dict[str, int]:
     """WordNet id -> ImageNet class index (0 to 999)."""
-    return {wnid: index for index, wnid in enumerate(ImageNetInfo().label_names())}
+    return {wnid: index for index, wnid in enumerate(_imagenet().label_names())}
 
 
 def class_name(index: int, classes: int) -> str:
     """The first name of an ImageNet class, or `class 7` for models with other than 1,000 classes."""
     if classes != len(wnid_to_index()):
         return f"class {index}"
-    return ImageNetInfo().index_to_description(index).split(",")[0]
+    return _imagenet().index_to_description(index).split(",")[0]
 
 
 def _label(relative: Path) -> int | None:
@@ -76,7 +81,9 @@ def sample_root() -> Path:
     """
     found = importlib.util.find_spec("skimage")
     if found is None or not found.submodule_search_locations:
-        raise CamkitError("the sample photos come with scikit-image: pip install scikit-image, or name --data PATH")
+        raise CamkitError(
+            "the sample photos come with scikit-image: pip install scikit-image, or name --data PATH"
+        )
     return Path(found.submodule_search_locations[0]) / "data"
 
 
@@ -98,7 +105,9 @@ def _spread(items: Sequence[Item], seed: int) -> tuple[Item, ...]:
     groups: dict[str, list[Item]] = defaultdict(list)
     for item in sorted(items, key=lambda item: key(item.id)):
         groups[item.group].append(item)
-    turns = [(turn, key(group), item) for group, members in groups.items() for turn, item in enumerate(members)]
+    turns = [
+        (turn, key(group), item) for group, members in groups.items() for turn, item in enumerate(members)
+    ]
     return tuple(item for *_, item in sorted(turns, key=lambda turn: turn[:2]))
 
 
@@ -115,6 +124,25 @@ def _fingerprint(items: Sequence[Item]) -> str:
     return digest.hexdigest()
 
 
+def sample_items() -> list[Item]:
+    """The sample photos.
+
+    Raises:
+        CamkitError: they are not installed.
+    """
+    return _items(sample_root(), [sample_root() / name for name in SAMPLE])
+
+
+def _items(root: Path, files: Sequence[Path]) -> list[Item]:
+    items = []
+    for path in files:
+        relative = path.relative_to(root)
+        label = _label(relative)
+        group = relative.parent.as_posix() if label is None else str(label)
+        items.append(Item(relative.as_posix(), path, label, group))
+    return items
+
+
 def find_images(data: str, seed: int) -> DataSet:
     """The images of a folder (searched through its subfolders) or, for `sample`, the sample photos.
 
@@ -123,20 +151,15 @@ def find_images(data: str, seed: int) -> DataSet:
         CamkitError: the sample photos are not installed.
     """
     if data == "sample":
-        root = sample_root()
-        files = [root / name for name in SAMPLE]
+        items = sample_items()
     else:
         root = Path(data).expanduser()
         if not root.is_dir():
             raise UsageError(f"--data {data}: no such folder")
-        files = _image_files(root)
-        if not files:
-            raise UsageError(f"--data {data}: no images found (looked for {' '.join(EXTENSIONS)} in all subfolders)")
-    items = []
-    for path in files:
-        relative = path.relative_to(root)
-        label = _label(relative)
-        group = relative.parent.as_posix() if label is None else str(label)
-        items.append(Item(relative.as_posix(), path, label, group))
-    name = "sample" if data == "sample" else root.resolve().name
+        items = _items(root, _image_files(root))
+        if not items:
+            raise UsageError(
+                f"--data {data}: no images found (looked for {' '.join(EXTENSIONS)} in all subfolders)"
+            )
+    name = "sample" if data == "sample" else Path(data).expanduser().resolve().name
     return DataSet(name, _spread(items, seed), _fingerprint(items))

@@ -36,11 +36,13 @@ class Predictions:
     Attributes:
         predicted: class indices.
         probability: of the predicted class.
+        classes: how many the model has.
     """
 
     items: tuple[Item, ...]
     predicted: tuple[int, ...]
     probability: tuple[float, ...]
+    classes: int
 
 
 @dataclass(frozen=True)
@@ -111,9 +113,7 @@ class Evaluation:
         self.steps = steps
         self.seed = seed
 
-    def run(
-        self, batch: Batch, wanted: Mapping[Cell, Sequence[str]]
-    ) -> Iterator[Predictions | CellScores]:
+    def run(self, batch: Batch, wanted: Mapping[Cell, Sequence[str]]) -> Iterator[Predictions | CellScores]:
         """Predictions of a batch, then the scores of every cell in the metric groups wanted for it."""
         if batch.pixels is None:
             return
@@ -130,6 +130,7 @@ class Evaluation:
             batch.items,
             tuple(predicted[: len(batch.items)].tolist()),
             tuple(probabilities.amax(dim=1)[: len(batch.items)].tolist()),
+            logits.shape[1],
         )
 
         kept = [
@@ -140,7 +141,9 @@ class Evaluation:
         if not kept:
             return
         items = tuple(batch.items[position] for position in kept)
-        subject = Subject(images, probability, lambda changed: self.network.score(changed, target), self.steps)
+        subject = Subject(
+            images, probability, lambda changed: self.network.score(changed, target), self.steps
+        )
         for cell, metrics in wanted.items():
             view = partial(self._view, batch, target, cell)
             maps, saliency = explain(cell.method, view(images, traced, draw=0))
@@ -148,7 +151,9 @@ class Evaluation:
             again = partial(self._explain_again, cell, view, target)
             for name in metrics:
                 columns |= METRICS[name].function(subject, saliency, again)
-            values = torch.stack([column.double() for column in columns.values()]).cpu()[:, kept]  # one transfer
+            values = torch.stack([column.double() for column in columns.values()]).cpu()[
+                :, kept
+            ]  # one transfer
             table = dict(zip(columns, values.tolist(), strict=True))
             flags = {name for name, column in columns.items() if column.dtype == torch.bool}
             yield CellScores(

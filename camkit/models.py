@@ -108,7 +108,9 @@ def find_row(name: str) -> ModelRow:
             default = list(torchvision.models.get_model_weights(entry))
             return ModelRow(name, library, entry, default[0].name if default else None)
     near = difflib.get_close_matches(entry, known, n=3, cutoff=0.4)
-    raise UsageError(f"unknown model {name!r}: {library} has none of that name. Nearest: {', '.join(near) or 'none'}")
+    raise UsageError(
+        f"unknown model {name!r}: {library} has none of that name. Nearest: {', '.join(near) or 'none'}"
+    )
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,9 @@ class LoadedModel:
     weights: Weights
 
 
-def load_model(name: str, weights: str = "pretrained", preprocess: str = "paper", seed: int = 0) -> LoadedModel:
+def load_model(
+    name: str, weights: str = "pretrained", preprocess: str = "paper", seed: int = 0
+) -> LoadedModel:
     """Build a model and load its weights.
 
     Args:
@@ -161,13 +165,15 @@ def load_model(name: str, weights: str = "pretrained", preprocess: str = "paper"
             _load_state(model, read_weights(path), path.name, same_order=row.package is not None)
             tag = path.name
     kind = weights if weights in ("pretrained", "random") else "file"
-    return LoadedModel(row, model.eval(), _preprocess(row, model, preprocess), Weights(kind, tag, _sha256(model)))
+    return LoadedModel(
+        row, model.eval(), _preprocess(row, model, preprocess), Weights(kind, tag, _sha256(model))
+    )
 
 
 def calibrate(model: nn.Module, images: Tensor) -> None:
     """Take the statistics of every batch norm from `images` (B, 3, H, W), in one pass.
 
-    With the statistics that random weights come with, a deep model gives nearly the same logits for any image.
+    With the statistics that random weights come with, a deep model gives nearly the same logits for all.
     """
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]
@@ -185,7 +191,9 @@ def calibrate(model: nn.Module, images: Tensor) -> None:
 def _build(row: ModelRow) -> nn.Module:
     if row.library == "torchvision":
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # GoogLeNet and Inception: initialisation will change
+            warnings.simplefilter(
+                "ignore", FutureWarning
+            )  # GoogLeNet and Inception: initialisation will change
             return torchvision.models.get_model(row.entry, weights=None)
     return timm.create_model(row.entry, pretrained=False)
 
@@ -237,13 +245,13 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise UsageError(f"--weights {path}: expected a .pth, .pt or .safetensors file")
     try:
         if path.suffix == ".safetensors":
-            state = load_file(path)
+            state: object = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CamkitError(
-            f"{path.name} is refused: it holds more than tensors, or is no PyTorch file, and loading it could "
-            "run code.\nSave the state dict alone: torch.save(model.state_dict(), FILE)."
+            f"{path.name} is refused: it holds more than tensors, or is no PyTorch file, and loading it "
+            "could run code.\nSave the state dict alone: torch.save(model.state_dict(), FILE)."
         ) from error
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
         raise CamkitError(f"{path.name} cannot be read: {str(error).splitlines()[0]}") from error

@@ -21,7 +21,9 @@ from camkit.errors import CamkitError
 # Sixteen bits or more a channel: PIL's own conversion to RGB would clip everything above 255 to white.
 DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
-PAPER_CROP = Compose([Resize(256, InterpolationMode.BILINEAR, antialias=True), CenterCrop(224), PILToTensor()])
+PAPER_CROP = Compose(
+    [Resize(256, InterpolationMode.BILINEAR, antialias=True), CenterCrop(224), PILToTensor()]
+)
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def read_rgb(path: Path) -> Image.Image:
                     grey = np.asarray(image).astype(np.float64) / 257
                     return Image.fromarray(grey.round().clip(0, 255).astype(np.uint8)).convert("RGB")
                 if image.mode == "P" and "transparency" in image.info:
-                    image = image.convert("RGBA")
+                    return image.convert("RGBA").convert("RGB")
                 return image.convert("RGB")
     except Image.DecompressionBombError as error:
         raise CamkitError(f"too large: {error}") from error

@@ -13,11 +13,12 @@ T = TypeVar("T")
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str], also: str = "") -> UsageError:
-    """The error for a name that does not exist: what was asked, the nearest, the list."""
+    """The error for a name that does not exist: what was asked, the nearest, the list; then `also`."""
     names = sorted(known)
     near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
     nearest = f" Did you mean {near[0]!r}?" if near else ""
-    return UsageError(f"unknown {kind} {name!r}.{nearest}\n{kind}s: {', '.join(names)}{also}")
+    plural = f"{kind.removesuffix('y')}ies" if kind.endswith("y") else f"{kind}s"
+    return UsageError(f"unknown {kind} {name!r}.{nearest}\n{plural}: {', '.join(names)}{also}")
 
 
 class Registry(Mapping[str, T]):

@@ -31,7 +31,8 @@ from camkit.statistics import cell_means
 
 DEFINITIONS_VERSION = 1
 KEYS = ("image", "label", "target", "probability")
-ENCODING = {"encoding": "utf-8", "errors": "surrogateescape"}
+# Names of files that are no valid UTF-8 survive the way through a CSV.
+UTF8, ODD_NAMES = "utf-8", "surrogateescape"
 
 
 def file_name(name: str) -> str:
@@ -48,7 +49,7 @@ def score_columns(metrics: Iterable[str] = ()) -> list[str]:
 def write_atomically(path: Path, text: str) -> None:
     """Write under a temporary name, then rename: a reader sees the old file or the new one, whole."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", newline="", **ENCODING) as file:
+    with temporary.open("w", newline="", encoding=UTF8, errors=ODD_NAMES) as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
@@ -61,7 +62,7 @@ def number(value: float) -> str:
 
 
 class Table:
-    """An append-only CSV file whose rows are merged by a key (:data:`Key`) when it is read.
+    """An append-only CSV file whose rows are merged by a key when it is read.
 
     Args:
         columns: the header for a new file; a file that is there keeps the columns it has, and new ones are
@@ -82,7 +83,7 @@ class Table:
         """Fill `rows`; give the file's columns, and whether it holds just these rows."""
         if not self.path.exists():
             return [], True
-        with self.path.open(newline="", **ENCODING) as file:
+        with self.path.open(newline="", encoding=UTF8, errors=ODD_NAMES) as file:
             text = file.read()
         records = list(csv.reader(io.StringIO(text, newline="")))
         if not records:
@@ -109,7 +110,7 @@ class Table:
         if not rows:
             return
         new = not self.path.exists()
-        with self.path.open("a", newline="", **ENCODING) as file:
+        with self.path.open("a", newline="", encoding=UTF8, errors=ODD_NAMES) as file:
             writer = csv.DictWriter(file, self.columns, restval="", lineterminator="\n")
             if new:
                 writer.writeheader()
@@ -130,7 +131,7 @@ class Table:
         writer.writeheader()
         writer.writerows(rows)
         text = buffer.getvalue()
-        if not self.path.exists() or self.path.read_text(**ENCODING) != text:
+        if not self.path.exists() or self.path.read_text(encoding=UTF8, errors=ODD_NAMES) != text:
             write_atomically(self.path, text)
 
 
@@ -167,7 +168,9 @@ class Maps:
         names = sorted(self.maps, key=lambda name: order.get(name, len(order)))
         temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
         with temporary.open("wb") as file:
-            np.savez_compressed(file, images=np.array(names), maps=np.stack([self.maps[name] for name in names]))
+            np.savez_compressed(
+                file, images=np.array(names), maps=np.stack([self.maps[name] for name in names])
+            )
         temporary.replace(self.path)
         self.spool.unlink(missing_ok=True)
 
@@ -215,18 +218,17 @@ def check_protocol(out: Path, protocol: Mapping[str, Any], shared: Sequence[str]
     """
     for folder in run_folders(out):
         there = read_run(folder)["protocol"]
-        same_cells = all(there.get(key) == protocol[key] for key in ("model", "layer", "utility") if key in protocol)
+        same_cells = all(
+            there.get(key) == protocol[key] for key in ("model", "layer", "utility") if key in protocol
+        )
         names = protocol.keys() if same_cells else shared
         for name in names:
             if there.get(name) != protocol.get(name):
+                old, new = (json.dumps(value.get(name), ensure_ascii=False) for value in (there, protocol))
                 raise UsageError(
-                    f"{out} holds results with another {name.replace('_', ' ')}: {_short(there.get(name))} in "
-                    f"{folder.relative_to(out)}, now {_short(protocol.get(name))}.\nUse another --out."
+                    f"{out} holds results with another {name.replace('_', ' ')}: {old} in "
+                    f"{folder.relative_to(out)}, now {new}.\nUse another --out."
                 )
-
-
-def _short(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False)
 
 
 def flag_counts(path: Path) -> dict[tuple[str, str, str, str], int]:
@@ -240,7 +242,9 @@ def flag_counts(path: Path) -> dict[tuple[str, str, str, str], int]:
 def top1(path: Path) -> float:
     """Share of labelled images whose predicted class is their label; NaN without labels."""
     predictions = pd.read_csv(path, usecols=["label", "predicted"]).dropna()
-    return float((predictions["label"] == predictions["predicted"]).mean()) if len(predictions) else float("nan")
+    return (
+        float((predictions["label"] == predictions["predicted"]).mean()) if len(predictions) else float("nan")
+    )
 
 
 def summarise(out: Path) -> pd.DataFrame:
@@ -277,7 +281,9 @@ def summarise(out: Path) -> pd.DataFrame:
 
 
 def write_summary(out: Path, summary: pd.DataFrame) -> None:
-    write_atomically(out / "summary.csv", summary.to_csv(index=False, float_format="%.9g", lineterminator="\n"))
+    write_atomically(
+        out / "summary.csv", summary.to_csv(index=False, float_format="%.9g", lineterminator="\n")
+    )
 
 
 def _method_place(name: str) -> tuple[int, str]:

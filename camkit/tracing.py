@@ -153,7 +153,8 @@ class Network:
     """
 
     def __init__(self, model: nn.Module, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
-        self.model = model.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
+        model = model.eval().requires_grad_(False).to(device)
+        self.model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.device = device
         self.dtype = dtype
 
@@ -186,7 +187,9 @@ class Network:
                 logits = self.model(images)
             missing = [layer for layer in layers if layer not in leaves]
             if missing:
-                raise CamkitError(f"layer {missing[0]!r} does not run in a forward pass: choose another --layer")
+                raise CamkitError(
+                    f"layer {missing[0]!r} does not run in a forward pass: choose another --layer"
+                )
             return TracedPass(logits.float(), leaves)
 
     @contextmanager
@@ -202,17 +205,25 @@ class Network:
                 handle.remove()
 
     def _capture(
-        self, layer: str, leaves: dict[str, Tensor], tail: ExitStack, module: nn.Module, _: tuple, output: Tensor
+        self,
+        layer: str,
+        leaves: dict[str, Tensor],
+        tail: ExitStack,
+        module: nn.Module,
+        _: tuple,
+        output: Tensor,
     ) -> Tensor:
         layout = layout_of(output) if isinstance(output, Tensor) else None
         if layout is None:
             shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise UsageError(
-                f"layer {layer!r} ({type(module).__name__}) gives {shape}: expected (B, C, h, w), (B, h, w, C) "
-                "or (B, tokens, C). Choose a --layer before pooling."
+                f"layer {layer!r} ({type(module).__name__}) gives {shape}: expected (B, C, h, w), "
+                "(B, h, w, C) or (B, tokens, C). Choose a --layer before pooling."
             )
         if layer in leaves:
-            raise CamkitError(f"layer {layer!r} runs more than once in a forward pass: choose another --layer")
+            raise CamkitError(
+                f"layer {layer!r} runs more than once in a forward pass: choose another --layer"
+            )
         activation = layout.to_map(output)
         if not activation.requires_grad:
             activation = activation.detach().to(torch.float32, copy=True).requires_grad_()

@@ -1,5 +1,9 @@
 """CAM methods. Each is its formula: a function from a trace to maps (B, h, w), before post-processing."""
 
-from camkit.methods import baseline, gradient, shapley
+# Registration order is the order of methods in every table: the controls come last.
+# isort: off
+from camkit.methods import gradient
+from camkit.methods import shapley
+from camkit.methods import baseline
 
 __all__ = ["baseline", "gradient", "shapley"]

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pandas as pd
 from tabulate import SEPARATING_LINE, tabulate
 
-from camkit.registry import METHODS
+import camkit.methods
+import camkit.metrics  # noqa: F401  (both fill the registries)
+from camkit.models import ROWS
+from camkit.registry import METHODS, METRICS
+from camkit.utilities import UTILITIES
 
 # Column of summary.csv -> heading; the arrow points to the better side.
 HEADINGS = {
@@ -45,3 +51,38 @@ def terminal_table(summary: pd.DataFrame) -> str:
 
 def _row(row: pd.Series, columns: list[str]) -> list[str]:
     return [row["method"], *("" if pd.isna(row[c]) else f"{100 * row[c]:.2f}" for c in columns)]
+
+
+def listing(what: str) -> pd.DataFrame:
+    """What can be named: `models`, `methods`, `metrics` or `utilities`, one row each."""
+    rows: list[dict[str, object]]
+    if what == "models":
+        rows = [
+            {
+                "name": row.name,
+                "library": f"{row.library}/{row.entry}",
+                "weights": row.package or row.tag,
+                "conv": row.conv,
+                "prepool": row.prepool,
+                "top1_paper": row.top1,
+            }
+            for row in ROWS.values()
+        ]
+    elif what == "methods":
+        rows = [
+            {"name": m.name, "groups": ",".join(m.groups), "map": _first_line(m.function), "source": m.source}
+            for m in METHODS.values()
+        ]
+    elif what == "metrics":
+        rows = [
+            {"name": m.name, "column": column, "better": better, "source": m.source}
+            for m in METRICS.values()
+            for column, better in m.directions.items()
+        ]
+    else:
+        rows = [{"name": name, "utility": _first_line(function)} for name, function in UTILITIES.items()]
+    return pd.DataFrame(rows)
+
+
+def _first_line(function: Callable[..., object]) -> str:
+    return (function.__doc__ or "").strip().split("\n")[0]

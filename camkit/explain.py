@@ -1,0 +1,75 @@
+"""`camkit explain`: a few photos, the chosen methods, one figure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from camkit.bench import Say, find_methods, find_models, find_utilities, prepare
+from camkit.config import RunConfig
+from camkit.data import Item, class_name, sample_items
+from camkit.errors import CamkitError, UsageError
+from camkit.evaluate import Cell, CellScores, Evaluation, Predictions
+from camkit.pixels import batches
+from camkit.report.figures import Explained
+
+
+def find_photos(names: Sequence[Path]) -> list[Item]:
+    """Photos by their paths; `sample` stands for the sample photos.
+
+    Raises:
+        UsageError: a file does not exist.
+    """
+    items: list[Item] = []
+    for path in names:
+        if path == Path("sample"):
+            items += sample_items()
+        elif path.is_file():
+            items.append(Item(path.name, path, label=None, group=""))
+        else:
+            raise UsageError(f"{path}: no such file")
+    return items
+
+
+def explain_images(names: Sequence[Path], config: RunConfig, say: Say) -> list[Explained]:
+    """Photos, classes and saliency maps of one model's cells.
+
+    Args:
+        config: one model, layer and utility; any methods.
+        say: takes each line that the user should see.
+
+    Raises:
+        UsageError: a photo, or a name in `config`, does not exist.
+        CamkitError: no photo could be read, or the weights cannot be had.
+    """
+    (model,) = find_models(config.model)
+    methods = find_methods(config.method)
+    (utility,) = find_utilities(config.utility)
+    photos = find_photos(names)
+    prepared = prepare(model, config.layer, photos, config, say)
+    ((layer, path),) = prepared.paths.items()
+    cells = {Cell(layer, path, utility, method): () for method in methods}
+    batch_size = min(config.batch_size, len(photos))
+    preprocess = prepared.loaded.preprocess
+    evaluation = Evaluation(prepared.network, preprocess, [path], batch_size=batch_size, seed=config.seed)
+    rows: list[Explained] = []
+    for batch in batches(photos, preprocess, batch_size, workers=0):
+        for item, reason in batch.errors:
+            say(f"{item.path}: {reason}")
+        saliency: list[dict] = [{} for _ in batch.items]
+        titles: list[str] = []
+        for result in evaluation.run(batch, cells):
+            if isinstance(result, Predictions):
+                titles = [
+                    f"{class_name(index, result.classes)}, {100 * probability:.1f} %"
+                    for index, probability in zip(result.predicted, result.probability, strict=True)
+                ]
+            elif isinstance(result, CellScores):
+                for maps, one in zip(saliency, result.saliency.cpu().numpy(), strict=True):
+                    maps[result.cell.method.name] = one
+        for place, title in enumerate(titles):
+            photo = batch.pixels[place].permute(1, 2, 0).numpy()  # type: ignore[index]
+            rows.append(Explained(photo, title, saliency[place]))
+    if not rows:
+        raise CamkitError("none of the photos could be read")
+    return rows
