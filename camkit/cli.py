@@ -205,7 +205,7 @@ def bench(config: Path | None, data: str | None, **options: Any) -> None:
 
 def _of_run(summary: pd.DataFrame, config: RunConfig) -> pd.DataFrame:
     """The rows of this run's cells, where the folder holds others too."""
-    from camkit.bench import find_methods, find_models
+    from camkit.prepare import find_methods, find_models
 
     methods = [method.name for method in find_methods(config.method)]
     return summary[

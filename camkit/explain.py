@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from camkit.bench import Say, find_methods, find_models, find_utilities, prepare
 from camkit.config import RunConfig
 from camkit.data import Item, class_name, sample_items
 from camkit.errors import CamkitError, UsageError
 from camkit.evaluate import Cell, CellScores, Evaluation, Predictions
 from camkit.pixels import batches
+from camkit.prepare import Say, find_methods, find_models, find_utilities, prepare
 from camkit.report.figures import Explained
 
 

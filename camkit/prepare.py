@@ -1,0 +1,160 @@
+"""From names to things: methods, utilities, the device, and a loaded model with its layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+
+import camkit.methods
+import camkit.metrics  # noqa: F401  (both fill the registries)
+from camkit.config import RunConfig
+from camkit.data import Item
+from camkit.errors import CamkitError, UsageError
+from camkit.models import PAPER_ROWS, LoadedModel, calibrate, find_row, load_model
+from camkit.pixels import Preprocess, batches
+from camkit.registry import METHODS, Method, unknown_name
+from camkit.tracing import Network, last_feature_layer
+from camkit.utilities import UTILITIES
+
+# Random weights take their batch-norm statistics from this many images, whatever the batch size or limit.
+CALIBRATION_IMAGES = 16
+
+Say = Callable[[str], None]
+
+
+def find_methods(names: Iterable[str]) -> list[Method]:
+    """Methods by name or by group (`paper`, `controls`, `all`), each once.
+
+    Raises:
+        UsageError: a name is neither.
+    """
+    groups = {group for method in METHODS.values() for group in method.groups}
+    found: dict[str, Method] = {}
+    for name in names:
+        if name not in METHODS and name != "all" and name not in groups:
+            raise unknown_name("method", name, METHODS, also=f"; groups: {', '.join(sorted(groups))}, all")
+        members = [m for m in METHODS.values() if name in ("all", m.name, *m.groups)]
+        found |= {member.name: member for member in members}
+    return list(found.values())
+
+
+def find_utilities(names: Iterable[str]) -> list[str]:
+    """Utility names.
+
+    Raises:
+        UsageError: a utility does not exist.
+    """
+    for name in names:
+        if name not in UTILITIES:
+            raise unknown_name("utility", name, UTILITIES)
+    return list(names)
+
+
+def find_models(names: Iterable[str]) -> list[str]:
+    """Model names, `all` being the paper's twelve.
+
+    Raises:
+        UsageError: a model does not exist.
+    """
+    listed = [row.name for name in names for row in (PAPER_ROWS if name == "all" else [find_row(name)])]
+    return list(dict.fromkeys(listed))
+
+
+def find_device(name: str) -> torch.device:
+    """The device by its name; `auto`: CUDA, else MPS, else CPU.
+
+    Raises:
+        UsageError: this machine does not have it.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"--device {name}: not available here ({str(error).splitlines()[0]})") from error
+    return device
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A loaded model, ready to be explained: `paths` maps each layer's name to its module path."""
+
+    loaded: LoadedModel
+    network: Network
+    paths: Mapping[str, str]
+
+
+def prepare(name: str, layers: Sequence[str], data: Sequence[Item], config: RunConfig, say: Say) -> Prepared:
+    """Load a model and find its layers.
+
+    Args:
+        data: images from which random weights take their batch-norm statistics.
+
+    Raises:
+        UsageError: a layer does not exist, or the model does not take the images' size.
+        CamkitError: the weights cannot be had or do not fit.
+    """
+    device = find_device(config.device)
+    loaded = load_model(name, config.weights, config.preprocess, config.seed)
+    height, width = _input_size(loaded.preprocess)
+    if not 1 <= config.steps <= height * width:
+        raise UsageError(f"--steps {config.steps}: expected 1 to {height * width}, the number of pixels")
+    probe = torch.zeros(1, 3, height, width, device=device)
+    dtype = getattr(torch, config.dtype)
+    network = Network(loaded.model, device, dtype)
+    try:
+        logits = network.logits(probe)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise UsageError(
+            f"{name} cannot take {height}x{width} images: {str(error).strip().splitlines()[0]}\n"
+            "Use --preprocess native, the transform that belongs to the weights."
+        ) from error
+    if logits.ndim != 2:
+        raise UsageError(
+            f"{name} gives {tuple(logits.shape)}, expected logits (B, classes): not a classifier"
+        )
+    if config.weights == "random":
+        images = _first_images(data, loaded.preprocess)
+        calibrate(loaded.model, loaded.preprocess.normalise(images.to(device)))
+    paths: dict[str, str] = {}
+    for layer in layers:
+        named = {"conv": loaded.row.conv, "prepool": loaded.row.prepool}
+        if layer in named:
+            paths[layer] = named[layer] or _last_layer(network, probe, name, say)
+        else:
+            paths[layer] = layer
+    network.trace(probe, list(dict.fromkeys(paths.values())))
+    return Prepared(loaded, network, paths)
+
+
+def _input_size(preprocess: Preprocess) -> tuple[int, int]:
+    height, width = preprocess.crop(Image.new("RGB", (512, 512))).shape[1:]
+    return height, width
+
+
+def _last_layer(network: Network, probe: torch.Tensor, name: str, say: Say) -> str:
+    noise = torch.randn(probe.shape, generator=torch.Generator().manual_seed(0)).to(probe.device)
+    path = last_feature_layer(network.model, noise)
+    if path is None:
+        raise UsageError(
+            f"no feature layer before pooling was found in {name}: name one with --layer MODULE.PATH"
+        )
+    say(f"{name}: layer conv and prepool both stand for {path!r}, the last feature layer before pooling")
+    return path
+
+
+def _first_images(data: Sequence[Item], preprocess: Preprocess) -> torch.Tensor:
+    """uint8 (B, 3, H, W): the first readable images."""
+    found: list[torch.Tensor] = []
+    for batch in batches(data, preprocess, batch_size=1, workers=0):
+        if batch.pixels is not None:
+            found.append(batch.pixels)
+        if len(found) == CALIBRATION_IMAGES:
+            break
+    if not found:
+        raise CamkitError("no image could be read, and random weights take their statistics from images")
+    return torch.cat(found)
