@@ -5,7 +5,8 @@ from __future__ import annotations
 import gc
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 import torch
@@ -15,25 +16,21 @@ from camkit.config import RunConfig
 from camkit.data import DataSet, Item, find_images
 from camkit.errors import CamkitError, UsageError
 from camkit.evaluate import CellScores, Evaluation
-from camkit.pixels import batches
-from camkit.prepare import Say, find_methods, find_models, find_utilities, prepare
+from camkit.pixels import Batch, batches
+from camkit.prepare import Prepared, Say, find_methods, find_models, find_utilities, numerics, prepare
 from camkit.registry import METRICS
 from camkit.results import summarise, write_summary
 from camkit.run import ModelRun
 
+# Where `--batch-size auto` starts, by kind of device.
+AUTO_BATCH_SIZE = {"cuda": 512, "cpu": 64}
 
-def bench(config: RunConfig, say: Say = print) -> pd.DataFrame:
-    """Run a benchmark; see :class:`camkit.config.RunConfig`.
 
-    Args:
-        say: takes each line that the user should see.
-
-    Returns:
-        One row a cell of the results folder, as in its summary.csv.
+def select(config: RunConfig, say: Say) -> tuple[list[str], DataSet, list[Item]]:
+    """The models, the data set, and the images of it that a run takes.
 
     Raises:
-        UsageError: a name does not exist, or the folder holds results of another protocol.
-        CamkitError: weights or images cannot be had.
+        UsageError: a name does not exist, there are no images, or they lack the labels that are needed.
     """
     models = find_models(config.model)
     find_methods(config.method)
@@ -53,15 +50,40 @@ def bench(config: RunConfig, say: Say = print) -> pd.DataFrame:
                 f"{len(items) - len(labelled)} images without a label are left out (--target {config.target})"
             )
         items = labelled
+    return models, data, items
+
+
+def bench(config: RunConfig, say: Say = print) -> pd.DataFrame:
+    """Run a benchmark; see :class:`camkit.config.RunConfig`.
+
+    Args:
+        say: takes each line that the user should see.
+
+    Returns:
+        One row a cell of the results folder, as in its summary.csv.
+
+    Raises:
+        UsageError: a name does not exist, or the folder holds results of another protocol.
+        CamkitError: weights or images cannot be had.
+    """
+    models, data, items = select(config, say)
     for name in models:
-        _bench_model(name, config, data, items, say)
+        with numerics(config.tf32, config.deterministic) as record:
+            _bench_model(name, config, data, items, record, say)
         gc.collect()
     summary = summarise(config.out)
     write_summary(config.out, summary)
     return summary
 
 
-def _bench_model(name: str, config: RunConfig, data: DataSet, items: Sequence[Item], say: Say) -> None:
+def _bench_model(
+    name: str,
+    config: RunConfig,
+    data: DataSet,
+    items: Sequence[Item],
+    numeric_record: Mapping[str, Any],
+    say: Say,
+) -> None:
     prepared = prepare(name, config.layer, data.items, config, say)
     run = ModelRun(prepared, config, data, items)
     todo = run.todo()
@@ -70,18 +92,85 @@ def _bench_model(name: str, config: RunConfig, data: DataSet, items: Sequence[It
         return
     if len(todo) < len(items):
         say(f"{name}: going on with {len(todo)} of {len(items)} images")
-    evaluation = Evaluation(
+    size = first_batch_size(config, prepared.network.device, len(items))
+    while True:
+        run.begin(size, numeric_record)
+        try:
+            _score(prepared, run, todo, size, config, say)
+            return
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
+            if config.batch_size != "auto" or size == 1:
+                raise CamkitError(
+                    f"out of memory at --batch-size {size}; finished rows are kept. "
+                    "Start again with a smaller one, or with --batch-size auto."
+                ) from error
+        size //= 2
+        say(f"{name}: out of memory, going on with {size} images in a pass")
+        gc.collect()
+        torch.cuda.empty_cache()
+        todo = run.todo()
+
+
+def first_batch_size(config: RunConfig, device: torch.device, images: int) -> int:
+    """Images in a pass: never more than there are; `auto` starts high and comes down."""
+    if config.batch_size == "auto":
+        return min(AUTO_BATCH_SIZE["cuda" if device.type == "cuda" else "cpu"], images)
+    return min(config.batch_size, images)
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def make_evaluation(prepared: Prepared, config: RunConfig, batch_size: int) -> Evaluation:
+    """The scoring of one model's batches."""
+    return Evaluation(
         prepared.network,
         prepared.loaded.preprocess,
         list(dict.fromkeys(prepared.paths.values())),
         target=config.target,
-        batch_size=min(config.batch_size, len(items)),
+        batch_size=batch_size,
         steps=config.steps,
         seed=config.seed,
     )
-    started = time.perf_counter()
-    pinned = prepared.network.device.type == "cuda"
-    loader = batches(todo, prepared.loaded.preprocess, evaluation.batch_size, config.workers, pinned)
+
+
+def load_batches(prepared: Prepared, config: RunConfig, items: Sequence[Item], size: int) -> Iterator[Batch]:
+    """Decoded batches of `items` for one model."""
+    return batches(
+        items,
+        prepared.loaded.preprocess,
+        size,
+        config.workers,
+        cache=config.cache,
+        pin_memory=prepared.network.device.type == "cuda",
+    )
+
+
+class _Timed(Iterator[Batch]):
+    """Passes batches on, and adds up the seconds spent waiting for them."""
+
+    def __init__(self, source: Iterator[Batch]) -> None:
+        self.source = source
+        self.seconds = 0.0
+
+    def __next__(self) -> Batch:
+        started = time.perf_counter()
+        try:
+            return next(self.source)
+        finally:
+            self.seconds += time.perf_counter() - started
+
+
+def _score(
+    prepared: Prepared, run: ModelRun, todo: Sequence[Item], size: int, config: RunConfig, say: Say
+) -> None:
+    name = prepared.loaded.row.name
+    evaluation = make_evaluation(prepared, config, size)
+    loader = _Timed(load_batches(prepared, config, todo, size))
+    started, passes = time.perf_counter(), prepared.network.passes
     faults = done = 0
     with _progress(name, len(todo)) as bar:
         try:
@@ -95,13 +184,13 @@ def _bench_model(name: str, config: RunConfig, data: DataSet, items: Sequence[It
                 faults += len(batch.errors)
                 done += len(batch.items)
                 bar.n = done + faults  # exact again after a batch's fractions
-        except torch.OutOfMemoryError as error:
-            raise CamkitError(
-                f"out of memory at --batch-size {evaluation.batch_size}; finished rows are kept. "
-                "Start again with a smaller one."
-            ) from error
         finally:
-            run.finish(done, time.perf_counter() - started)
+            run.finish(
+                images=done,
+                seconds=time.perf_counter() - started,
+                waiting=loader.seconds,
+                passes=prepared.network.passes - passes,
+            )
     if faults:
         say(f"{name}: {faults} images could not be read; see {run.errors.path}")
     if not done:

@@ -23,20 +23,36 @@ class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
-            message, code = "stopped. What is finished is kept: the same command goes on from there.", 1
-        except CamkitError as error:
-            message, code = str(error), 2 if isinstance(error, UsageError) else 1
-        except OSError as error:
-            message, code = f"{error.filename or 'the system'}: {error.strerror or error}", 1
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
-        except Exception as error:  # a fault of camkit's own: still no traceback unless asked for
-            message, code = f"unexpected {type(error).__name__}: {error}\n(--debug shows where)", 1
-        if ctx.meta.get("camkit.debug"):
-            click.echo(traceback.format_exc(), err=True)
-        click.echo(f"error: {message}", err=True)
-        return ctx.exit(code)
+        except (Exception, KeyboardInterrupt) as error:
+            if ctx.meta.get("camkit.debug"):
+                traceback.print_exc()
+            click.echo(f"error: {_message(error)}", err=True)
+            return ctx.exit(2 if isinstance(error, UsageError) else 1)
+
+
+def _message(error: BaseException) -> str:
+    """One or two lines for the user."""
+    if isinstance(error, CamkitError):
+        return str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped. What is finished is kept: the same command goes on from there."
+    if isinstance(error, OSError):
+        return f"{error.filename or 'the system'}: {error.strerror or error}"
+    return f"unexpected {type(error).__name__}: {error}\n(--debug shows where)"
+
+
+class BatchSize(click.IntRange):
+    """A whole number from 1 up, or `auto`."""
+
+    name = "batch size"
+
+    def __init__(self) -> None:
+        super().__init__(min=1)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if value == "auto" else super().convert(value, param, ctx)
 
 
 def _split(_: click.Context, __: click.Parameter, values: Sequence[str]) -> tuple[str, ...]:
@@ -155,7 +171,12 @@ def main() -> None:
     "--limit", type=click.IntRange(min=1), help="The first N images of the seeded, spread-out order."
 )
 @click.option(
-    "--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Images in a pass."
+    "--batch-size",
+    type=BatchSize(),
+    default=32,
+    show_default=True,
+    metavar="N|auto",
+    help="Images in a pass; auto: halved until it fits into memory.",
 )
 @click.option(
     "--workers",
@@ -171,6 +192,15 @@ def main() -> None:
     show_default=True,
     help="Number format of the passes; derivatives stay float32.",
 )
+@click.option("--tf32", is_flag=True, help="Let float32 passes use TF32 on GPUs that have it (off else).")
+@click.option("--deterministic", is_flag=True, help="Only operations that give the same bits in every run.")
+@click.option(
+    "--cache",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Keep decoded pixels there (7.6 GB for the validation set): later models and runs do not decode.",
+)
+@click.option("--dry-run", is_flag=True, help="Only say what the run would cost, from two probe batches.")
 @click.option("--save-maps", is_flag=True, help="Also write the signed maps, an .npz beside each CSV.")
 @click.option(
     "-o",
@@ -181,7 +211,7 @@ def main() -> None:
     help="Results folder.",
 )
 @_explanation_options
-def bench(config: Path | None, data: str | None, **options: Any) -> None:
+def bench(config: Path | None, data: str | None, dry_run: bool, **options: Any) -> None:
     """Score CAM methods on models over a folder of images, and write CSV tables.
 
     Starting the same command again goes on where the last one stopped.
@@ -192,15 +222,36 @@ def bench(config: Path | None, data: str | None, **options: Any) -> None:
       camkit bench --model all --method paper,controls --layer conv,prepool --limit 1000
       camkit bench --config configs/conv_rest.toml --model swin_t
     """
+    data = data or os.environ.get("CAMKIT_DATA") or "sample"
+    run_config = RunConfig(data=data, **options)
+    if dry_run:
+        _show_estimate(run_config)
+        return
     from camkit.bench import bench as run
     from camkit.report.tables import terminal_table
 
-    data = data or os.environ.get("CAMKIT_DATA") or "sample"
-    run_config = RunConfig(data=data, **options)
-    summary = run(run_config, say=lambda line: click.echo(line, err=True))
+    summary = run(run_config, say=_say)
     mine = _of_run(summary, run_config)
     click.echo(terminal_table(mine))
     click.echo(f"\n{run_config.out / 'summary.csv'}: {len(summary)} cells; per-image scores beside it")
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)
+
+
+def _show_estimate(config: RunConfig) -> None:
+    from tabulate import tabulate
+
+    from camkit.dryrun import dry_run
+
+    estimate = dry_run(config, say=_say)
+    click.echo(tabulate(estimate, headers="keys", tablefmt="simple", showindex=False))
+    hours, rest = divmod(round(estimate["seconds"].sum()), 3600)
+    click.echo(
+        f"\n{estimate['cells'].sum()} cells, {estimate['passes'].sum()} passes of a batch, "
+        f"{estimate['megabytes'].sum():.1f} MB, about {hours} h {rest // 60:02d} min {rest % 60:02d} s"
+    )
 
 
 def _of_run(summary: pd.DataFrame, config: RunConfig) -> pd.DataFrame:
@@ -247,7 +298,7 @@ def explain(
     from camkit.report.figures import saliency_figure, save_figure
 
     config = RunConfig(model=(model,), layer=(layer,), utility=(utility,), **options)
-    rows = explain_images(images, config, say=lambda line: click.echo(line, err=True))
+    rows = explain_images(images, config, say=_say)
     save_figure(saliency_figure(rows), out)
     click.echo(str(out))
 

@@ -6,7 +6,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from camkit.errors import UsageError
 
@@ -26,10 +26,13 @@ class RunConfig:
         limit: the first N images in the seeded order; None: all.
         weights: `pretrained`, `random` or a file.
         preprocess: `paper` or `native`.
-        batch_size: images in a pass.
+        batch_size: images in a pass, or `auto`: halved until a pass fits into the device's memory.
         workers: processes that decode images.
+        cache: folder that keeps decoded pixels.
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
         dtype: `float32`, `bfloat16` or `float16`.
+        tf32: let float32 matrix products and convolutions use TF32 on GPUs that have it.
+        deterministic: only operations that give the same bits in every run, where torch has them.
         seed: of the order of images, random methods and random weights.
         save_maps: write the signed maps beside each per-image CSV.
         out: results folder.
@@ -46,10 +49,13 @@ class RunConfig:
     limit: int | None = None
     weights: str = "pretrained"
     preprocess: str = "paper"
-    batch_size: int = 32
+    batch_size: int | Literal["auto"] = 32
     workers: int = 0
+    cache: Path | None = None
     device: str = "auto"
     dtype: str = "float32"
+    tf32: bool = False
+    deterministic: bool = False
     seed: int = 0
     save_maps: bool = False
     out: Path = Path("results/local")
@@ -62,7 +68,7 @@ class RunConfig:
             if value == item.default:
                 continue
             option = "--" + item.name.replace("_", "-")
-            if item.name in ("data", "weights", "out"):
+            if item.name in ("data", "weights", "out", "cache"):
                 value = (
                     Path(value).expanduser().resolve().name
                     if value not in ("pretrained", "random")

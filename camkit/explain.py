@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from camkit.bench import first_batch_size
 from camkit.config import RunConfig
 from camkit.data import Item, class_name, sample_items
 from camkit.errors import CamkitError, UsageError
@@ -49,7 +50,7 @@ def explain_images(names: Sequence[Path], config: RunConfig, say: Say) -> list[E
     prepared = prepare(model, config.layer, photos, config, say)
     ((layer, path),) = prepared.paths.items()
     cells = {Cell(layer, path, utility, method): () for method in methods}
-    batch_size = min(config.batch_size, len(photos))
+    batch_size = first_batch_size(config, prepared.network.device, len(photos))
     preprocess = prepared.loaded.preprocess
     evaluation = Evaluation(prepared.network, preprocess, [path], batch_size=batch_size, seed=config.seed)
     rows: list[Explained] = []

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import os
+import io
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, PILToTensor, Resize
 
+from camkit.cache import PixelCache
 from camkit.data import Item
 from camkit.errors import CamkitError
 
@@ -61,32 +62,47 @@ class Preprocess:
         return mean, torch.tensor(self.std, device=device).view(1, 3, 1, 1)
 
 
-def read_rgb(path: Path) -> Image.Image:
-    """Open any photo as 8-bit RGB.
+def read_file(path: Path) -> bytes:
+    """Content of an image file.
+
+    Raises:
+        CamkitError: it is missing, unreadable or empty.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise CamkitError(f"cannot be read: {error.strerror or error}") from error
+    if not data:
+        raise CamkitError("cannot be read: the file is empty")
+    return data
+
+
+def decode(data: bytes) -> Image.Image:
+    """Any photo as 8-bit RGB.
 
     CMYK, palette and grey images are converted; transparency is dropped; 16-bit grey is scaled to 8 bits;
     orientation in EXIF is ignored, as the paper's loader ignores it.
 
     Raises:
-        CamkitError: the file is missing, empty, truncated, no image, or too large (PIL's limit).
+        CamkitError: it is no image, truncated, or too large (PIL's limit).
     """
     try:
         with warnings.catch_warnings():
             # Palettes with transparency and very large (but allowed) images: both are handled here.
             warnings.simplefilter("ignore")
-            with Image.open(path) as image:
+            with Image.open(io.BytesIO(data)) as image:
                 if image.mode in DEEP_MODES:
                     grey = np.asarray(image).astype(np.float64) / 257
                     return Image.fromarray(grey.round().clip(0, 255).astype(np.uint8)).convert("RGB")
                 if image.mode == "P" and "transparency" in image.info:
                     return image.convert("RGBA").convert("RGB")
                 return image.convert("RGB")
+    except UnidentifiedImageError as error:
+        raise CamkitError("cannot be read: no image format that PIL knows") from error
     except Image.DecompressionBombError as error:
         raise CamkitError(f"too large: {error}") from error
     except Exception as error:  # PIL's decoders raise nearly anything on a damaged file
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        reason = reason.replace(repr(os.fspath(path)), "the file").replace(os.fspath(path), "the file")
-        raise CamkitError(f"cannot be read: {reason or type(error).__name__}") from error
+        raise CamkitError(f"cannot be read: {error or type(error).__name__}") from error
 
 
 @dataclass(frozen=True)
@@ -97,26 +113,50 @@ class Batch:
     pixels: Tensor | None  # uint8 (B, 3, H, W); None where no image could be read
     errors: tuple[tuple[Item, str], ...]
 
+    def pin_memory(self) -> Batch:
+        """The same in page-locked memory, from which a GPU copies while it works; called by the loader."""
+        return self if self.pixels is None else replace(self, pixels=self.pixels.pin_memory())
+
 
 class _Crops(Dataset):
     """Whole batches of decoded crops; runs in the loader's worker processes."""
 
-    def __init__(self, chunks: Sequence[Sequence[Item]], crop: Callable[[Image.Image], Tensor]) -> None:
+    def __init__(
+        self,
+        chunks: Sequence[Sequence[Item]],
+        crop: Callable[[Image.Image], Tensor],
+        cache: PixelCache | None,
+    ) -> None:
         self.chunks = chunks
         self.crop = crop
+        self.cache = cache
 
     def __len__(self) -> int:
         return len(self.chunks)
 
     def __getitem__(self, index: int) -> Batch:
-        items, crops, errors = [], [], []
+        files: dict[Item, bytes] = {}
+        crops: dict[Item, Tensor] = {}
+        errors = []
         for item in self.chunks[index]:
             try:
-                crops.append(self.crop(read_rgb(item.path)))
-                items.append(item)
+                files[item] = read_file(item.path)
             except CamkitError as error:
                 errors.append((item, str(error)))
-        return Batch(tuple(items), torch.stack(crops) if crops else None, tuple(errors))
+        keys = {item: self.cache.key(file) for item, file in files.items()} if self.cache else {}
+        if self.cache:
+            cached = self.cache.get(list(keys.values()))
+            crops = {item: crop for item, crop in zip(keys, cached, strict=True) if crop is not None}
+        fresh = [item for item in files if item not in crops]
+        for item in fresh:
+            try:
+                crops[item] = self.crop(decode(files[item]))
+            except CamkitError as error:
+                errors.append((item, str(error)))
+        if self.cache:
+            self.cache.put({keys[item]: crops[item] for item in fresh if item in crops})
+        items = tuple(item for item in files if item in crops)
+        return Batch(items, torch.stack([crops[item] for item in items]) if items else None, tuple(errors))
 
 
 def _one_thread(_: int) -> None:
@@ -124,16 +164,28 @@ def _one_thread(_: int) -> None:
 
 
 def batches(
-    items: Sequence[Item], preprocess: Preprocess, batch_size: int, workers: int, pin_memory: bool = False
+    items: Sequence[Item],
+    preprocess: Preprocess,
+    batch_size: int,
+    workers: int,
+    *,
+    cache: Path | None = None,
+    pin_memory: bool = False,
 ) -> Iterator[Batch]:
     """Decode `items` in order, `batch_size` at a time, in `workers` processes (0: in this one).
 
+    The workers are ahead of the one who iterates: the next batches are decoded while this one is used.
+
+    Args:
+        cache: folder of a :class:`camkit.cache.PixelCache`.
+
     Raises:
-        CamkitError: a worker process died.
+        CamkitError: a worker process died, or the cache cannot be used.
     """
     chunks = [items[start : start + batch_size] for start in range(0, len(items), batch_size)]
+    store = PixelCache(cache, preprocess.describe()) if cache else None
     loader = DataLoader(
-        _Crops(chunks, preprocess.crop),
+        _Crops(chunks, preprocess.crop, store),
         batch_size=None,
         num_workers=min(workers, len(chunks)),
         pin_memory=pin_memory,
@@ -147,6 +199,9 @@ def batches(
         raise CamkitError(
             "a worker process that decodes images died (out of memory?): try fewer --workers, or --workers 0"
         ) from error
+    finally:
+        if store:
+            store.close()
 
 
 def pad(images: Tensor, size: int) -> Tensor:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from PIL import Image
@@ -77,6 +81,40 @@ def find_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"--device {name}: not available here ({str(error).splitlines()[0]})") from error
     return device
+
+
+@contextmanager
+def numerics(tf32: bool, deterministic: bool) -> Iterator[dict[str, Any]]:
+    """Set torch's numeric switches, all of them explicitly, and set them back.
+
+    Gives the record for run.json; under `deterministic` its entry `not_deterministic` names, when the
+    context has ended, the operations for which torch has no deterministic form.
+    """
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    switches = {(matmul, "allow_tf32"): tf32, (cudnn, "allow_tf32"): tf32}
+    switches |= {(cudnn, "benchmark"): False, (cudnn, "deterministic"): deterministic}
+    before = {(owner, name): getattr(owner, name) for owner, name in switches}
+    algorithms = torch.are_deterministic_algorithms_enabled()
+    only_warn = torch.is_deterministic_algorithms_warn_only_enabled()
+    record: dict[str, Any] = {"tf32": tf32, "cudnn_benchmark": False, "deterministic": deterministic}
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first use
+    with warnings.catch_warnings(record=True) as caught:
+        try:
+            for (owner, name), value in switches.items():
+                setattr(owner, name, value)
+            torch.use_deterministic_algorithms(deterministic, warn_only=True)
+            yield record
+        finally:
+            torch.use_deterministic_algorithms(algorithms, warn_only=only_warn)
+            for (owner, name), value in before.items():
+                setattr(owner, name, value)
+    messages = {str(warning.message) for warning in caught}
+    found = {text.split(" does not have a deterministic")[0] for text in messages if "deterministic" in text}
+    record["not_deterministic"] = sorted(found)
+    for warning in caught:
+        if "deterministic" not in str(warning.message):
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ class Table:
         self.rows: dict[tuple[str, ...], dict[str, str]] = {}
         present, whole = self._read()
         self.columns = list(dict.fromkeys([*present, *columns]))
-        if not whole or self.columns != present:
+        if not whole or (present and self.columns != present):
             self.compact()
 
     def _read(self) -> tuple[list[str], bool]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -55,9 +55,9 @@ class ModelRun:
         }
         for protocol in self.protocols.values():
             check_protocol(config.out, protocol, SHARED)
-        self.segment = _segment(prepared, config, data)
+        self.segments: list[dict[str, Any]] = []
+        self.provenance = _provenance(prepared, config, data)
         columns = [*KEYS, *score_columns(config.metrics)]
-        self._write_run_files()
         self.tables = {cell: Table(self._path(cell, ".csv"), columns) for cell in self.cells}
         self.maps = {
             cell: Maps(self._path(cell, ".npz"))
@@ -107,6 +107,14 @@ class ModelRun:
     def todo(self) -> list[Item]:
         return [item for item in self.items if self.wanted([item])]
 
+    def begin(self, batch_size: int, numeric_record: Mapping[str, Any]) -> None:
+        """Start a segment of the run: rows made in one go, with one batch size."""
+        started = datetime.now(UTC).isoformat(timespec="milliseconds")
+        self.segments.append(
+            {"started": started, **self.provenance, "batch_size": batch_size, "numerics": numeric_record}
+        )
+        self._write_run_files()
+
     def write(self, result: Predictions | CellScores) -> None:
         """Append one batch's rows; they are on disk when this returns."""
         if isinstance(result, Predictions):
@@ -150,28 +158,40 @@ class ModelRun:
     def write_errors(self, errors: Iterable[tuple[Item, str]]) -> None:
         self.errors.append({"image": item.id, "stage": "read", "reason": reason} for item, reason in errors)
 
-    def finish(self, images: int, seconds: float) -> None:
-        """Merge and sort the tables, write the maps, and complete run.json."""
+    def finish(self, images: int, seconds: float, waiting: float, passes: int) -> None:
+        """Merge and sort the tables, write the maps, and complete run.json.
+
+        Args:
+            waiting: seconds spent waiting for data.
+            passes: batches that went through the network.
+        """
         order = {item.id: place for place, item in enumerate(self.items)}
         for table in self.tables.values():
             if table.rows:
                 table.compact(order)
         for maps in self.maps.values():
             maps.finish(order)
-        self.segment |= {"images": images, "seconds": round(seconds, 3)}
+        self.segments[-1] |= {
+            "images": images,
+            "seconds": round(seconds, 3),
+            "images_per_second": round(images / seconds, 3),
+            "waiting_for_data": round(waiting / seconds, 4),
+            "passes": passes,
+        }
         self._write_run_files()
 
     def _write_run_files(self) -> None:
         for folder, protocol in self.protocols.items():
             methods = [cell.method.name for cell in self.cells if self._cell_folder(cell) == folder]
             run = read_run(folder) if (folder / "run.json").exists() else {"methods": [], "segments": []}
-            segments = [s for s in run["segments"] if s["started"] != self.segment["started"]]
+            mine = {segment["started"] for segment in self.segments}
+            segments = [segment for segment in run["segments"] if segment["started"] not in mine]
             write_run(
                 folder,
                 {
                     "protocol": protocol,
                     "methods": list(dict.fromkeys([*run["methods"], *methods])),
-                    "segments": [*segments, self.segment],
+                    "segments": [*segments, *self.segments],
                 },
             )
 
@@ -203,17 +223,15 @@ def _protocol(prepared: Prepared, cell: Cell, config: RunConfig, data: DataSet) 
     }
 
 
-def _segment(prepared: Prepared, config: RunConfig, data: DataSet) -> dict[str, Any]:
-    """With what, and when, some of the rows of a folder were made."""
+def _provenance(prepared: Prepared, config: RunConfig, data: DataSet) -> dict[str, Any]:
+    """With what the rows of a segment are made."""
     device = prepared.network.device
     return {
         "command": config.command(),
-        "started": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "data": data.name,
         "data_images": len(data.items),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "threads": torch.get_num_threads(),
-        "batch_size": config.batch_size,
         "versions": {
             "python": platform.python_version(),
             "cuda": torch.version.cuda if device.type == "cuda" else None,

@@ -150,6 +150,9 @@ class Network:
         model: gives logits (B, K) for normalised images (B, 3, H, W).
         dtype: number format of the passes. Below float32 the backbone runs under autocast; from the first
             traced layer on everything stays float32, so that the derivatives keep their accuracy.
+
+    Attributes:
+        passes: how many batches have gone through the network.
     """
 
     def __init__(self, model: nn.Module, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
@@ -157,6 +160,7 @@ class Network:
         self.model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.device = device
         self.dtype = dtype
+        self.passes = 0
 
     def _precision(self) -> AbstractContextManager:
         if self.dtype == torch.float32:
@@ -166,6 +170,7 @@ class Network:
     @torch.inference_mode()
     def logits(self, images: Tensor) -> Tensor:
         """Logits (B, K) in float32: one scoring pass."""
+        self.passes += 1
         with self._precision():
             return self.model(images).float()
 
@@ -181,6 +186,7 @@ class Network:
             UsageError: a layer does not exist or its output has no positions.
             CamkitError: a layer runs twice or not at all in one pass.
         """
+        self.passes += 1
         leaves: dict[str, Tensor] = {}
         with torch.enable_grad(), self._precision(), ExitStack() as tail:
             with self._captured(layers, leaves, tail):

@@ -1,0 +1,74 @@
+"""`camkit bench --dry-run`: what a run would cost, from two probe batches a model."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import pandas as pd
+
+from camkit.bench import first_batch_size, load_batches, make_evaluation, select
+from camkit.config import RunConfig
+from camkit.evaluate import Cell, CellScores
+from camkit.prepare import Prepared, Say, find_methods, numerics, prepare
+from camkit.results import number
+
+PROBE_STEPS = (2, 3)
+
+
+def curve_points(steps: int, pixels: int) -> int:
+    """Steps that deletion and insertion really take: ceil(HW / N) pixels each, until all have changed."""
+    return math.ceil(pixels / math.ceil(pixels / steps))
+
+
+def dry_run(config: RunConfig, say: Say) -> pd.DataFrame:
+    """One row a model: cells, images, network passes (of a whole batch), disk in MB and time in seconds.
+
+    Passes grow linearly with the points of a curve, whatever methods and metrics are asked for: two batches
+    at two and three steps give the line. Time is that of the second batch (the first warms up) per pass.
+    Nothing is written.
+
+    Raises:
+        UsageError, CamkitError: as :func:`camkit.bench.bench`.
+    """
+    models, data, items = select(config, say)
+    rows = []
+    for name in models:
+        with numerics(config.tf32, config.deterministic):
+            prepared = prepare(name, config.layer, data.items, config, say)
+            rows.append({"model": name, **_estimate(prepared, config, items)})
+    return pd.DataFrame(rows)
+
+
+def _estimate(prepared: Prepared, config: RunConfig, items: list) -> dict[str, float]:
+    cells = [
+        Cell(layer, prepared.paths[layer], utility, method)
+        for layer in config.layer
+        for utility in config.utility
+        for method in find_methods(config.method)
+    ]
+    wanted = dict.fromkeys(cells, config.metrics)
+    size = first_batch_size(config, prepared.network.device, len(items))
+    probes = list(load_batches(prepared, config, (items * 2)[: 2 * size], size))
+    passes, seconds, row_bytes = [], [], 0
+    for steps, batch in zip(PROBE_STEPS, probes, strict=True):
+        evaluation = make_evaluation(prepared, config, size)
+        evaluation.steps = steps
+        before, started = prepared.network.passes, time.perf_counter()
+        for result in evaluation.run(batch, wanted):
+            if isinstance(result, CellScores) and result.items:
+                values = [result.items[0].id, *(number(column[0]) for column in result.scores.values())]
+                row_bytes += len(",".join(values)) if steps == PROBE_STEPS[-1] else 0
+        passes.append(prepared.network.passes - before)
+        seconds.append(time.perf_counter() - started)
+    height, width = probes[0].pixels.shape[2:]  # type: ignore[union-attr]
+    more_points = curve_points(config.steps, height * width) - PROBE_STEPS[0]
+    total = math.ceil(len(items) / size) * (passes[0] + (passes[1] - passes[0]) * more_points)
+    return {
+        "cells": len(cells),
+        "images": len(items),
+        "batch_size": size,
+        "passes": total,
+        "megabytes": round(row_bytes * len(items) / 1e6, 1),
+        "seconds": round(total * seconds[1] / passes[1], 1),
+    }
