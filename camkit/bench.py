@@ -96,7 +96,7 @@ def _bench_model(
     while True:
         run.begin(size, numeric_record)
         try:
-            _score(prepared, run, todo, size, config, say)
+            score_images(prepared, run, todo, size, config, say)
             return
         except RuntimeError as error:
             if not _is_out_of_memory(error):
@@ -164,9 +164,14 @@ class _Timed(Iterator[Batch]):
             self.seconds += time.perf_counter() - started
 
 
-def _score(
+def score_images(
     prepared: Prepared, run: ModelRun, todo: Sequence[Item], size: int, config: RunConfig, say: Say
 ) -> None:
+    """The loop: batches of `todo` in, every cell's rows on disk before the next batch.
+
+    Raises:
+        CamkitError: not one image could be read.
+    """
     name = prepared.loaded.row.name
     evaluation = make_evaluation(prepared, config, size)
     loader = _Timed(load_batches(prepared, config, todo, size))

@@ -87,8 +87,8 @@ def find_device(name: str) -> torch.device:
 def numerics(tf32: bool, deterministic: bool) -> Iterator[dict[str, Any]]:
     """Set torch's numeric switches, all of them explicitly, and set them back.
 
-    Gives the record for run.json; under `deterministic` its entry `not_deterministic` names, when the
-    context has ended, the operations for which torch has no deterministic form.
+    Gives the record for run.json; under `deterministic` its entry `not_deterministic` grows by each
+    operation that runs and has no deterministic form in torch.
     """
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     switches = {(matmul, "allow_tf32"): tf32, (cudnn, "allow_tf32"): tf32}
@@ -96,10 +96,26 @@ def numerics(tf32: bool, deterministic: bool) -> Iterator[dict[str, Any]]:
     before = {(owner, name): getattr(owner, name) for owner, name in switches}
     algorithms = torch.are_deterministic_algorithms_enabled()
     only_warn = torch.is_deterministic_algorithms_warn_only_enabled()
-    record: dict[str, Any] = {"tf32": tf32, "cudnn_benchmark": False, "deterministic": deterministic}
+    exceptions: list[str] = []
+    record = {
+        "tf32": tf32,
+        "cudnn_benchmark": False,
+        "deterministic": deterministic,
+        "not_deterministic": exceptions,
+    }
+    show = warnings.showwarning
+
+    def keep(message: Warning | str, *details: Any, **more: Any) -> None:
+        operation, found, _ = str(message).partition(" does not have a deterministic implementation")
+        if found:
+            exceptions.append(operation)
+        else:
+            show(message, *details, **more)
+
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first use
-    with warnings.catch_warnings(record=True) as caught:
+    with warnings.catch_warnings():
+        warnings.showwarning = keep
         try:
             for (owner, name), value in switches.items():
                 setattr(owner, name, value)
@@ -109,12 +125,6 @@ def numerics(tf32: bool, deterministic: bool) -> Iterator[dict[str, Any]]:
             torch.use_deterministic_algorithms(algorithms, warn_only=only_warn)
             for (owner, name), value in before.items():
                 setattr(owner, name, value)
-    messages = {str(warning.message) for warning in caught}
-    found = {text.split(" does not have a deterministic")[0] for text in messages if "deterministic" in text}
-    record["not_deterministic"] = sorted(found)
-    for warning in caught:
-        if "deterministic" not in str(warning.message):
-            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 
 
 @dataclass(frozen=True)
