@@ -44,7 +44,9 @@ def terminal_table(summary: pd.DataFrame) -> str:
             rows.append(SEPARATING_LINE)
         rows += [_row(row, shown) for _, row in block[controls].iterrows()]
         headings = ["method", *(HEADINGS[column] for column in shown)]
-        table = tabulate(rows, headings, tablefmt="simple", stralign="right", colalign=("left",))
+        table = tabulate(
+            rows, headings, tablefmt="simple", disable_numparse=True, stralign="right", colalign=("left",)
+        )
         blocks.append(f"{title}\n{table}")
     return "\n\n".join(blocks)
 
