@@ -36,6 +36,7 @@ lint: $(VENV)/.dev  ## ruff (rules and format) and mypy
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/mypy scripts
 
 reproduce: has-imagenet $(VENV)/.demo  ## the paper's tables; needs CAMKIT_DATA, ImageNet's validation set
 	@for table in $(TABLES); do $(CAMKIT) bench --config configs/$$table.toml || exit 1; done
