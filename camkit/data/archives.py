@@ -91,7 +91,7 @@ def _list(archive: Path) -> Listing:
                 images[name] = source
             elif name.endswith(SIDECARS):
                 sidecars[key_of(name)][PurePosixPath(name).suffix] = source
-            tar.members.clear()  # it would keep a copy of every header
+            tar.members.clear()  # type: ignore[attr-defined]  # it would keep a copy of every header
     _check_end(archive, end)
     return Listing(tuple(images.items()), sidecars)
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from camkit.data.classes import CLASSES
 from camkit.data.contents import Contents, Entries, look, validation_only
 from camkit.data.devkit import from_devkit
-from camkit.data.items import DataSet, fingerprint, make_items, sample_items, spread
+from camkit.data.items import DataSet, Item, fingerprint, make_items, sample_items, spread
 from camkit.data.labels import (
     NONE,
     Labels,
@@ -178,33 +178,42 @@ def find_images(data: str, seed: int, layout: str | None = None, labels: Path | 
         CamkitError: an archive is damaged or refused, or the sample photos are not installed.
     """
     if data == "sample":
-        if layout is not None:
-            raise UsageError("--layout is for --data PATH, not for the sample photos")
-        items, name = sample_items(), "sample"
-        contents, found = Contents(Path("sample")), NONE
-        if labels is not None:
-            found = from_file(labels, [item.id for item in items])
-            items = make_items([(item.id, item.source) for item in items], found.by_id)
-        notes = [f"labels: from {found.origin}"] if found.by_id else []
-    else:
-        root = Path(data).expanduser()
-        contents = look(root)
-        if layout != "photos":
-            contents = validation_only(contents)
-        chosen = _choose(contents, layout)
-        entries, found = chosen.read(contents, layout is not None)
-        if labels is not None:
-            found = from_file(labels, [name for name, _ in entries])
-        items, name = make_items(entries, found.by_id), root.resolve().name
-        layout = chosen.name
-        notes = [*contents.notes, f"{len(items)} images, layout {layout}", *describe(found, len(items))]
+        if layout is not None or labels is not None:
+            raise UsageError("--layout and --labels are for --data PATH, not for the sample photos")
+        return _data_set("sample", sample_items(), seed, "sample", NONE, Contents(Path("sample")), ())
+    root = Path(data).expanduser()
+    contents = look(root)
+    if layout != "photos":  # any folder of photos may have a subfolder `train`
+        contents = validation_only(contents)
+    chosen = _choose(contents, layout)
+    entries, found = chosen.read(contents, layout is not None)
+    if labels is not None:
+        found = from_file(labels, [name for name, _ in entries])
+    items = make_items(entries, found.by_id)
+    notes = (
+        *contents.notes,
+        f"{len(items)} images, layout {chosen.name} ({chosen.looks})",
+        *describe(found, len(items)),
+    )
+    return _data_set(root.resolve().name, items, seed, chosen.name, found, contents, notes)
+
+
+def _data_set(
+    name: str,
+    items: Sequence[Item],
+    seed: int,
+    layout: str,
+    labels: Labels,
+    contents: Contents,
+    notes: tuple[str, ...],
+) -> DataSet:
     return DataSet(
-        name,
-        tuple(item for _, item in spread(items, seed)),
-        fingerprint(items),
-        layout or "sample",
-        found.origin,
-        tuple(notes),
-        found.missing,
-        contents.faults,
+        name=name,
+        items=tuple(item for _, item in spread(items, seed)),
+        fingerprint=fingerprint(items),
+        layout=layout,
+        labels=labels.origin,
+        notes=notes,
+        unlabelled=labels.missing,
+        faults=contents.faults,
     )
