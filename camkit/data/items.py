@@ -6,7 +6,7 @@ import hashlib
 import importlib.util
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path, PurePosixPath
 
@@ -49,11 +49,11 @@ class DataSet:
     name: str
     items: tuple[Item, ...]
     fingerprint: str
-    layout: str
-    labels: str
-    notes: tuple[str, ...]
-    unlabelled: Mapping[str, str]
-    faults: Mapping[str, str]
+    layout: str = "sample"
+    labels: str = ""
+    notes: tuple[str, ...] = ()
+    unlabelled: Mapping[str, str] = field(default_factory=dict)
+    faults: Mapping[str, str] = field(default_factory=dict)
 
 
 def make_items(entries: Iterable[tuple[str, Source]], labels: Mapping[str, int]) -> list[Item]:
@@ -85,6 +85,11 @@ def spread(items: Sequence[Item], seed: int) -> list[tuple[int, Item]]:
         (turn, key(group), item) for group, members in groups.items() for turn, item in enumerate(members)
     ]
     return [(turn, item) for turn, _, item in sorted(turns, key=lambda turn: turn[:2])]
+
+
+def in_order(items: Sequence[Item], seed: int) -> tuple[Item, ...]:
+    """The items in the order of :func:`spread`."""
+    return tuple(item for _, item in spread(items, seed))
 
 
 def fingerprint(items: Sequence[Item]) -> str:

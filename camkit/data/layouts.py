@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from camkit.data.classes import CLASSES
 from camkit.data.contents import Contents, Entries, look, validation_only
 from camkit.data.devkit import from_devkit
-from camkit.data.items import DataSet, Item, fingerprint, make_items, sample_items, spread
+from camkit.data.items import DataSet, fingerprint, in_order, make_items, sample_items
 from camkit.data.labels import (
-    NONE,
     Labels,
     describe,
     first_found,
@@ -152,8 +151,8 @@ def _choose(contents: Contents, name: str | None) -> Layout:
         if name not in LAYOUTS:
             raise unknown_name("layout", name, LAYOUTS)
         if not LAYOUTS[name].fits(contents):
-            kinds = ", ".join(f"{number} {kind}" for kind, number in contents.kinds().items())
-            raise UsageError(f"--layout {name} is {LAYOUTS[name].looks}; {contents.root} holds {kinds}")
+            there = ", ".join(f"{number} {kind}" for kind, number in contents.kinds().items())
+            raise UsageError(f"--layout {name} is {LAYOUTS[name].looks}; {contents.root} holds {there}")
         return LAYOUTS[name]
     kinds = contents.kinds()
     if len(kinds) > 1:
@@ -180,7 +179,8 @@ def find_images(data: str, seed: int, layout: str | None = None, labels: Path | 
     if data == "sample":
         if layout is not None or labels is not None:
             raise UsageError("--layout and --labels are for --data PATH, not for the sample photos")
-        return _data_set("sample", sample_items(), seed, "sample", NONE, Contents(Path("sample")), ())
+        items = sample_items()
+        return DataSet("sample", in_order(items, seed), fingerprint(items))
     root = Path(data).expanduser()
     contents = look(root)
     if layout != "photos":  # any folder of photos may have a subfolder `train`
@@ -195,25 +195,13 @@ def find_images(data: str, seed: int, layout: str | None = None, labels: Path | 
         f"{len(items)} images, layout {chosen.name} ({chosen.looks})",
         *describe(found, len(items)),
     )
-    return _data_set(root.resolve().name, items, seed, chosen.name, found, contents, notes)
-
-
-def _data_set(
-    name: str,
-    items: Sequence[Item],
-    seed: int,
-    layout: str,
-    labels: Labels,
-    contents: Contents,
-    notes: tuple[str, ...],
-) -> DataSet:
     return DataSet(
-        name=name,
-        items=tuple(item for _, item in spread(items, seed)),
-        fingerprint=fingerprint(items),
-        layout=layout,
-        labels=labels.origin,
+        root.resolve().name,
+        in_order(items, seed),
+        fingerprint(items),
+        layout=chosen.name,
+        labels=found.origin,
         notes=notes,
-        unlabelled=labels.missing,
+        unlabelled=found.missing,
         faults=contents.faults,
     )
