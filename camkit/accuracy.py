@@ -42,7 +42,7 @@ class Accuracy:
 
 
 def measure_top1(
-    model: str, data: DataSet, config: RunConfig, workers: int, say: Callable[[str], None]
+    model: str, data: DataSet, config: RunConfig, batch_size: int, say: Callable[[str], None]
 ) -> Accuracy:
     """Classify all labelled images.
 
@@ -57,7 +57,7 @@ def measure_top1(
     preprocess, network = prepared.loaded.preprocess, prepared.network
     hits = images = 0
     with tqdm(total=len(items), desc=model, unit="img") as bar:
-        for batch in batches(items, preprocess, config.batch_size, workers):
+        for batch in batches(items, preprocess, batch_size, config.workers):
             bar.update(len(batch.items) + len(batch.errors))
             if batch.pixels is None:
                 continue

@@ -194,7 +194,7 @@ def score_images(
                 faults += len(batch.errors)
                 done += len(batch.items)
                 bar.n = done + faults  # exact again after a batch's fractions
-                _check_errors(config, faults, len(items), run.errors.path)
+                _check_errors(config, faults, len(run.items), run.errors.path)
         finally:
             run.finish(
                 images=done,
@@ -204,7 +204,7 @@ def score_images(
             )
     if faults:
         say(f"{name}: {faults} images could not be read; see {run.errors.path}")
-    if not done and len(todo) == len(items):
+    if not done and len(todo) == len(run.items):
         raise CamkitError(f"none of the {len(todo)} images could be read; see {run.errors.path}")
 
 

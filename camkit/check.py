@@ -18,9 +18,8 @@ from camkit.accuracy import measure_top1
 from camkit.config import RunConfig
 from camkit.data import DataSet, Item, class_name, find_images
 from camkit.data.classes import CLASSES, index_to_wnid
-from camkit.data.sources import read_bytes
 from camkit.errors import CamkitError
-from camkit.pixels import read_rgb
+from camkit.pixels import decode, read_file
 from camkit.prepare import find_models
 
 COMPLETE = 50  # images of each class in ImageNet's validation set
@@ -87,9 +86,9 @@ class Content:
 def inspect(item: Item) -> Content:
     """Read and decode one image."""
     try:
-        read_rgb(item.source)
-        content = read_bytes(item.source)
-    except (CamkitError, OSError) as error:
+        content = read_file(item.source)
+        decode(content)
+    except CamkitError as error:
         return Content(reason=str(error))
     with Image.open(io.BytesIO(content)) as image:
         return Content(sha256=hashlib.sha256(content).hexdigest(), format=image.format or "")
@@ -130,7 +129,7 @@ def check_data(
         CamkitError: an archive is refused, or weights cannot be had.
     """
     config = RunConfig(
-        model=() if model is None else (model,), weights=weights, device=device, batch_size=batch_size
+        model=() if model is None else (model,), weights=weights, device=device, workers=workers
     )
     find_models(config.model)
     data = find_images(path, config.seed, layout, labels)
@@ -147,7 +146,7 @@ def check_data(
     classes = dict(sorted(Counter(item.label for item in items if item.label is not None).items()))
     facts = _facts(data, classes, faults)
     if model is not None:
-        facts |= asdict(measure_top1(model, data, config, workers, say))
+        facts |= asdict(measure_top1(model, data, config, batch_size, say))
     return Report(facts, classes, faults)
 
 

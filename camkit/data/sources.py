@@ -43,7 +43,10 @@ class ParquetRow:
     column: str
 
     def read_bytes(self) -> bytes:
-        found = _column(self.path, self.group, self.column)[self.row].as_py()
+        try:
+            found = _column(self.path, self.group, self.column)[self.row].as_py()
+        except (ImportError, ValueError, IndexError, KeyError) as error:  # pyarrow's errors are ValueErrors
+            raise CamkitError(f"{self.path.name} cannot be read: {error}") from error
         if isinstance(found, dict):
             found = found.get("bytes")
         if found is None:
