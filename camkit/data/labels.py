@@ -130,12 +130,13 @@ def _read_csv(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
     try:
         with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
             reader = csv.DictReader(file, restval="")
+            found = reader.fieldnames or ()
             rows = list(reader)
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from error
     except csv.Error as error:
         raise UsageError(f"{path}: no CSV file ({error})") from error
-    absent = [column for column in columns if column not in (reader.fieldnames or ())]
+    absent = [column for column in columns if column not in found]
     if absent:
         expected = ",".join(columns)
         raise UsageError(f"{path}: expected a CSV file with the columns {expected}; no {absent[0]!r}")

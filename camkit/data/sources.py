@@ -45,7 +45,9 @@ class ParquetRow:
     def read_bytes(self) -> bytes:
         try:
             found = _column(self.path, self.group, self.column)[self.row].as_py()
-        except (ImportError, ValueError, IndexError, KeyError) as error:  # pyarrow's errors are ValueErrors
+        except OSError:
+            raise
+        except Exception as error:  # pyarrow raises nearly anything on a damaged file
             raise CamkitError(f"{self.path.name} cannot be read: {error}") from error
         if isinstance(found, dict):
             found = found.get("bytes")
