@@ -34,6 +34,8 @@ DEFINITIONS_VERSION = 1
 KEYS = ("image", "label", "target", "probability")
 # Names of files that are no valid UTF-8 survive the way through a CSV.
 UTF8, ODD_NAMES = "utf-8", "surrogateescape"
+# pandas cannot hold such names: for means and counts, their bytes are written out.
+PANDAS_NAMES = "backslashreplace"
 
 
 def file_name(name: str) -> str:
@@ -239,13 +241,15 @@ def flag_counts(path: Path) -> dict[tuple[str, str, str, str], int]:
     """(layer, utility, method, flag) -> number of images, from a model's flags.csv."""
     if not path.exists():
         return {}
-    flags = pd.read_csv(path, dtype=str, keep_default_na=False, encoding_errors=ODD_NAMES).drop_duplicates()
+    flags = pd.read_csv(
+        path, dtype=str, keep_default_na=False, encoding_errors=PANDAS_NAMES
+    ).drop_duplicates()
     return flags.groupby(["layer", "utility", "method", "flag"]).size().to_dict()
 
 
 def top1(path: Path) -> float:
     """Share of labelled images whose predicted class is their label; NaN without labels."""
-    predictions = pd.read_csv(path, usecols=["label", "predicted"], encoding_errors=ODD_NAMES).dropna()
+    predictions = pd.read_csv(path, usecols=["label", "predicted"], encoding_errors=PANDAS_NAMES).dropna()
     return (
         float((predictions["label"] == predictions["predicted"]).mean()) if len(predictions) else float("nan")
     )
@@ -268,7 +272,7 @@ def summarise(out: Path) -> pd.DataFrame:
                 dtype={"image": str},
                 keep_default_na=False,
                 na_values={"label": [""]},
-                encoding_errors=ODD_NAMES,
+                encoding_errors=PANDAS_NAMES,
             )
             columns = [column for column in rows.columns if column not in KEYS]
             rows[columns] = rows[columns].apply(pd.to_numeric, errors="coerce")
