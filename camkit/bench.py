@@ -6,6 +6,7 @@ import gc
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -37,14 +38,18 @@ def select(config: RunConfig, say: Say) -> tuple[list[str], DataSet, list[Item]]
     for name in config.metrics:
         METRICS[name]
     find_utilities(config.utility)
-    data = find_images(config.data, config.seed)
+    data = find_images(config.data, config.seed, config.layout, config.labels)
+    for note in data.notes:
+        say(note)
     if config.data == "sample":
         say("The data are scikit-image's six sample photos: a demonstration, not a benchmark (see --data).")
     items = list(data.items[: config.limit])
     if config.target != "predicted":
         labelled = [item for item in items if item.label is not None]
         if not labelled:
-            raise UsageError(f"--target {config.target} needs labels, and these images have none")
+            raise UsageError(
+                f"--target {config.target} needs labels, and these images have none (see --labels)"
+            )
         if len(labelled) < len(items):
             say(
                 f"{len(items) - len(labelled)} images without a label are left out (--target {config.target})"
@@ -189,6 +194,7 @@ def score_images(
                 faults += len(batch.errors)
                 done += len(batch.items)
                 bar.n = done + faults  # exact again after a batch's fractions
+                _check_errors(config, faults, len(run.items), run.errors.path)
         finally:
             run.finish(
                 images=done,
@@ -198,8 +204,23 @@ def score_images(
             )
     if faults:
         say(f"{name}: {faults} images could not be read; see {run.errors.path}")
-    if not done:
+    if not done and len(todo) == len(run.items):
         raise CamkitError(f"none of the {len(todo)} images could be read; see {run.errors.path}")
+
+
+def _check_errors(config: RunConfig, faults: int, images: int, listed: Path) -> None:
+    """End the run where too many images could not be read.
+
+    Raises:
+        CamkitError: `--on-error stop` and one fault, or more than one and more than `--max-errors`.
+    """
+    if config.on_error == "stop" and faults:
+        raise CamkitError(f"stopped at an image that cannot be read; finished rows are kept; see {listed}")
+    if faults > max(1, config.max_errors * images):
+        raise CamkitError(
+            f"stopped: {faults} of {images} images cannot be read, more than --max-errors "
+            f"{100 * config.max_errors:g}%; finished rows are kept; see {listed}"
+        )
 
 
 def _progress(name: str, total: int) -> tqdm:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from camkit.cli_data import data as data_commands
+from camkit.cli_data import debug_option, labels_option, layout_option
 from camkit.config import DEFAULT_METRICS, RunConfig, read_config
 from camkit.errors import CamkitError, UsageError
 
@@ -61,13 +63,21 @@ def _split(_: click.Context, __: click.Parameter, values: Sequence[str]) -> tupl
     return tuple(dict.fromkeys(name for name in names if name))
 
 
+def _share(_: click.Context, __: click.Parameter, value: str | float) -> float:
+    """`1%` or `0.01` -> 0.01."""
+    text = str(value).strip()
+    try:
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise click.BadParameter(f"{text!r}: expected a share, as 0.01 or 1%")
+    return share
+
+
 def _names(*flags: str, **settings: Any) -> Callable:
     """An option that takes several names: repeated, or in a comma list."""
     return click.option(*flags, multiple=True, callback=_split, metavar="NAME[,NAME…]", **settings)
-
-
-def _set_debug(ctx: click.Context, _: click.Parameter, value: bool) -> None:
-    ctx.meta["camkit.debug"] = value
 
 
 def _use_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> Path | None:
@@ -116,14 +126,7 @@ def _explanation_options(command: Callable) -> Callable:
             click.option(
                 "--seed", default=0, show_default=True, help="Of the images' order and all that is random."
             ),
-            click.option(
-                "--debug",
-                is_flag=True,
-                is_eager=True,
-                expose_value=False,
-                callback=_set_debug,
-                help="Show the traceback of an error.",
-            ),
+            debug_option,
         ]
     ):
         command = option(command)
@@ -165,8 +168,10 @@ def main() -> None:
 @click.option(
     "--data",
     metavar="PATH|sample",
-    help="Folder of images, with its subfolders.  [default: $CAMKIT_DATA, else the sample photos]",
+    help="Folder of images, tar or parquet files.  [default: $CAMKIT_DATA, else the sample photos]",
 )
+@layout_option
+@labels_option
 @click.option(
     "--limit", type=click.IntRange(min=1), help="The first N images of the seeded, spread-out order."
 )
@@ -201,6 +206,28 @@ def main() -> None:
     help="Keep decoded pixels there (7.6 GB for the validation set): later models and runs do not decode.",
 )
 @click.option("--dry-run", is_flag=True, help="Only say what the run would cost, from two probe batches.")
+@click.option(
+    "--exif",
+    type=click.Choice(["ignore", "apply"]),
+    default="ignore",
+    show_default=True,
+    help="Orientation that cameras write into photos; the paper ignores it.",
+)
+@click.option(
+    "--on-error",
+    type=click.Choice(["continue", "stop"]),
+    default="continue",
+    show_default=True,
+    help="Whether an image that cannot be read ends the run. It is listed in errors.csv.",
+)
+@click.option(
+    "--max-errors",
+    default="1%",
+    show_default=True,
+    callback=_share,
+    metavar="SHARE",
+    help="Share of such images, as 0.01 or 1%, above which the run ends; a single one never ends it.",
+)
 @click.option("--save-maps", is_flag=True, help="Also write the signed maps, an .npz beside each CSV.")
 @click.option(
     "-o",
@@ -326,3 +353,6 @@ def list_command(what: str, style: str) -> None:
         from tabulate import tabulate
 
         click.echo(tabulate(frame.fillna(""), headers="keys", tablefmt="simple", showindex=False))
+
+
+main.add_command(data_commands)

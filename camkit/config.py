@@ -22,10 +22,13 @@ class RunConfig:
         target: `predicted`, `label` or `correct`.
         metrics: groups of scores.
         steps: N of deletion and insertion.
-        data: a folder, or `sample`.
+        data: a folder or an archive, or `sample`.
+        layout: how the data lie; None: found by looking.
+        labels: CSV file `image,label` that stands above the data's own labels.
         limit: the first N images in the seeded order; None: all.
         weights: `pretrained`, `random` or a file.
         preprocess: `paper` or `native`.
+        exif: `ignore` the orientation that cameras write, as the paper does, or `apply` it.
         batch_size: images in a pass, or `auto`: halved until a pass fits into the device's memory.
         workers: processes that decode images.
         cache: folder that keeps decoded pixels.
@@ -34,6 +37,8 @@ class RunConfig:
         tf32: let float32 matrix products and convolutions use TF32 on GPUs that have it.
         deterministic: only operations that give the same bits in every run, where torch has them.
         seed: of the order of images, random methods and random weights.
+        on_error: `continue` past images that cannot be read, or `stop` at the first.
+        max_errors: share of such images, of all in the run, above which it stops; one never does.
         save_maps: write the signed maps beside each per-image CSV.
         out: results folder.
     """
@@ -46,9 +51,12 @@ class RunConfig:
     metrics: tuple[str, ...] = DEFAULT_METRICS
     steps: int = 224
     data: str = "sample"
+    layout: str | None = None
+    labels: Path | None = None
     limit: int | None = None
     weights: str = "pretrained"
     preprocess: str = "paper"
+    exif: str = "ignore"
     batch_size: int | Literal["auto"] = 32
     workers: int = 0
     cache: Path | None = None
@@ -57,6 +65,8 @@ class RunConfig:
     tf32: bool = False
     deterministic: bool = False
     seed: int = 0
+    on_error: str = "continue"
+    max_errors: float = 0.01
     save_maps: bool = False
     out: Path = Path("results/local")
 
@@ -68,7 +78,7 @@ class RunConfig:
             if value == item.default:
                 continue
             option = "--" + item.name.replace("_", "-")
-            if item.name in ("data", "weights", "out", "cache"):
+            if item.name in ("data", "labels", "weights", "out", "cache"):
                 value = (
                     Path(value).expanduser().resolve().name
                     if value not in ("pretrained", "random")

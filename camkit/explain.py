@@ -56,7 +56,7 @@ def explain_images(names: Sequence[Path], config: RunConfig, say: Say) -> list[E
     rows: list[Explained] = []
     for batch in batches(photos, preprocess, batch_size, workers=0):
         for item, reason in batch.errors:
-            say(f"{item.path}: {reason}")
+            say(f"{item.source}: {reason}")
         saliency: list[dict] = [{} for _ in batch.items]
         titles: list[str] = []
         for result in evaluation.run(batch, cells):

@@ -10,17 +10,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, PILToTensor, Resize
 
 from camkit.cache import PixelCache
 from camkit.data import Item
+from camkit.data.sources import Source, read_bytes
 from camkit.errors import CamkitError
 
 # Sixteen bits or more a channel: PIL's own conversion to RGB would clip everything above 255 to white.
 DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
+# A strip as long as that, its short side enlarged to 256, takes 200 MB; longer ones fill the memory.
+MAX_ASPECT = 1000
 
 PAPER_CROP = Compose(
     [Resize(256, InterpolationMode.BILINEAR, antialias=True), CenterCrop(224), PILToTensor()]
@@ -34,17 +37,28 @@ class Preprocess:
     Attributes:
         crop: PIL RGB image -> uint8 (3, H, W).
         mean, std: per channel, in units of [0, 1].
+        orient: turn photos as their EXIF data say.
     """
 
     name: str
     crop: Callable[[Image.Image], Tensor] = field(compare=False)
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    orient: bool = False
+
+    def pixels(self, data: bytes) -> Tensor:
+        """The crop of a photo by its file's content, uint8 (3, H, W).
+
+        Raises:
+            CamkitError: it cannot be decoded, see :func:`decode`.
+        """
+        return self.crop(decode(data, self.orient))
 
     def describe(self) -> str:
         """One line that decides equality of two preprocessings; kept in run.json."""
         steps = ", ".join(str(step) for step in getattr(self.crop, "transforms", [self.crop]))
-        return f"{self.name}: {steps}; mean {list(self.mean)}, std {list(self.std)}"
+        turned = "turned by EXIF, " if self.orient else ""
+        return f"{self.name}: {turned}{steps}; mean {list(self.mean)}, std {list(self.std)}"
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """uint8 (B, 3, H, W) -> float32, channels last in memory."""
@@ -62,47 +76,60 @@ class Preprocess:
         return mean, torch.tensor(self.std, device=device).view(1, 3, 1, 1)
 
 
-def read_file(path: Path) -> bytes:
-    """Content of an image file.
+def read_file(source: Source) -> bytes:
+    """Content of an image file, wherever it lies.
 
     Raises:
-        CamkitError: it is missing, unreadable or empty.
+        CamkitError: it is missing, unreadable, empty, too large or no regular file.
     """
     try:
-        data = path.read_bytes()
+        return read_bytes(source)
     except OSError as error:
         raise CamkitError(f"cannot be read: {error.strerror or error}") from error
-    if not data:
-        raise CamkitError("cannot be read: the file is empty")
-    return data
 
 
-def decode(data: bytes) -> Image.Image:
+def decode(data: bytes, orient: bool = False) -> Image.Image:
     """Any photo as 8-bit RGB.
 
-    CMYK, palette and grey images are converted; transparency is dropped; 16-bit grey is scaled to 8 bits;
-    orientation in EXIF is ignored, as the paper's loader ignores it.
+    CMYK, palette and grey images are converted; transparency is dropped; 16-bit grey is scaled to 8 bits.
+
+    Args:
+        orient: turn the photo as its EXIF data say; the paper's loader ignores them.
 
     Raises:
-        CamkitError: it is no image, truncated, or too large (PIL's limit).
+        CamkitError: it is no image, truncated, too large (PIL's limit) or too narrow.
     """
     try:
         with warnings.catch_warnings():
             # Palettes with transparency and very large (but allowed) images: both are handled here.
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data)) as image:
-                if image.mode in DEEP_MODES:
-                    grey = np.asarray(image).astype(np.float64) / 257
-                    return Image.fromarray(grey.round().clip(0, 255).astype(np.uint8)).convert("RGB")
-                if image.mode == "P" and "transparency" in image.info:
-                    return image.convert("RGBA").convert("RGB")
-                return image.convert("RGB")
+                return _as_rgb(image, orient)
+    except CamkitError:
+        raise
     except UnidentifiedImageError as error:
         raise CamkitError("cannot be read: no image format that PIL knows") from error
     except Image.DecompressionBombError as error:
         raise CamkitError(f"too large: {error}") from error
     except Exception as error:  # PIL's decoders raise nearly anything on a damaged file
         raise CamkitError(f"cannot be read: {error or type(error).__name__}") from error
+
+
+def _as_rgb(image: Image.Image, orient: bool) -> Image.Image:
+    short, long = sorted(image.size)
+    if long > MAX_ASPECT * short:
+        size = "x".join(map(str, image.size))
+        raise CamkitError(f"too narrow: {size}, one side is more than {MAX_ASPECT} times the other")
+    if image.mode == "F":
+        raise CamkitError("its pixels are floating-point numbers, whose range nobody knows")
+    if orient:
+        image = ImageOps.exif_transpose(image)
+    if image.mode in DEEP_MODES:
+        grey = np.asarray(image).astype(np.float64) / 257
+        return Image.fromarray(grey.round().clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode == "P" and "transparency" in image.info:
+        return image.convert("RGBA").convert("RGB")
+    return image.convert("RGB")
 
 
 @dataclass(frozen=True)
@@ -122,13 +149,10 @@ class _Crops(Dataset):
     """Whole batches of decoded crops; runs in the loader's worker processes."""
 
     def __init__(
-        self,
-        chunks: Sequence[Sequence[Item]],
-        crop: Callable[[Image.Image], Tensor],
-        cache: PixelCache | None,
+        self, chunks: Sequence[Sequence[Item]], preprocess: Preprocess, cache: PixelCache | None
     ) -> None:
         self.chunks = chunks
-        self.crop = crop
+        self.preprocess = preprocess
         self.cache = cache
 
     def __len__(self) -> int:
@@ -140,7 +164,7 @@ class _Crops(Dataset):
         errors = []
         for item in self.chunks[index]:
             try:
-                files[item] = read_file(item.path)
+                files[item] = read_file(item.source)
             except CamkitError as error:
                 errors.append((item, str(error)))
         keys = {item: self.cache.key(file) for item, file in files.items()} if self.cache else {}
@@ -150,7 +174,7 @@ class _Crops(Dataset):
         fresh = [item for item in files if item not in crops]
         for item in fresh:
             try:
-                crops[item] = self.crop(decode(files[item]))
+                crops[item] = self.preprocess.pixels(files[item])
             except CamkitError as error:
                 errors.append((item, str(error)))
         if self.cache:
@@ -185,7 +209,7 @@ def batches(
     chunks = [items[start : start + batch_size] for start in range(0, len(items), batch_size)]
     store = PixelCache(cache, preprocess.describe()) if cache else None
     loader = DataLoader(
-        _Crops(chunks, preprocess.crop, store),
+        _Crops(chunks, preprocess, store),
         batch_size=None,
         num_workers=min(workers, len(chunks)),
         pin_memory=pin_memory,

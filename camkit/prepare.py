@@ -6,7 +6,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -148,6 +148,7 @@ def prepare(name: str, layers: Sequence[str], data: Sequence[Item], config: RunC
     """
     device = find_device(config.device)
     loaded = load_model(name, config.weights, config.preprocess, config.seed)
+    loaded = replace(loaded, preprocess=replace(loaded.preprocess, orient=config.exif == "apply"))
     height, width = _input_size(loaded.preprocess)
     if not 1 <= config.steps <= height * width:
         raise UsageError(f"--steps {config.steps}: expected 1 to {height * width}, the number of pixels")

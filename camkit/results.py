@@ -25,6 +25,7 @@ import numpy as np
 import pandas as pd
 
 from camkit.config import DEFAULT_METRICS
+from camkit.csv_text import csv_line
 from camkit.errors import CamkitError, UsageError
 from camkit.registry import METHODS, METRICS
 from camkit.statistics import cell_means
@@ -33,6 +34,8 @@ DEFINITIONS_VERSION = 1
 KEYS = ("image", "label", "target", "probability")
 # Names of files that are no valid UTF-8 survive the way through a CSV.
 UTF8, ODD_NAMES = "utf-8", "surrogateescape"
+# pandas cannot hold such names: for means and counts, their bytes are written out.
+PANDAS_NAMES = "backslashreplace"
 
 
 def file_name(name: str) -> str:
@@ -54,6 +57,12 @@ def write_atomically(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def read_text(path: Path) -> str:
+    """A file as it is: line breaks within a name, and bytes that are no UTF-8, come back unchanged."""
+    with path.open(newline="", encoding=UTF8, errors=ODD_NAMES) as file:
+        return file.read()
 
 
 def number(value: float) -> str:
@@ -83,8 +92,7 @@ class Table:
         """Fill `rows`; give the file's columns, and whether it holds just these rows."""
         if not self.path.exists():
             return [], True
-        with self.path.open(newline="", encoding=UTF8, errors=ODD_NAMES) as file:
-            text = file.read()
+        text = read_text(self.path)
         records = list(csv.reader(io.StringIO(text, newline="")))
         if not records:
             return [], True
@@ -104,6 +112,9 @@ class Table:
     def _key(self, row: Mapping[str, str]) -> tuple[str, ...]:
         return tuple(row[key] for key in self.keys)
 
+    def _line(self, row: Mapping[str, str]) -> str:
+        return csv_line(row.get(column, "") for column in self.columns)
+
     def append(self, rows: Iterable[Mapping[str, str]]) -> None:
         """Add rows; they are on disk when this returns."""
         rows = list(rows)
@@ -111,10 +122,9 @@ class Table:
             return
         new = not self.path.exists()
         with self.path.open("a", newline="", encoding=UTF8, errors=ODD_NAMES) as file:
-            writer = csv.DictWriter(file, self.columns, restval="", lineterminator="\n")
             if new:
-                writer.writeheader()
-            writer.writerows(rows)
+                file.write(csv_line(self.columns))
+            file.writelines(self._line(row) for row in rows)
             file.flush()
             os.fsync(file.fileno())
         for row in rows:
@@ -126,12 +136,8 @@ class Table:
         rows = list(self.rows.values())
         if order is not None:
             rows.sort(key=lambda row: order.get(row["image"], len(order)))
-        buffer = io.StringIO(newline="")
-        writer = csv.DictWriter(buffer, self.columns, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        text = buffer.getvalue()
-        if not self.path.exists() or self.path.read_text(encoding=UTF8, errors=ODD_NAMES) != text:
+        text = csv_line(self.columns) + "".join(self._line(row) for row in rows)
+        if not self.path.exists() or read_text(self.path) != text:
             write_atomically(self.path, text)
 
 
@@ -191,7 +197,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     """
     path = folder / "run.json"
     try:
-        return json.loads(path.read_text())
+        return json.loads(read_text(path))
     except (OSError, ValueError) as error:
         raise CamkitError(f"{path} cannot be read ({error}): move it away, or use another --out") from error
 
@@ -235,13 +241,15 @@ def flag_counts(path: Path) -> dict[tuple[str, str, str, str], int]:
     """(layer, utility, method, flag) -> number of images, from a model's flags.csv."""
     if not path.exists():
         return {}
-    flags = pd.read_csv(path, dtype=str, keep_default_na=False).drop_duplicates()
+    flags = pd.read_csv(
+        path, dtype=str, keep_default_na=False, encoding_errors=PANDAS_NAMES
+    ).drop_duplicates()
     return flags.groupby(["layer", "utility", "method", "flag"]).size().to_dict()
 
 
 def top1(path: Path) -> float:
     """Share of labelled images whose predicted class is their label; NaN without labels."""
-    predictions = pd.read_csv(path, usecols=["label", "predicted"]).dropna()
+    predictions = pd.read_csv(path, usecols=["label", "predicted"], encoding_errors=PANDAS_NAMES).dropna()
     return (
         float((predictions["label"] == predictions["predicted"]).mean()) if len(predictions) else float("nan")
     )
@@ -259,7 +267,13 @@ def summarise(out: Path) -> pd.DataFrame:
             path = folder / f"{file_name(method)}.csv"
             if not path.exists():
                 continue
-            rows = pd.read_csv(path, dtype={"image": str}, keep_default_na=False, na_values={"label": [""]})
+            rows = pd.read_csv(
+                path,
+                dtype={"image": str},
+                keep_default_na=False,
+                na_values={"label": [""]},
+                encoding_errors=PANDAS_NAMES,
+            )
             columns = [column for column in rows.columns if column not in KEYS]
             rows[columns] = rows[columns].apply(pd.to_numeric, errors="coerce")
             cell = (protocol["layer"], protocol["utility"], method)

@@ -32,7 +32,8 @@ from camkit.results import (
 
 # What all cells of one results folder have in common; the rest of the protocol belongs to a model and layer.
 SHARED = (
-    "target_rule", "steps", "preprocess", "dtype", "weights", "seed", "data_fingerprint", "definitions"
+    "target_rule", "steps", "preprocess", "exif", "dtype", "weights", "seed", "data_fingerprint",
+    "definitions",
 )  # fmt: skip
 
 
@@ -212,6 +213,7 @@ def _protocol(prepared: Prepared, cell: Cell, config: RunConfig, data: DataSet) 
         "target_rule": config.target,
         "steps": config.steps,
         "preprocess": config.preprocess,
+        "exif": config.exif,
         "transform": loaded.preprocess.describe(),
         "dtype": config.dtype,
         "weights": loaded.weights.kind,
@@ -230,6 +232,8 @@ def _provenance(prepared: Prepared, config: RunConfig, data: DataSet) -> dict[st
         "command": config.command(),
         "data": data.name,
         "data_images": len(data.items),
+        "layout": data.layout,
+        "labels": data.labels,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "threads": torch.get_num_threads(),
         "versions": {

@@ -1,0 +1,169 @@
+"""`camkit data`: what a data set holds, and a small part of it; and the options on data that bench shares."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from camkit.csv_text import csv_line
+
+
+def _set_debug(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    ctx.meta["camkit.debug"] = value
+
+
+debug_option = click.option(
+    "--debug",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_set_debug,
+    help="Show the traceback of an error.",
+)
+layout_option = click.option(
+    "--layout",
+    metavar="NAME",
+    help="wnid, imagenet-v2, flat, photos, parquet, webdataset or tar.  [default: found by looking]",
+)
+labels_option = click.option(
+    "--labels",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="CSV file `image,label`; a label is a 0-based index, a wnid or a class name.",
+)
+_format_option = click.option(
+    "--format", "style", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True
+)
+# Above this, a terminal shows the first ones and how many more there are; CSV and JSON have them all.
+SHOWN = 100
+
+
+@click.group()
+def data() -> None:
+    """Look at a data set before a benchmark: layout, labels, faults; or take a small part of it.
+
+    \b
+    Example:
+      camkit data check /data/imagenet/val --model resnet50
+    """
+
+
+@data.command()
+@click.argument("path")
+@layout_option
+@labels_option
+@click.option("--model", metavar="NAME", help="Measure this model's top-1: catches a wrong label mapping.")
+@click.option(
+    "--weights", default="pretrained", show_default=True, metavar="pretrained|random|FILE", help="Of --model."
+)
+@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:N]|mps")
+@click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=0),
+    default=lambda: min(8, (os.cpu_count() or 1) - 1),
+    show_default="cores less one, at most 8",
+    help="Processes that decode images; 0: none beside the main one.",
+)
+@_format_option
+@debug_option
+def check(path: str, layout: str | None, labels: Path | None, style: str, **options: Any) -> None:
+    """Read every image of a data set and say what was found.
+
+    The layout, images a class, where the labels come from; unreadable files with the reason, duplicates,
+    images without a label; whether it is ImageNet's complete validation set; its fingerprint.
+
+    \b
+    Examples:
+      camkit data check /data/imagenet/val
+      camkit data check ILSVRC2012_img_val.tar --model resnet50 --format json
+    """
+    from camkit.check import check_data
+
+    report = check_data(path, layout, labels, say=lambda line: click.echo(line, err=True), **options)
+    if style == "json":
+        _print_json(report.as_dict())
+    elif style == "csv":
+        _print_csv(("section", "name", "value"), report.rows())
+    else:
+        from tabulate import tabulate
+
+        facts = [(name.replace("_", " "), _shown(value)) for name, value in report.facts.items()]
+        click.echo(tabulate(facts, tablefmt="plain", disable_numparse=True))
+        faults = [[_visible(fault.image), fault.kind, fault.reason] for fault in report.faults]
+        if faults:
+            click.echo("\n" + tabulate(faults[:SHOWN], ["image", "fault", "reason"], disable_numparse=True))
+        if len(faults) > SHOWN:
+            click.echo(f"and {len(faults) - SHOWN} more: --format csv lists them all")
+
+
+@data.command()
+@click.argument("path")
+@click.option(
+    "--per-class", type=click.IntRange(min=1), required=True, metavar="N", help="Images of each class."
+)
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="DIR",
+    help="A new or empty folder.",
+)
+@layout_option
+@labels_option
+@click.option("--seed", default=0, show_default=True, help="Of the choice.")
+@click.option("--copy", is_flag=True, help="Copy files instead of linking; archives are always copied.")
+@_format_option
+@debug_option
+def sample(path: str, per_class: int, out: Path, seed: int, copy: bool, style: str, **options: Any) -> None:
+    """Take N images of each class into a folder, as links or copies, for smoke runs.
+
+    DIR holds folders named by wnids; images without a label keep the folder that they are in.
+
+    \b
+    Example:
+      camkit data sample /data/imagenet/val --per-class 1 -o small
+    """
+    from camkit.data import find_images
+    from camkit.data.subset import take
+
+    found = find_images(path, seed, **options)
+    for note in found.notes:
+        click.echo(note, err=True)
+    rows = take(found, per_class, out, seed, copy=copy, say=lambda line: click.echo(line, err=True))
+    if style == "json":
+        _print_json([dict(zip(("image", "file", "label"), row, strict=True)) for row in rows])
+    elif style == "csv":
+        _print_csv(("image", "file", "label"), rows)
+    else:
+        classes = len({label for *_, label in rows if label is not None})
+        click.echo(f"{out}: {len(rows)} images" + (f", {classes} classes" if classes else ""))
+
+
+def _shown(value: object) -> str:
+    """A fact, for people."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "" if value is None else str(value)
+
+
+def _visible(name: str) -> str:
+    """A file's name with line breaks and other control characters written out."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+
+
+def _print_json(value: Mapping[str, Any] | Sequence[Any]) -> None:
+    import json
+
+    # Names that are no valid UTF-8 are written as escapes.
+    click.echo(json.dumps(value, indent=2))
+
+
+def _print_csv(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    text = "".join(csv_line(row) for row in (columns, *rows))
+    click.echo(text.encode("utf-8", "surrogateescape"), nl=False)

@@ -1,0 +1,119 @@
+"""Tar archives: listed, never unpacked. An archive is untrusted: what could reach outside it is refused."""
+
+from __future__ import annotations
+
+import tarfile
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from camkit.data.sources import Source, TarMember
+from camkit.errors import CamkitError
+
+EXTENSIONS = (
+    ".jpeg", ".jpg", ".jfif", ".png", ".bmp", ".webp", ".avif", ".tif", ".tiff", ".gif", ".ppm", ".pgm"
+)  # fmt: skip
+SIDECARS = (".cls", ".json", ".txt")
+MAX_SIDECAR = 2**20
+MAX_MEMBERS = 5_000_000
+
+
+def is_image(name: str) -> bool:
+    """By its ending; what begins with a dot is hidden (macOS leaves `._photo.jpg` beside `photo.jpg`)."""
+    return name.lower().endswith(EXTENSIONS) and not PurePosixPath(name).name.startswith(".")
+
+
+def safe_name(name: str) -> str:
+    """The name of a member, without a leading `./`.
+
+    Raises:
+        CamkitError: it is absolute, leads outside with `..`, or is no path at all.
+    """
+    path = PurePosixPath(name)
+    absolute = path.is_absolute() or PureWindowsPath(name).drive
+    if absolute or ".." in path.parts or "\0" in name or not path.name:
+        raise CamkitError(f"the member name {name!r} leads outside the archive")
+    return path.as_posix()
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a tar holds: images by name, and by key (the name up to its first dot) their sidecars."""
+
+    images: tuple[tuple[str, Source], ...]
+    sidecars: Mapping[str, Mapping[str, TarMember]]
+
+
+def key_of(name: str) -> str:
+    """WebDataset's key: the path, and the file name up to its first dot."""
+    path = PurePosixPath(name)
+    return (path.parent / path.name.partition(".")[0]).as_posix()
+
+
+def list_tar(archive: Path) -> Listing:
+    """Read the headers of an uncompressed tar.
+
+    Raises:
+        CamkitError: it cannot be read, is damaged or cut off, holds a link, a name that leads outside, a
+            name twice, or too many members.
+    """
+    try:
+        return _list(archive)
+    except CamkitError as error:
+        raise CamkitError(f"{archive} is refused: {error}") from error
+    except (tarfile.TarError, EOFError) as error:
+        raise CamkitError(f"{archive} cannot be read as a tar archive: {error}") from error
+
+
+def _list(archive: Path) -> Listing:
+    total = archive.stat().st_size
+    images: dict[str, Source] = {}
+    sidecars: dict[str, dict[str, TarMember]] = defaultdict(dict)
+    end = 0
+    with tarfile.open(archive, "r:") as tar:
+        count = 0
+        while (member := tar.next()) is not None:
+            name = safe_name(member.name) if not member.isdir() else ""
+            if member.issparse() or not (member.isfile() or member.isdir()):
+                raise CamkitError(f"the member {name!r} is a link or a device, not a file")
+            if member.size < 0 or member.offset_data + member.size > total:
+                raise CamkitError(f"the member {name!r} reaches beyond the archive's end: a broken download?")
+            count += 1
+            if count > MAX_MEMBERS:
+                raise CamkitError(f"more than {MAX_MEMBERS} members")
+            blocks = -(-member.size // tarfile.BLOCKSIZE) if member.isfile() else 0
+            end = member.offset_data + blocks * tarfile.BLOCKSIZE
+            source = TarMember(archive, member.offset_data, member.size)
+            if is_image(name):
+                if name in images:
+                    raise CamkitError(f"two members have the name {name!r}")
+                images[name] = source
+            elif name.endswith(SIDECARS):
+                sidecars[key_of(name)][PurePosixPath(name).suffix] = source
+            tar.members.clear()  # type: ignore[attr-defined]  # it would keep a copy of every header
+    _check_end(archive, end)
+    return Listing(tuple(images.items()), sidecars)
+
+
+def _check_end(archive: Path, end: int) -> None:
+    """tarfile takes a damaged header for the end of the archive: the real end is a block of zeros."""
+    with archive.open("rb") as file:
+        file.seek(end)
+        block = file.read(tarfile.BLOCKSIZE)
+    if len(block) < tarfile.BLOCKSIZE or block.strip(b"\0"):
+        raise CamkitError(f"damaged or cut off at byte {end}: a broken download?")
+
+
+def read_sidecar(source: TarMember) -> str:
+    """The text of a small member.
+
+    Raises:
+        CamkitError: it is larger than 1 MiB or no UTF-8.
+    """
+    if source.size > MAX_SIDECAR:
+        raise CamkitError(f"{source.size} bytes of label, the limit is {MAX_SIDECAR}")
+    try:
+        return source.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise CamkitError("the label is no UTF-8 text") from error

@@ -1,0 +1,93 @@
+"""The devkit's ground truth for the validation set: a number a line, in a numbering of its own."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from scipy.io import loadmat
+
+from camkit.data.labels import Labels, by_wnid, folders_up, validation_number
+from camkit.errors import CamkitError, UsageError
+
+TRUTH, META = "ILSVRC2012_validation_ground_truth.txt", "meta.mat"
+MAX_FILE = 2**26
+
+
+def from_devkit(root: Path, names: Sequence[str]) -> Labels | None:
+    """By the devkit's ground truth, one class a line in the devkit's own numbers, which meta.mat explains.
+
+    Looked for in the folder, the four above it, and there in `data/` and `ILSVRC2012_devkit_t12/data/`, or in
+    `ILSVRC2012_devkit_t12.tar.gz` as it was downloaded.
+
+    Raises:
+        CamkitError: meta.mat is not there, a file is damaged, or they do not fit each other or the images.
+    """
+    found = _find_devkit(root)
+    if found is None:
+        return None
+    origin, truth, meta = found
+    if meta is None:
+        raise UsageError(f"{origin}: its numbers are explained by {META}, which is not there")
+    wnids = _devkit_wnids(origin, meta)
+    numbers = truth.decode("ascii", "replace").split()
+    pairs: list[tuple[str, str | None]] = []
+    for name in names:
+        place = validation_number(name)
+        if place is None:
+            pairs.append((name, None))
+            continue
+        if not 1 <= place <= len(numbers):
+            raise UsageError(f"{origin} has {len(numbers)} lines, and {name} is number {place}")
+        number = numbers[place - 1]
+        if number not in wnids:
+            raise UsageError(f"{origin}, line {place}: {META} has no class {number!r}")
+        pairs.append((name, wnids[number]))
+    return by_wnid(pairs, origin, "its name is not ILSVRC2012_val_ and a number")
+
+
+def _find_devkit(root: Path) -> tuple[str, bytes, bytes | None] | None:
+    """The ground truth and meta.mat, with the name of where they come from."""
+    for folder in folders_up(root):
+        for place in (folder, folder / "data", folder / "ILSVRC2012_devkit_t12" / "data"):
+            if (place / TRUTH).is_file():
+                meta = place / META
+                return TRUTH, (place / TRUTH).read_bytes(), meta.read_bytes() if meta.is_file() else None
+        packed = folder / "ILSVRC2012_devkit_t12.tar.gz"
+        if packed.is_file():
+            members = _unpacked(packed, (TRUTH, META))
+            if TRUTH in members:
+                return f"{packed.name}/{TRUTH}", members[TRUTH], members.get(META)
+    return None
+
+
+def _unpacked(archive: Path, names: Sequence[str]) -> dict[str, bytes]:
+    """The named regular members of a small compressed tar, read into memory."""
+    found: dict[str, bytes] = {}
+    try:
+        with tarfile.open(archive, "r:gz") as tar:
+            for member in tar:
+                name = PurePosixPath(member.name).name
+                if name in names and member.isreg():
+                    if member.size > MAX_FILE:
+                        raise CamkitError(f"{archive.name}: {name} has {member.size} bytes: refused")
+                    file = tar.extractfile(member)
+                    found[name] = file.read() if file else b""
+                if len(found) == len(names):
+                    break
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise CamkitError(f"{archive} cannot be read: {error}") from error
+    return found
+
+
+def _devkit_wnids(origin: str, meta: bytes) -> dict[str, str]:
+    """The devkit's class number, as written in the ground truth -> wnid."""
+    try:
+        synsets = np.atleast_1d(loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"])
+        numbers, wnids = synsets["ILSVRC2012_ID"].tolist(), synsets["WNID"].tolist()
+    except Exception as error:  # scipy raises nearly anything on a damaged file
+        raise UsageError(f"{META} beside {origin} cannot be read: {error}") from error
+    return {str(int(number)): str(wnid) for number, wnid in zip(numbers, wnids, strict=True)}

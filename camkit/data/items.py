@@ -1,0 +1,120 @@
+"""An image, a data set, the order in which `--limit` takes the images, and the fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path, PurePosixPath
+
+from camkit.data import sources
+from camkit.data.sources import Source
+from camkit.errors import CamkitError
+
+SAMPLE = ("astronaut.png", "camera.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image.
+
+    Attributes:
+        id: path relative to the data root with `/`, or the member's name: the `image` column of every CSV.
+        source: where its bytes come from.
+        label: ImageNet class index, or None where it is not known.
+        group: what the images are spread over (the label, else the folder).
+    """
+
+    id: str
+    source: Source
+    label: int | None
+    group: str
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """All images of a run's data, in the order in which `--limit` takes them.
+
+    Attributes:
+        layout: a name of :data:`camkit.data.layouts.LAYOUTS`, or `sample`.
+        labels: where the labels come from; empty where there are none.
+        notes: lines that the user should see.
+        unlabelled: image -> why it has no label, where others have one.
+        faults: folder or file -> what is wrong with it, though it is no image.
+    """
+
+    name: str
+    items: tuple[Item, ...]
+    fingerprint: str
+    layout: str = "sample"
+    labels: str = ""
+    notes: tuple[str, ...] = ()
+    unlabelled: Mapping[str, str] = field(default_factory=dict)
+    faults: Mapping[str, str] = field(default_factory=dict)
+
+
+def make_items(entries: Iterable[tuple[str, Source]], labels: Mapping[str, int]) -> list[Item]:
+    """Items of (id, source) pairs."""
+    items = []
+    for name, source in entries:
+        label = labels.get(name)
+        group = PurePosixPath(name).parent.as_posix() if label is None else str(label)
+        items.append(Item(name, source, label, group))
+    return items
+
+
+def spread(items: Sequence[Item], seed: int) -> list[tuple[int, Item]]:
+    """A fixed, seeded order that goes round the groups, one image each, before it takes a second.
+
+    Returns:
+        (round, item) pairs.
+    """
+
+    # A group's key is needed once an image: a thousand groups, fifty thousand images.
+    @cache
+    def key(text: str) -> bytes:
+        return hashlib.sha256(f"{seed}\0{text}".encode("utf-8", "surrogateescape")).digest()
+
+    groups: dict[str, list[Item]] = defaultdict(list)
+    for item in sorted(items, key=lambda item: key(item.id)):
+        groups[item.group].append(item)
+    turns = [
+        (turn, key(group), item) for group, members in groups.items() for turn, item in enumerate(members)
+    ]
+    return [(turn, item) for turn, _, item in sorted(turns, key=lambda turn: turn[:2])]
+
+
+def in_order(items: Sequence[Item], seed: int) -> tuple[Item, ...]:
+    """The items in the order of :func:`spread`."""
+    return tuple(item for _, item in spread(items, seed))
+
+
+def fingerprint(items: Sequence[Item]) -> str:
+    """sha256 over every image's id, label and size in bytes: what is cheap to read and hard to share."""
+    digest = hashlib.sha256()
+    for item in sorted(items, key=lambda item: item.id):
+        try:
+            size = sources.size(item.source)
+        except OSError:
+            size = -1
+        label = "" if item.label is None else item.label
+        digest.update(f"{item.id}\0{label}\0{size}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def sample_items() -> list[Item]:
+    """The sample photos, from scikit-image; they have no labels.
+
+    Raises:
+        CamkitError: scikit-image is not installed.
+    """
+    found = importlib.util.find_spec("skimage")
+    if found is None or not found.submodule_search_locations:
+        raise CamkitError(
+            "the sample photos come with scikit-image: pip install scikit-image, or name --data PATH"
+        )
+    root = Path(found.submodule_search_locations[0]) / "data"
+    return make_items([(name, root / name) for name in SAMPLE], labels={})
