@@ -23,6 +23,8 @@ from camkit.registry import METRICS
 from camkit.results import summarise, write_summary
 from camkit.run import ModelRun
 
+# Without --max-errors: 1 %, and in folders where that is less than three, three.
+DEFAULT_MAX_ERRORS, FEW_ERRORS = 0.01, 3
 # Where `--batch-size auto` starts, by kind of device.
 AUTO_BATCH_SIZE = {"cuda": 512, "cpu": 64}
 
@@ -212,14 +214,18 @@ def _check_errors(config: RunConfig, faults: int, images: int, listed: Path) -> 
     """End the run where too many images could not be read.
 
     Raises:
-        CamkitError: `--on-error stop` and one fault, or more than one and more than `--max-errors`.
+        CamkitError: `--on-error stop` and one fault, or more than `--max-errors`.
     """
     if config.on_error == "stop" and faults:
         raise CamkitError(f"stopped at an image that cannot be read; finished rows are kept; see {listed}")
-    if faults > max(1, config.max_errors * images):
+    if config.max_errors is None:
+        allowed, share = max(FEW_ERRORS, DEFAULT_MAX_ERRORS * images), DEFAULT_MAX_ERRORS
+    else:
+        allowed, share = config.max_errors * images, config.max_errors
+    if faults > allowed:
         raise CamkitError(
             f"stopped: {faults} of {images} images cannot be read, more than --max-errors "
-            f"{100 * config.max_errors:g}%; finished rows are kept; see {listed}"
+            f"{100 * share:g}%; finished rows are kept; see {listed}"
         )
 
 

@@ -63,8 +63,10 @@ def _split(_: click.Context, __: click.Parameter, values: Sequence[str]) -> tupl
     return tuple(dict.fromkeys(name for name in names if name))
 
 
-def _share(_: click.Context, __: click.Parameter, value: str | float) -> float:
+def _share(_: click.Context, __: click.Parameter, value: str | float | None) -> float | None:
     """`1%` or `0.01` -> 0.01."""
+    if value is None:
+        return None
     text = str(value).strip()
     try:
         share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
@@ -222,11 +224,9 @@ def main() -> None:
 )
 @click.option(
     "--max-errors",
-    default="1%",
-    show_default=True,
     callback=_share,
     metavar="SHARE",
-    help="Share of such images, as 0.01 or 1%, above which the run ends; a single one never ends it.",
+    help="Share of such images, as 0.01 or 1%, above which the run ends.  [default: 1%, at least 3 images]",
 )
 @click.option("--save-maps", is_flag=True, help="Also write the signed maps, an .npz beside each CSV.")
 @click.option(

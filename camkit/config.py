@@ -38,7 +38,7 @@ class RunConfig:
         deterministic: only operations that give the same bits in every run, where torch has them.
         seed: of the order of images, random methods and random weights.
         on_error: `continue` past images that cannot be read, or `stop` at the first.
-        max_errors: share of such images, of all in the run, above which it stops; one never does.
+        max_errors: share of such images, of all in the run, above which it stops; None: 1 %, at least three.
         save_maps: write the signed maps beside each per-image CSV.
         out: results folder.
     """
@@ -66,7 +66,7 @@ class RunConfig:
     deterministic: bool = False
     seed: int = 0
     on_error: str = "continue"
-    max_errors: float = 0.01
+    max_errors: float | None = None
     save_maps: bool = False
     out: Path = Path("results/local")
 
