@@ -1,0 +1,112 @@
+"""Small networks and short cuts that many tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from timm.models import register_model
+from torch import Tensor, nn
+
+from camkit.evaluate import explain
+from camkit.registry import METHODS
+from camkit.tracing import Network, Trace
+from camkit.utilities import UTILITIES
+
+CPU = torch.device("cpu")
+
+
+class TinyNet(nn.Module):
+    """Convolutions that shrink any image to a few positions, and a linear head with strong opinions.
+
+    `passed` lists the batch size of every forward pass of every instance.
+    """
+
+    passed: list[int] = []
+
+    def __init__(self, classes: int = 1000) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 8, 16, stride=16),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.Conv2d(8, 16, 3, stride=2, padding=1),
+            nn.BatchNorm2d(16),
+            nn.ReLU(),
+        )
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(16, classes)
+        with torch.no_grad():
+            self.fc.weight *= 12
+        self.num_classes = classes
+
+    def forward(self, images: Tensor) -> Tensor:
+        TinyNet.passed.append(len(images))
+        return self.fc(self.pool(self.features(images)).flatten(1))
+
+
+@register_model
+def camkit_tiny(pretrained: bool = False, **_: Any) -> TinyNet:
+    """So that `timm/camkit_tiny` names it."""
+    return TinyNet()
+
+
+class Headed(nn.Module):
+    """`features` then `head`: any function of the feature layer's output."""
+
+    def __init__(self, features: nn.Module, head: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.features = features
+        self.head = head
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.features(images))
+
+
+def seeded(build: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build().eval()
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def trace(
+    model: nn.Module,
+    images: Tensor,
+    layer: str = "features",
+    utility: str | Callable = "rest",
+    target: Sequence[int] | Tensor | None = None,
+    *,
+    ids: Sequence[str] | None = None,
+    seed: int = 0,
+    draw: int = 0,
+    pixels: Tensor | None = None,
+) -> Trace:
+    """One traced pass, as a method sees it; the target is the predicted class unless given."""
+    passed = Network(model, CPU).trace(images, [layer])
+    classes = passed.logits.argmax(dim=1) if target is None else torch.as_tensor(target)
+    return Trace(
+        images=images,
+        image_ids=[str(place) for place in range(len(images))] if ids is None else ids,
+        pixels=lambda: images if pixels is None else pixels,
+        target=classes,
+        utility=UTILITIES[utility] if isinstance(utility, str) else utility,
+        seed=seed,
+        draw=draw,
+        _logits=passed.logits,
+        _leaf=passed.leaves[layer],
+    )
+
+
+def maps(method: str, traced: Trace) -> Tensor:
+    """Signed maps (B, h, w), or the saliency maps of methods that give these."""
+    return explain(METHODS[method], traced)[0]
+
+
+def saliency(method: str, traced: Trace) -> Tensor:
+    """Saliency maps (B, H, W)."""
+    return explain(METHODS[method], traced)[1]
