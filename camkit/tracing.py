@@ -112,8 +112,12 @@ class Trace:
     def _differentiable_gradient(self) -> Tensor:
         with torch.enable_grad():
             utility = self.utility(self._logits, self.target)
-            # Each utility is per image, so the sum's gradient is every image's own gradient.
-            (gradient,) = torch.autograd.grad(utility.sum(), self._leaf, create_graph=True, allow_unused=True)
+            gradient = None
+            if utility.requires_grad:
+                # Each utility is per image, so the sum's gradient is every image's own gradient.
+                (gradient,) = torch.autograd.grad(
+                    utility.sum(), self._leaf, create_graph=True, allow_unused=True
+                )
         if gradient is None:
             raise CamkitError("the logits do not depend on the layer's output: choose another --layer")
         return gradient
