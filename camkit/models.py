@@ -14,7 +14,6 @@ from pathlib import Path
 import timm
 import torch
 import torchvision
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.data import create_transform, resolve_data_config
 from torch import Tensor, nn
@@ -176,6 +175,8 @@ def calibrate(model: nn.Module, images: Tensor) -> None:
     With the statistics that random weights come with, a deep model gives nearly the same logits for all.
     """
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    if not norms:
+        return
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
@@ -253,8 +254,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             f"{path.name} is refused: it holds more than tensors, or is no PyTorch file, and loading it "
             "could run code.\nSave the state dict alone: torch.save(model.state_dict(), FILE)."
         ) from error
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise CamkitError(f"{path.name} cannot be read: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # torch's unpickler raises nearly anything on a file of another kind
+        reason = str(error).strip().split(". ")[0].split("\n")[0] or type(error).__name__
+        raise CamkitError(
+            f"{path.name} cannot be read: no {path.suffix} file of weights, or a damaged one ({reason})"
+        ) from error
     for key in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
