@@ -16,7 +16,9 @@ from camkit.results import file_name
 from camkit.saliency import to_saliency
 
 DATA = Path(__file__).parent / "data"
-GOLDEN = pd.read_csv(DATA / "golden_lite0.csv").set_index(["layer", "utility", "method", "image"]).sort_index()
+GOLDEN = (
+    pd.read_csv(DATA / "golden_lite0.csv").set_index(["layer", "utility", "method", "image"]).sort_index()
+)
 SCORES = ["probability", "average_drop", "increase", "drop_in_deletion", "coherency", "complexity"]
 METHODS = (
     "gradcam", "gradcam++", "xgradcam", "layercam", "gradcam-e", "hirescam",
@@ -31,7 +33,8 @@ def rows_of(out: Path, layer: str, utility: str, method: str) -> pd.DataFrame:
 
 # On `conv` the activations of some channels sum to nearly nothing, and XGradCAM divides by the sum.
 @pytest.mark.parametrize(
-    ("layer", "method"), [(x, m) for x in ("conv", "prepool") for m in METHODS if (x, m) != ("conv", "xgradcam")]
+    ("layer", "method"),
+    [(x, m) for x in ("conv", "prepool") for m in METHODS if (x, m) != ("conv", "xgradcam")],
 )
 @pytest.mark.parametrize("utility", ALL_UTILITIES)
 def test_scores(golden_run: Path, layer: str, utility: str, method: str) -> None:
@@ -52,7 +55,8 @@ def test_xgradcam_on_conv_agrees_on_most_photos(golden_run: Path, utility: str) 
 
 
 @pytest.mark.parametrize(
-    ("layer", "method"), [(x, m) for x in ("conv", "prepool") for m in METHODS if (x, m) != ("conv", "xgradcam")]
+    ("layer", "method"),
+    [(x, m) for x in ("conv", "prepool") for m in METHODS if (x, m) != ("conv", "xgradcam")],
 )
 def test_maps(golden_run: Path, layer: str, method: str) -> None:
     with np.load(DATA / "golden_lite0_maps.npz") as golden:

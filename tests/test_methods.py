@@ -90,7 +90,9 @@ def test_hirescam_shows_the_place_that_the_head_reads() -> None:
 
 
 class TestControls:
-    traced = trace(seeded(TinyNet), noise(2, 3, 224, 224), "features.5", pixels=noise(2, 3, 224, 224).sigmoid())
+    traced = trace(
+        seeded(TinyNet), noise(2, 3, 224, 224), "features.5", pixels=noise(2, 3, 224, 224).sigmoid()
+    )
 
     def test_flat(self) -> None:
         flat = saliency("flat", self.traced)

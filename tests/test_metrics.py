@@ -95,7 +95,9 @@ class TestAdcc:
         assert harmonic_adcc(*(torch.tensor([factor]) for factor in factors)).tolist() == [0]
 
     def test_the_harmonic_mean_is_scipys(self) -> None:
-        coherency, complexity, drop = torch.rand(3, 50, generator=torch.Generator().manual_seed(0)) * 0.9 + 0.05
+        coherency, complexity, drop = (
+            torch.rand(3, 50, generator=torch.Generator().manual_seed(0)) * 0.9 + 0.05
+        )
         ours = harmonic_adcc(coherency, complexity, drop)
         expected = scipy.stats.hmean(torch.stack([coherency, 1 - complexity, 1 - drop]).double().numpy())
         np.testing.assert_allclose(ours, expected, rtol=1e-5)

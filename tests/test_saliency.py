@@ -20,7 +20,9 @@ def test_min_max_by_hand() -> None:
 
 def test_same_size_is_relu_and_min_max() -> None:
     maps = torch.tensor([[[-4.0, 1.0], [2.0, 5.0]]])
-    torch.testing.assert_close(to_saliency(maps, (2, 2)), torch.tensor([[[0, 0.2], [0.4, 1.0]]]), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        to_saliency(maps, (2, 2)), torch.tensor([[[0, 0.2], [0.4, 1.0]]]), rtol=0, atol=1e-6
+    )
 
 
 def test_against_opencv() -> None:

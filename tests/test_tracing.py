@@ -85,7 +85,9 @@ class TestGraph:
 
     def test_gradient_and_hvp_by_hand(self) -> None:
         """u = sum of a^3 of one channel: G = 3 a^2, HA = 6 a a."""
-        model = Headed(nn.Identity(), lambda a: torch.stack([a[:, 0].pow(3).sum((1, 2)), a[:, 1].sum((1, 2))], 1))
+        model = Headed(
+            nn.Identity(), lambda a: torch.stack([a[:, 0].pow(3).sum((1, 2)), a[:, 1].sum((1, 2))], 1)
+        )
         images = noise(2, 3, 2, 2)
         traced = trace(model, images, utility="logit", target=[0, 1])
         assert torch.equal(traced.activation, images)
@@ -203,7 +205,9 @@ class TestRefusals:
 
     def test_a_layer_that_runs_twice(self) -> None:
         twice = nn.Conv2d(3, 3, 1)
-        assert "'features.1' runs more than once" in self.refused(small(twice, nn.ReLU(), twice), "features.1")
+        assert "'features.1' runs more than once" in self.refused(
+            small(twice, nn.ReLU(), twice), "features.1"
+        )
 
     def test_a_layer_that_does_not_run(self) -> None:
         model = small()
@@ -262,4 +266,6 @@ def test_a_pass_of_one_image_is_that_of_many() -> None:
         for part in compared:
             torch.testing.assert_close(part(alone)[0], part(together)[place], rtol=1e-4, atol=1e-6)
         for method in ("gradcam", "shapleycam", "shapleycam-e"):
-            torch.testing.assert_close(maps(method, alone)[0], maps(method, together)[place], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(
+                maps(method, alone)[0], maps(method, together)[place], rtol=1e-4, atol=1e-5
+            )
