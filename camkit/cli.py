@@ -180,6 +180,7 @@ def main() -> None:
     show_default=True,
     help="Results folder.",
 )
+@click.option("--force", is_flag=True, help="Start afresh: move what is in --out to OUT.<time> first.")
 @_explanation_options
 def bench(config: Path | None, data: str | None, **options: Any) -> None:
     """Score CAM methods on models over a folder of images, and write CSV tables.
@@ -198,9 +199,30 @@ def bench(config: Path | None, data: str | None, **options: Any) -> None:
     data = data or os.environ.get("CAMKIT_DATA") or "sample"
     run_config = RunConfig(data=data, **options)
     summary = run(run_config, say=lambda line: click.echo(line, err=True))
+    if summary is None:  # one of several processes: the first one shows the table
+        return
     mine = _of_run(summary, run_config)
     click.echo(terminal_table(mine))
     click.echo(f"\n{run_config.out / 'summary.csv'}: {len(summary)} cells; per-image scores beside it")
+
+
+@main.command()
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+def merge(folder: Path) -> None:
+    """Fold the parts of a run that several processes divided into its results folder DIR.
+
+    The first of the processes does it at the end; after a crash it can be done, and repeated, by hand.
+
+    \b
+    Example:
+      camkit merge results/imagenet
+    """
+    from camkit.merge import merge as fold_parts
+    from camkit.report.tables import terminal_table
+
+    summary = fold_parts(folder)
+    click.echo(terminal_table(summary))
+    click.echo(f"\n{folder / 'summary.csv'}: {len(summary)} cells")
 
 
 def _of_run(summary: pd.DataFrame, config: RunConfig) -> pd.DataFrame:

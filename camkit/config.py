@@ -33,6 +33,7 @@ class RunConfig:
         seed: of the order of images, random methods and random weights.
         save_maps: write the signed maps beside each per-image CSV.
         out: results folder.
+        force: move the results that are there aside first.
     """
 
     model: tuple[str, ...]
@@ -53,6 +54,7 @@ class RunConfig:
     seed: int = 0
     save_maps: bool = False
     out: Path = Path("results/local")
+    force: bool = False
 
     def command(self) -> str:
         """The command line that makes this run; of paths only the last part."""

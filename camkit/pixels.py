@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from torchvision.transforms import CenterCrop, Compose, InterpolationMode, PILTo
 
 from camkit.data import Item
 from camkit.errors import CamkitError
+from camkit.stop import STOP_SIGNALS
 
 # Sixteen bits or more a channel: PIL's own conversion to RGB would clip everything above 255 to white.
 DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
@@ -119,34 +121,26 @@ class _Crops(Dataset):
         return Batch(tuple(items), torch.stack(crops) if crops else None, tuple(errors))
 
 
-def _one_thread(_: int) -> None:
+def _start_worker(_: int) -> None:
     torch.set_num_threads(1)
+    # A signal to the whole group (Ctrl-C, a scheduler) is the run's business: it ends its workers itself.
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def batches(
     items: Sequence[Item], preprocess: Preprocess, batch_size: int, workers: int, pin_memory: bool = False
 ) -> Iterator[Batch]:
-    """Decode `items` in order, `batch_size` at a time, in `workers` processes (0: in this one).
-
-    Raises:
-        CamkitError: a worker process died.
-    """
+    """Decode `items` in order, `batch_size` at a time, in `workers` processes (0: in this one)."""
     chunks = [items[start : start + batch_size] for start in range(0, len(items), batch_size)]
     loader = DataLoader(
         _Crops(chunks, preprocess.crop),
         batch_size=None,
         num_workers=min(workers, len(chunks)),
         pin_memory=pin_memory,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_start_worker,
     )
-    try:
-        yield from loader
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise CamkitError(
-            "a worker process that decodes images died (out of memory?): try fewer --workers, or --workers 0"
-        ) from error
+    yield from loader
 
 
 def pad(images: Tensor, size: int) -> Tensor:
