@@ -6,6 +6,8 @@ import gc
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +19,26 @@ from camkit.config import RunConfig
 from camkit.data import DataSet, Item, find_images
 from camkit.errors import CamkitError, UsageError
 from camkit.evaluate import CellScores, Evaluation
+from camkit.lock import hold
+from camkit.merge import refresh_summary, set_aside, wait_for_parts
 from camkit.pixels import Batch, batches
 from camkit.prepare import Prepared, Say, find_methods, find_models, find_utilities, numerics, prepare
 from camkit.registry import METRICS
-from camkit.results import summarise, write_summary
+from camkit.results import ERRORS, file_name
 from camkit.run import ModelRun
+from camkit.share import Share
+from camkit.stop import Stop, stop_signals
 
+# How the allocators of MPS and of the CPU say it, which raise plain RuntimeErrors.
+NO_MEMORY = ("backend out of memory", "DefaultCPUAllocator")
 # Without --max-errors: 1 %, and in folders where that is less than three, three.
 DEFAULT_MAX_ERRORS, FEW_ERRORS = 0.01, 3
 # Where `--batch-size auto` starts, by kind of device.
 AUTO_BATCH_SIZE = {"cuda": 512, "cpu": 64}
+
+
+class OutOfMemory(CamkitError):
+    """A pass did not fit into the device's memory."""
 
 
 def select(config: RunConfig, say: Say) -> tuple[list[str], DataSet, list[Item]]:
@@ -60,27 +72,46 @@ def select(config: RunConfig, say: Say) -> tuple[list[str], DataSet, list[Item]]
     return models, data, items
 
 
-def bench(config: RunConfig, say: Say = print) -> pd.DataFrame:
+def bench(config: RunConfig, say: Say = print) -> pd.DataFrame | None:
     """Run a benchmark; see :class:`camkit.config.RunConfig`.
 
     Args:
         say: takes each line that the user should see.
 
     Returns:
-        One row a cell of the results folder, as in its summary.csv.
+        One row a cell of the results folder, as in its summary.csv; None in all but the first of several
+        processes (see :mod:`camkit.share`).
 
     Raises:
         UsageError: a name does not exist, or the folder holds results of another protocol.
-        CamkitError: weights or images cannot be had.
+        CamkitError: weights or images cannot be had, the folder cannot be written, or another run is at
+            work in it.
+        KeyboardInterrupt: SIGINT or SIGTERM came; the batch in hand was finished and written first.
     """
     models, data, items = select(config, say)
-    for name in models:
-        with numerics(config.tf32, config.deterministic) as record:
-            _bench_model(name, config, data, items, record, say)
-        gc.collect()
-    summary = summarise(config.out)
-    write_summary(config.out, summary)
+    share = Share.from_environment()
+    if config.force:
+        _start_afresh(config.out, share, say)
+    with stop_signals(say) as stop:
+        for name in models:
+            with numerics(config.tf32, config.deterministic) as record:
+                _bench_model(name, config, data, items, record, share, stop, say)
+            gc.collect()
+            if stop.asked:
+                break
+        summary = None if share.rank else refresh_summary(config.out)
+        stop.check()
     return summary
+
+
+def _start_afresh(out: Path, share: Share, say: Say) -> None:
+    if share.world > 1:
+        raise UsageError(
+            f"--force: several processes cannot move {out} aside; move it by hand: mv {out} {out}.old"
+        )
+    old = set_aside(out)
+    if old is not None:
+        say(f"The results that were in {out} are in {old} now.")
 
 
 def _bench_model(
@@ -89,35 +120,42 @@ def _bench_model(
     data: DataSet,
     items: Sequence[Item],
     numeric_record: Mapping[str, Any],
+    share: Share,
+    stop: Stop,
     say: Say,
 ) -> None:
-    prepared = prepare(name, config.layer, data.items, config, say)
-    run = ModelRun(prepared, config, data, items)
-    todo = run.todo()
-    if not todo:
-        say(f"{name}: nothing to do, all {len(items)} images are there")
-        return
-    if len(todo) < len(items):
-        say(f"{name}: going on with {len(todo)} of {len(items)} images")
-    size = first_batch_size(config, prepared.network.device, len(items))
-    while True:
-        run.begin(size, numeric_record)
-        try:
-            score_images(prepared, run, todo, size, config, say)
-            return
-        except RuntimeError as error:
-            if not _is_out_of_memory(error):
-                raise
-            if config.batch_size != "auto" or size == 1:
-                raise CamkitError(
-                    f"out of memory at --batch-size {size}; finished rows are kept. "
-                    "Start again with a smaller one, or with --batch-size auto."
-                ) from error
-        size //= 2
-        say(f"{name}: out of memory, going on with {size} images in a pass")
-        gc.collect()
-        torch.cuda.empty_cache()
-        todo = run.todo()
+    with ExitStack() as locks:
+        folders = [share.folder(config.out)] if share.rank else [config.out, share.folder(config.out)]
+        for folder in dict.fromkeys(folders):
+            locks.enter_context(hold(folder / file_name(name)))
+        prepared = prepare(name, config.layer, data.items, config, say)
+        run = ModelRun(prepared, config, data, items, share)
+        missing, mine = sum(map(len, run.todo())), len(share.of(items))
+        if not missing:
+            say(f"{name}: nothing to do, all {mine} images are there")
+        elif missing < mine:
+            say(f"{name}: going on with {missing} of {mine} images")
+        size = first_batch_size(config, prepared.network.device, len(items))
+        while missing:
+            run.start(size, numeric_record, say)
+            try:
+                run.end(score_images(run, prepared, size, stop))
+                break
+            except OutOfMemory:
+                if config.batch_size != "auto" or size == 1:
+                    raise
+            size //= 2
+            say(f"{name}: out of memory, going on with {size} images in a pass")
+            gc.collect()
+            torch.cuda.empty_cache()
+        run.finish()
+    if share.world > 1 and share.rank == 0 and not stop.asked:
+        wait_for_parts(run, stop, say)
+    errors = config.out / file_name(name) / ERRORS
+    if run.errors.known:
+        say(f"{name}: {len(run.errors.known)} images could not be read; see {errors}")
+    if share.rank == 0 and not run.predicted:
+        raise CamkitError(f"none of the {len(items)} images could be read; see {errors}")
 
 
 def first_batch_size(config: RunConfig, device: torch.device, images: int) -> int:
@@ -125,10 +163,6 @@ def first_batch_size(config: RunConfig, device: torch.device, images: int) -> in
     if config.batch_size == "auto":
         return min(AUTO_BATCH_SIZE["cuda" if device.type == "cuda" else "cpu"], images)
     return min(config.batch_size, images)
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def make_evaluation(prepared: Prepared, config: RunConfig, batch_size: int) -> Evaluation:
@@ -171,43 +205,44 @@ class _Timed(Iterator[Batch]):
             self.seconds += time.perf_counter() - started
 
 
-def score_images(
-    prepared: Prepared, run: ModelRun, todo: Sequence[Item], size: int, config: RunConfig, say: Say
-) -> None:
-    """The loop: batches of `todo` in, every cell's rows on disk before the next batch.
+def score_images(run: ModelRun, prepared: Prepared, size: int, stop: Stop) -> dict[str, float]:
+    """The loop: every cell's rows of a batch are on disk before the next batch.
+
+    Args:
+        size: images in a pass.
+
+    Returns:
+        What it took: `images`, `seconds`, `waiting_seconds` (for data), `passes`.
 
     Raises:
-        CamkitError: not one image could be read.
+        OutOfMemory: a pass of `size` images does not fit.
+        CamkitError: too many images cannot be read, or a worker process died.
     """
-    name = prepared.loaded.row.name
-    evaluation = make_evaluation(prepared, config, size)
-    loader = _Timed(load_batches(prepared, config, todo, size))
+    todo = run.todo()
+    evaluation = make_evaluation(prepared, run.config, size)
+    loader = _Timed(chain.from_iterable(load_batches(prepared, run.config, items, size) for items in todo))
     started, passes = time.perf_counter(), prepared.network.passes
-    faults = done = 0
-    with _progress(name, len(todo)) as bar:
-        try:
-            for batch in loader:
-                run.write_errors(batch.errors)
-                wanted = run.wanted(batch.items)
-                for result in evaluation.run(batch, wanted):
-                    run.write(result)
-                    if isinstance(result, CellScores):
-                        bar.update(len(batch.items) / len(wanted))
-                faults += len(batch.errors)
-                done += len(batch.items)
-                bar.n = done + faults  # exact again after a batch's fractions
-                _check_errors(config, faults, len(run.items), run.errors.path)
-        finally:
-            run.finish(
-                images=done,
-                seconds=time.perf_counter() - started,
-                waiting=loader.seconds,
-                passes=prepared.network.passes - passes,
-            )
-    if faults:
-        say(f"{name}: {faults} images could not be read; see {run.errors.path}")
-    if not done and len(todo) == len(run.items):
-        raise CamkitError(f"none of the {len(todo)} images could be read; see {run.errors.path}")
+    scored = faults = 0
+    with _progress(run, sum(map(len, todo))) as bar, stop.patiently(), _failures_named(size):
+        for batch in loader:
+            run.write_errors(batch.errors)
+            wanted = run.wanted(batch.items)
+            for result in evaluation.run(batch, wanted, run.predicted):
+                run.write(result)
+                if isinstance(result, CellScores):
+                    bar.update(len(batch.items) / len(wanted))
+            scored += len(batch.items)
+            faults += len(batch.errors)
+            bar.n = scored + faults  # exact again after a batch's fractions
+            _check_errors(run.config, faults, len(run.items), run.errors.path)
+            if stop.asked:
+                break
+    return {
+        "images": scored,
+        "seconds": time.perf_counter() - started,
+        "waiting_seconds": loader.seconds,
+        "passes": prepared.network.passes - passes,
+    }
 
 
 def _check_errors(config: RunConfig, faults: int, images: int, listed: Path) -> None:
@@ -229,11 +264,32 @@ def _check_errors(config: RunConfig, faults: int, images: int, listed: Path) -> 
         )
 
 
-def _progress(name: str, total: int) -> tqdm:
+@contextmanager
+def _failures_named(batch_size: int) -> Iterator[None]:
+    """What the system does to a run, in the user's words."""
+    kept = "Finished rows are kept: the same command goes on from there."
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error)
+        if isinstance(error, torch.OutOfMemoryError) or any(words in reason for words in NO_MEMORY):
+            raise OutOfMemory(
+                f"out of memory at --batch-size {batch_size}. Finished rows are kept: start again with a "
+                "smaller one, or with --batch-size auto."
+            ) from error
+        if "DataLoader worker" not in reason:
+            raise
+        raise CamkitError(
+            f"a process that decodes images died (out of memory?): try fewer --workers, or 0. {kept}"
+        ) from error
+
+
+def _progress(run: ModelRun, total: int) -> tqdm:
     terminal = sys.stderr.isatty()
     return tqdm(
         total=total,
-        desc=name,
+        desc=run.folder.name,
+        disable=run.share.rank > 0,
         unit="img",
         mininterval=0.2 if terminal else 10,  # a log file needs no moving bar
         bar_format="{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total} [{elapsed}<{remaining}, {rate_fmt}]",

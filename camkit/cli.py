@@ -237,6 +237,7 @@ def main() -> None:
     show_default=True,
     help="Results folder.",
 )
+@click.option("--force", is_flag=True, help="Start afresh: move what is in --out to OUT.<time> first.")
 @_explanation_options
 def bench(config: Path | None, data: str | None, dry_run: bool, **options: Any) -> None:
     """Score CAM methods on models over a folder of images, and write CSV tables.
@@ -258,6 +259,8 @@ def bench(config: Path | None, data: str | None, dry_run: bool, **options: Any) 
     from camkit.report.tables import terminal_table
 
     summary = run(run_config, say=_say)
+    if summary is None:  # one of several processes: the first one shows the table
+        return
     mine = _of_run(summary, run_config)
     click.echo(terminal_table(mine))
     click.echo(f"\n{run_config.out / 'summary.csv'}: {len(summary)} cells; per-image scores beside it")
@@ -279,6 +282,25 @@ def _show_estimate(config: RunConfig) -> None:
         f"\n{estimate['cells'].sum()} cells, {estimate['passes'].sum()} passes of a batch, "
         f"{estimate['megabytes'].sum():.1f} MB, about {hours} h {rest // 60:02d} min {rest % 60:02d} s"
     )
+
+
+@main.command()
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+def merge(folder: Path) -> None:
+    """Fold the parts of a run that several processes divided into its results folder DIR.
+
+    The first of the processes does it at the end; after a crash it can be done, and repeated, by hand.
+
+    \b
+    Example:
+      camkit merge results/imagenet
+    """
+    from camkit.merge import merge as fold_parts
+    from camkit.report.tables import terminal_table
+
+    summary = fold_parts(folder)
+    click.echo(terminal_table(summary))
+    click.echo(f"\n{folder / 'summary.csv'}: {len(summary)} cells")
 
 
 def _of_run(summary: pd.DataFrame, config: RunConfig) -> pd.DataFrame:

@@ -41,6 +41,7 @@ class RunConfig:
         max_errors: share of such images, of all in the run, above which it stops; None: 1 %, at least three.
         save_maps: write the signed maps beside each per-image CSV.
         out: results folder.
+        force: move the results that are there aside first.
     """
 
     model: tuple[str, ...]
@@ -69,6 +70,7 @@ class RunConfig:
     max_errors: float | None = None
     save_maps: bool = False
     out: Path = Path("results/local")
+    force: bool = False
 
     def command(self) -> str:
         """The command line that makes this run; of paths only the last part."""

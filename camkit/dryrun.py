@@ -11,7 +11,7 @@ from camkit.bench import first_batch_size, load_batches, make_evaluation, select
 from camkit.config import RunConfig
 from camkit.evaluate import Cell, CellScores
 from camkit.prepare import Prepared, Say, find_methods, numerics, prepare
-from camkit.results import number
+from camkit.tables import number
 
 PROBE_STEPS = (2, 3)
 

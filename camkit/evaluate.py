@@ -80,7 +80,18 @@ def explain(method: Method, trace: Trace) -> tuple[Tensor, Tensor]:
         if tuple(maps.shape) != expected:
             raise CamkitError(f"method {method.name!r} gives {tuple(maps.shape)}, expected {expected}")
         size = (images.shape[2], images.shape[3])
-        return maps, maps if method.saliency else to_saliency(maps, size)
+        return maps, maps.where(maps.isfinite(), 0) if method.saliency else to_saliency(maps, size)
+
+
+def _defined(columns: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+    """Scores (B,) with NaN for whatever is not finite, and where (B,) there is such a one.
+
+    Logits that are not finite give no probability. Without p_c of the image none of its scores is defined;
+    without that of a changed image, those that need it are not.
+    """
+    known = columns["probability"].isfinite()
+    kept = {name: column.where(column.isfinite() & known, torch.nan) for name, column in columns.items()}
+    return kept, torch.stack([column.isnan() for column in kept.values()]).any(dim=0)
 
 
 class Evaluation:
@@ -113,8 +124,18 @@ class Evaluation:
         self.steps = steps
         self.seed = seed
 
-    def run(self, batch: Batch, wanted: Mapping[Cell, Sequence[str]]) -> Iterator[Predictions | CellScores]:
-        """Predictions of a batch, then the scores of every cell in the metric groups wanted for it."""
+    def run(
+        self,
+        batch: Batch,
+        wanted: Mapping[Cell, Sequence[str]],
+        predicted_before: Mapping[str, int] | None = None,
+    ) -> Iterator[Predictions | CellScores]:
+        """Predictions of a batch, then the scores of every cell in the metric groups wanted for it.
+
+        Args:
+            predicted_before: image -> class that an earlier run found: it stays, where on this machine two
+                classes should be so near that the other one comes out first.
+        """
         if batch.pixels is None:
             return
         pixels = pad(batch.pixels, self.batch_size).to(self.network.device, non_blocking=True)
@@ -122,6 +143,11 @@ class Evaluation:
         traced = self.network.trace(images, self.layers)
         logits = traced.logits.detach()
         predicted = logits.argmax(dim=1)
+        if predicted_before:
+            before = [predicted_before.get(item.id, -1) for item in batch.items]
+            before += [-1] * (self.batch_size - len(before))
+            fixed = torch.tensor(before, device=predicted.device)
+            predicted = fixed.where(fixed >= 0, predicted)
         target = self._target(batch, predicted, classes=logits.shape[1])
 
         probabilities = logits.softmax(dim=1)
@@ -147,21 +173,21 @@ class Evaluation:
         for cell, metrics in wanted.items():
             view = partial(self._view, batch, target, cell)
             maps, saliency = explain(cell.method, view(images, traced, draw=0))
-            columns = {"probability": probability, "degenerate": is_degenerate(saliency)}
+            columns = {"probability": probability}
+            flags = {"degenerate": is_degenerate(saliency), "zero_probability": probability == 0}
             again = partial(self._explain_again, cell, view, target)
             for name in metrics:
-                columns |= METRICS[name].function(subject, saliency, again)
-            values = torch.stack([column.double() for column in columns.values()]).cpu()[
-                :, kept
-            ]  # one transfer
-            table = dict(zip(columns, values.tolist(), strict=True))
-            flags = {name for name, column in columns.items() if column.dtype == torch.bool}
+                for column, value in METRICS[name].function(subject, saliency, again).items():
+                    (flags if value.dtype == torch.bool else columns)[column] = value
+            columns, flags["not_finite"] = _defined(columns)
+            values = torch.stack([column.double() for column in (*columns.values(), *flags.values())])
+            rows = values.cpu()[:, kept].tolist()  # one transfer
             yield CellScores(
                 cell,
                 items,
                 tuple(target[kept].tolist()),
-                {name: tuple(column) for name, column in table.items() if name not in flags},
-                {name: tuple(map(bool, table[name])) for name in flags},
+                dict(zip(columns, map(tuple, rows[: len(columns)]), strict=True)),
+                {name: tuple(map(bool, row)) for name, row in zip(flags, rows[len(columns) :], strict=True)},
                 None if cell.method.saliency else maps[kept],
                 saliency[kept],
             )

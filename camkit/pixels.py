@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import signal
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,6 +20,7 @@ from camkit.cache import PixelCache
 from camkit.data import Item
 from camkit.data.sources import Source, read_bytes
 from camkit.errors import CamkitError
+from camkit.stop import STOP_SIGNALS
 
 # Sixteen bits or more a channel: PIL's own conversion to RGB would clip everything above 255 to white.
 DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
@@ -183,8 +185,11 @@ class _Crops(Dataset):
         return Batch(items, torch.stack([crops[item] for item in items]) if items else None, tuple(errors))
 
 
-def _one_thread(_: int) -> None:
+def _start_worker(_: int) -> None:
     torch.set_num_threads(1)
+    # A signal to the whole group (Ctrl-C, a scheduler) is the run's business: it ends its workers itself.
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def batches(
@@ -204,7 +209,8 @@ def batches(
         cache: folder of a :class:`camkit.cache.PixelCache`.
 
     Raises:
-        CamkitError: a worker process died, or the cache cannot be used.
+        CamkitError: the cache cannot be used.
+        RuntimeError: a worker process died.
     """
     chunks = [items[start : start + batch_size] for start in range(0, len(items), batch_size)]
     store = PixelCache(cache, preprocess.describe()) if cache else None
@@ -213,16 +219,10 @@ def batches(
         batch_size=None,
         num_workers=min(workers, len(chunks)),
         pin_memory=pin_memory,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_start_worker,
     )
     try:
         yield from loader
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise CamkitError(
-            "a worker process that decodes images died (out of memory?): try fewer --workers, or --workers 0"
-        ) from error
     finally:
         if store:
             store.close()

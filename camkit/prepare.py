@@ -20,6 +20,7 @@ from camkit.errors import CamkitError, UsageError
 from camkit.models import PAPER_ROWS, LoadedModel, calibrate, find_row, load_model
 from camkit.pixels import Preprocess, batches
 from camkit.registry import METHODS, Method, unknown_name
+from camkit.share import Share
 from camkit.tracing import Network, last_feature_layer
 from camkit.utilities import UTILITIES
 
@@ -68,13 +69,14 @@ def find_models(names: Iterable[str]) -> list[str]:
 
 
 def find_device(name: str) -> torch.device:
-    """The device by its name; `auto`: CUDA, else MPS, else CPU.
+    """The device by its name; `auto`: CUDA, else MPS, else CPU. Of several processes each takes its own GPU.
 
     Raises:
         UsageError: this machine does not have it.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    name = Share.from_environment().device(name)
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

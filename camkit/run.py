@@ -2,84 +2,142 @@
 
 from __future__ import annotations
 
-import platform
-import subprocess
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from camkit.config import RunConfig
 from camkit.data import DataSet, Item
 from camkit.evaluate import Cell, CellScores, Predictions
-from camkit.prepare import Prepared, find_methods
+from camkit.lock import hold
+from camkit.merge import PATIENCE, fold, write_order
+from camkit.prepare import Prepared, Say, find_methods
+from camkit.provenance import (
+    add_counts,
+    add_segment,
+    check_protocol,
+    credit,
+    describe_protocol,
+    describe_segment,
+    now,
+)
 from camkit.registry import METRICS
 from camkit.results import (
-    DEFINITIONS_VERSION,
+    ERRORS,
+    FLAGS,
     KEYS,
-    Maps,
-    Table,
-    check_protocol,
+    PREDICTIONS,
     file_name,
-    number,
+    model_counts,
+    model_table,
     read_run,
     score_columns,
     write_run,
 )
-
-# What all cells of one results folder have in common; the rest of the protocol belongs to a model and layer.
-SHARED = (
-    "target_rule", "steps", "preprocess", "exif", "dtype", "weights", "seed", "data_fingerprint",
-    "definitions",
-)  # fmt: skip
+from camkit.share import Share, part_folders
+from camkit.tables import Maps, Table, merge_rows, number, remove_temporaries
 
 
 class ModelRun:
-    """The cells of one model in a results folder: what is there, what is wanted, and the new rows."""
+    """The cells of one model in a results folder: what is there, what is wanted, and the new rows.
 
-    def __init__(self, prepared: Prepared, config: RunConfig, data: DataSet, items: Sequence[Item]) -> None:
-        name = prepared.loaded.row.name
+    The caller holds the lock of the model's folder.
+
+    Args:
+        items: the images of the whole run.
+        share: which of the images are this process's.
+
+    Raises:
+        UsageError: the folder holds results of another protocol.
+        CamkitError: it cannot be read or written.
+    """
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        config: RunConfig,
+        data: DataSet,
+        items: Sequence[Item],
+        share: Share,
+    ) -> None:
+        model = file_name(prepared.loaded.row.name)
         self.config = config
         self.items = items
-        self.folder = config.out / file_name(name)
+        self.share = share
+        self.order = {item.id: place for place, item in enumerate(data.items)}
+        self.folder = share.folder(config.out) / model
+        # Other processes' parts, those of a run that was killed among them: their rows are not made again.
+        everywhere = list(dict.fromkeys([config.out, *share.folders(config.out), *part_folders(config.out)]))
+        self.others = [out / model for out in everywhere if share.world > 1 and out / model != self.folder]
         self.cells = [
             Cell(layer, prepared.paths[layer], utility, method)
             for layer in config.layer
             for utility in config.utility
             for method in find_methods(config.method)
         ]
+        self.segment = describe_segment(prepared, config, data)
         self.protocols = {
-            self._cell_folder(cell): _protocol(prepared, cell, config, data) for cell in self.cells
+            self._cell_folder(cell): describe_protocol(prepared, cell, config, data) for cell in self.cells
         }
-        for protocol in self.protocols.values():
-            check_protocol(config.out, protocol, SHARED)
-        self.segments: list[dict[str, Any]] = []
-        self.provenance = _provenance(prepared, config, data)
-        columns = [*KEYS, *score_columns(config.metrics)]
-        self.tables = {cell: Table(self._path(cell, ".csv"), columns) for cell in self.cells}
-        self.maps = {
-            cell: Maps(self._path(cell, ".npz"))
-            for cell in self.cells
-            if config.save_maps and not cell.method.saliency
-        }
-        self.predictions = Table(
-            self.folder / "predictions.csv", ("image", "label", "predicted", "probability")
+        with hold(config.out, PATIENCE):
+            for protocol in self.protocols.values():
+                check_protocol(everywhere, protocol)
+            for folder in (self.folder, *self.protocols):
+                remove_temporaries(folder)
+            if share.world == 1:
+                fold(config.out, model, self.order)
+            else:
+                write_order(config.out, self.order)
+            for folder in self.protocols:
+                write_run(folder, self._run_file(folder))
+        self._open_tables()
+
+    def _open_tables(self) -> None:
+        metrics = {name: None for folder in self.protocols for name in read_run(folder)["metrics"]}
+        columns = [*KEYS, *score_columns(metrics)]
+        self.tables: dict[Cell, Table] = {}
+        self.maps: dict[Cell, Maps] = {}
+        for cell in self.cells:
+            path = self._path(cell, ".csv")
+            self.tables[cell] = Table(path, columns, also=self._elsewhere(path))
+            if self.config.save_maps and not cell.method.saliency:
+                path = self._path(cell, ".npz")
+                self.maps[cell] = Maps(path, also=self._elsewhere(path))
+        self.predictions, self.errors, self.flags = (
+            model_table(self.folder, name, self.others) for name in (PREDICTIONS, ERRORS, FLAGS)
         )
-        self.errors = Table(self.folder / "errors.csv", ("image", "stage", "reason"))
-        self.flags = Table(
-            self.folder / "flags.csv",
-            ("layer", "utility", "method", "image", "flag"),
-            keys=("layer", "utility", "method", "image", "flag"),
-        )
+        self._read_predictions()
+
+    def _read_predictions(self) -> None:
+        paths = [self.predictions.path, *self.predictions.also]
+        self.predicted = {image: int(row["predicted"]) for (image,), row in merge_rows(paths)[1].items()}
+
+    def _elsewhere(self, path: Path) -> list[Path]:
+        return [other / path.relative_to(self.folder) for other in self.others]
 
     def _cell_folder(self, cell: Cell) -> Path:
         return self.folder / f"{file_name(cell.layer)}-{cell.utility}"
 
     def _path(self, cell: Cell, suffix: str) -> Path:
         return self._cell_folder(cell) / (file_name(cell.method.name) + suffix)
+
+    def todo(self) -> list[list[Item]]:
+        """This process's images that lack something, those that lack the same together, in order."""
+        groups: dict[tuple, list[Item]] = {}
+        for item in self.share.of(self.items):
+            lacking = tuple((cell, *metrics) for cell, metrics in self.wanted([item]).items())
+            if lacking:
+                groups.setdefault(lacking, []).append(item)
+        return list(groups.values())
+
+    def unfinished(self) -> list[Item]:
+        """Images of the whole run that lack something, those that could not be read aside; read anew."""
+        for table in (*self.tables.values(), self.errors):
+            table.reload()
+        for maps in self.maps.values():
+            maps.reload()
+        self._read_predictions()
+        return [item for item in self.items if self.wanted([item]) and not self.errors.has((item.id,))]
 
     def wanted(self, items: Iterable[Item]) -> dict[Cell, list[str]]:
         """The cells that lack something for any of `items`, and the metric groups to compute for them."""
@@ -93,32 +151,51 @@ class ModelRun:
 
     def _missing(self, cell: Cell, item: Item) -> list[str] | None:
         """Metric groups that an image lacks in a cell; None where it lacks nothing, its map included."""
-        row = self.tables[cell].rows.get((item.id,))
-        if row is None:
+        table, key = self.tables[cell], (item.id,)
+        if not table.has(key):
             return list(self.config.metrics)
-        groups = [g for g in self.config.metrics if not all(row.get(column) for column in METRICS[g].columns)]
+        groups = [group for group in self.config.metrics if not table.has(key, METRICS[group].columns)]
         unsaved = cell in self.maps and item.id not in self.maps[cell].maps
         return groups if groups or unsaved else None
 
     def _is_wanted(self, item: Item) -> bool:
         """Whether an image has rows at all: not where `--target correct` is known to leave it out."""
-        known = self.predictions.rows.get((item.id,))
-        return self.config.target != "correct" or known is None or known["predicted"] == str(item.label)
+        known = self.predicted.get(item.id)
+        return self.config.target != "correct" or known is None or known == item.label
 
-    def todo(self) -> list[Item]:
-        return [item for item in self.items if self.wanted([item])]
+    def start(self, batch_size: int, numeric_record: Mapping[str, Any], say: Say) -> None:
+        """Enter in run.json with what the rows to come are made.
 
-    def begin(self, batch_size: int, numeric_record: Mapping[str, Any]) -> None:
-        """Start a segment of the run: rows made in one go, with one batch size."""
-        started = datetime.now(UTC).isoformat(timespec="milliseconds")
-        self.segments.append(
-            {"started": started, **self.provenance, "batch_size": batch_size, "numerics": numeric_record}
-        )
-        self._write_run_files()
+        Args:
+            batch_size: images in a pass.
+            numeric_record: see :func:`camkit.prepare.numerics`.
+        """
+        self.segment |= {"batch_size": batch_size, **numeric_record}
+        changed: dict[str, None] = {}
+        for folder in self.protocols:
+            run = read_run(folder)
+            credit(run["segments"], self._places(folder))
+            changed |= dict.fromkeys(add_segment(run["segments"], self.segment))
+            write_run(folder, run)
+        if changed:
+            say(
+                f"{self.folder.name}: not as before: {'; '.join(changed)}.\n"
+                "New rows may differ from the old ones in their last digits."
+            )
+
+    def _places(self, folder: Path) -> dict[str, list[int]]:
+        """Method -> places of the images that have a row."""
+        return {
+            cell.method.name: [self.order[image] for (image,) in table.known if image in self.order]
+            for cell, table in self.tables.items()
+            if self._cell_folder(cell) == folder
+        }
 
     def write(self, result: Predictions | CellScores) -> None:
         """Append one batch's rows; they are on disk when this returns."""
         if isinstance(result, Predictions):
+            for item, predicted in zip(result.items, result.predicted, strict=True):
+                self.predicted.setdefault(item.id, predicted)
             self.predictions.append(
                 {
                     "image": item.id,
@@ -159,99 +236,39 @@ class ModelRun:
     def write_errors(self, errors: Iterable[tuple[Item, str]]) -> None:
         self.errors.append({"image": item.id, "stage": "read", "reason": reason} for item, reason in errors)
 
-    def finish(self, images: int, seconds: float, waiting: float, passes: int) -> None:
-        """Merge and sort the tables, write the maps, and complete run.json.
+    def finish(self) -> None:
+        """Merge and sort the tables, and write the maps; a part is left as it is, for the merge."""
+        if self.share.world > 1:
+            return
+        for table in (*self.tables.values(), self.predictions, self.flags):
+            table.compact(self.order)
+        self.errors.compact(self.order, without=self.predictions.known)
+        for maps in self.maps.values():
+            maps.finish(self.order)
+
+    def end(self, counts: Mapping[str, float]) -> None:
+        """Complete run.json: what :meth:`start` began has ended.
 
         Args:
-            waiting: seconds spent waiting for data.
-            passes: batches that went through the network.
+            counts: what it took, see :func:`camkit.provenance.add_counts`.
         """
-        order = {item.id: place for place, item in enumerate(self.items)}
-        for table in self.tables.values():
-            if table.rows:
-                table.compact(order)
-        for maps in self.maps.values():
-            maps.finish(order)
-        self.segments[-1] |= {
-            "images": images,
-            "seconds": round(seconds, 3),
-            "images_per_second": round(images / seconds, 3),
-            "waiting_for_data": round(waiting / seconds, 4),
-            "passes": passes,
-        }
-        self._write_run_files()
+        for folder in self.protocols:
+            run = read_run(folder)
+            credit(run["segments"], self._places(folder))
+            run["segments"][-1] |= {"ended": now(), "not_deterministic": self.segment["not_deterministic"]}
+            add_counts(run["segments"][-1], counts)
+            write_run(folder, run | model_counts(folder, run["protocol"]))
 
-    def _write_run_files(self) -> None:
-        for folder, protocol in self.protocols.items():
-            methods = [cell.method.name for cell in self.cells if self._cell_folder(cell) == folder]
-            run = read_run(folder) if (folder / "run.json").exists() else {"methods": [], "segments": []}
-            mine = {segment["started"] for segment in self.segments}
-            segments = [segment for segment in run["segments"] if segment["started"] not in mine]
-            write_run(
-                folder,
-                {
-                    "protocol": protocol,
-                    "methods": list(dict.fromkeys([*run["methods"], *methods])),
-                    "segments": [*segments, *self.segments],
-                },
-            )
+    def _run_file(self, folder: Path) -> dict[str, Any]:
+        there = read_run(folder) if (folder / "run.json").exists() else {}
+        methods = [cell.method.name for cell in self.cells if self._cell_folder(cell) == folder]
+        return {
+            "protocol": self.protocols[folder],
+            "methods": list(dict.fromkeys([*there.get("methods", ()), *methods])),
+            "metrics": list(dict.fromkeys([*there.get("metrics", ()), *self.config.metrics])),
+            "segments": there.get("segments", []),
+        }
 
 
 def _text(label: int | None) -> str:
     return "" if label is None else str(label)
-
-
-def _protocol(prepared: Prepared, cell: Cell, config: RunConfig, data: DataSet) -> dict[str, Any]:
-    """Everything that decides a number of a cell's folder."""
-    loaded = prepared.loaded
-    return {
-        "model": loaded.row.name,
-        "library_name": f"{loaded.row.library}/{loaded.row.entry}",
-        "layer": cell.layer,
-        "module": cell.path,
-        "utility": cell.utility,
-        "target_rule": config.target,
-        "steps": config.steps,
-        "preprocess": config.preprocess,
-        "exif": config.exif,
-        "transform": loaded.preprocess.describe(),
-        "dtype": config.dtype,
-        "weights": loaded.weights.kind,
-        "weights_tag": loaded.weights.tag,
-        "weights_sha256": loaded.weights.sha256,
-        "seed": config.seed,
-        "data_fingerprint": data.fingerprint,
-        "definitions": DEFINITIONS_VERSION,
-    }
-
-
-def _provenance(prepared: Prepared, config: RunConfig, data: DataSet) -> dict[str, Any]:
-    """With what the rows of a segment are made."""
-    device = prepared.network.device
-    return {
-        "command": config.command(),
-        "data": data.name,
-        "data_images": len(data.items),
-        "layout": data.layout,
-        "labels": data.labels,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
-        "threads": torch.get_num_threads(),
-        "versions": {
-            "python": platform.python_version(),
-            "cuda": torch.version.cuda if device.type == "cuda" else None,
-            **{name: version(name) for name in ("camkit", "torch", "torchvision", "timm", "numpy", "pillow")},
-        },
-        "git": _git_commit(),
-    }
-
-
-def _git_commit() -> str | None:
-    """The commit of the source tree that camkit runs from, with `-dirty` where files differ; None without."""
-    folder = Path(__file__).parent
-    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        tracked = ["git", "-C", str(folder), "ls-files", "--error-unmatch", Path(__file__).name]
-        subprocess.run(tracked, capture_output=True, check=True)
-        return subprocess.run(command, capture_output=True, check=True, text=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None

@@ -52,7 +52,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def golden_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The results folder of EfficientNet-Lite0 on the sample photos: layers, utilities and the paper's methods."""
+    """Results of EfficientNet-Lite0 on the sample photos: layers, utilities and the paper's methods."""
     out = tmp_path_factory.mktemp("golden")
     config = RunConfig(
         model=("tf_efficientnet_lite0",),

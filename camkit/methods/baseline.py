@@ -64,7 +64,7 @@ def edges(trace: Trace) -> Tensor:
 
 def _uniform(seed: int, image_id: str, draw: int, channels: int) -> Tensor:
     """U(-1, 1) weights (C,), the same on every machine whatever the batch, order or process."""
-    digest = hashlib.sha256(f"{seed}\0{image_id}\0{draw}".encode()).digest()
+    digest = hashlib.sha256(f"{seed}\0{image_id}\0{draw}".encode("utf-8", "surrogateescape")).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
     return torch.rand(channels, generator=generator) * 2 - 1
 

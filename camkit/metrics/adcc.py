@@ -33,9 +33,9 @@ def relative_drop(before: Tensor, after: Tensor) -> Tensor:
 
 
 def harmonic_adcc(coherency: Tensor, complexity: Tensor, average_drop: Tensor) -> Tensor:
-    """3 / (1/Coh + 1/(1 - Com) + 1/(1 - AD)), and 0 where a factor is 0."""
+    """3 / (1/Coh + 1/(1 - Com) + 1/(1 - AD)), and 0 where a factor is 0; NaN where one is."""
     factors = torch.stack([coherency, 1 - complexity, 1 - average_drop])
-    return (3 / (1 / factors).sum(dim=0)).where((factors > 0).all(dim=0), 0)
+    return (3 / (1 / factors).sum(dim=0)).where(~(factors <= 0).any(dim=0), 0)
 
 
 @metric(
@@ -66,7 +66,9 @@ def adcc(
     average_drop = relative_drop(before, masked_probability)
     return {
         "average_drop": average_drop,
-        "increase": (masked_probability > before).to(before.dtype),
+        "increase": (masked_probability > before)
+        .to(before.dtype)
+        .where(~masked_probability.isnan(), torch.nan),
         "drop_in_deletion": relative_drop(before, deleted_probability),
         "coherency": coherency,
         "complexity": complexity,

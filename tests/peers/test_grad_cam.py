@@ -64,7 +64,7 @@ def pair(name: str) -> Pair:
         head.weight *= 12 / (logits.amax(dim=1) - logits.mean(dim=1)).mean()
         target = model(images).argmax(dim=1)
     theirs = copy.deepcopy(model)
-    for name, parameter in theirs.named_parameters():
+    for parameter in theirs.parameters():
         parameter.requires_grad_(parameter.ndim == 2)  # the head: the peer wants some graph behind G
     for module in theirs.modules():
         if hasattr(module, "inplace"):

@@ -1,0 +1,197 @@
+"""Folding the parts of a run that several processes divided into one results folder; it can be repeated."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from camkit.errors import CamkitError, UsageError
+from camkit.lock import hold
+from camkit.provenance import check_protocol, credit, merge_segments
+from camkit.registry import METRICS
+from camkit.results import (
+    KEYS,
+    MODEL_TABLES,
+    file_name,
+    model_counts,
+    model_table,
+    read_run,
+    run_folders,
+    score_columns,
+    summarise,
+    write_run,
+    write_summary,
+)
+from camkit.share import PARTS, part_folders
+from camkit.stop import Stop
+from camkit.tables import Maps, Table, merge_rows, remove_temporaries, render, write_atomically, writing
+
+if TYPE_CHECKING:
+    from camkit.prepare import Say
+    from camkit.run import ModelRun
+
+# Seconds to wait for the lock of the whole folder, which others hold while they write a summary.
+PATIENCE = 300.0
+# Seconds without a new row after which the first process gives up waiting for the others.
+SILENCE = 600.0
+ORDER = "order.csv"
+
+
+def merge(out: Path) -> pd.DataFrame:
+    """Fold all parts of a results folder into it, and write its summary.csv.
+
+    Returns:
+        The summary.
+
+    Raises:
+        UsageError: there is no such results folder, or the parts' protocols disagree.
+        CamkitError: a run is at work there, or files cannot be written.
+    """
+    if not out.is_dir():
+        raise UsageError(f"{out}: no such results folder")
+    order = read_order(out)
+    for model in sorted(
+        {folder.name for part in part_folders(out) for folder in part.iterdir() if folder.is_dir()}
+    ):
+        with hold(out / model):
+            fold(out, model, order)
+    remove_parts(out)
+    return refresh_summary(out)
+
+
+def refresh_summary(out: Path) -> pd.DataFrame:
+    """Write summary.csv from the rows that are there; the last run to end has them all."""
+    with hold(out, PATIENCE):
+        remove_temporaries(out)
+        summary = summarise(out)
+        write_summary(out, summary)
+    return summary
+
+
+def write_order(out: Path, order: Mapping[str, int]) -> None:
+    """Keep the order of the data set's images beside the parts: a merge has to sort by it."""
+    folder = out / PARTS
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / ORDER, render(["image"], ({"image": image} for image in order)))
+
+
+def read_order(out: Path) -> dict[str, int]:
+    """Image -> place; empty where there are no parts."""
+    return {image: place for place, (image,) in enumerate(merge_rows([out / PARTS / ORDER])[1])}
+
+
+def remove_parts(out: Path) -> None:
+    """Remove the parts' folder once all models in it have been folded."""
+    with hold(out, PATIENCE), suppress(OSError):  # another run's parts are there
+        for part in part_folders(out):
+            part.rmdir()
+        (out / PARTS / ORDER).unlink(missing_ok=True)
+        (out / PARTS).rmdir()
+
+
+def fold(out: Path, model: str, order: Mapping[str, int], wait: float = 0) -> None:
+    """Fold the parts of one model into OUT/<model>, whose lock the caller holds, and remove them.
+
+    Every file is written whole before a part is removed: killed anywhere, it can be done again.
+
+    Args:
+        order: image -> place.
+        wait: seconds to wait for a process that is at work in a part.
+
+    Raises:
+        UsageError: the parts' protocols disagree.
+        CamkitError: a run is at work in a part, or files cannot be written.
+    """
+    parts = [part / model for part in part_folders(out) if (part / model).is_dir()]
+    with ExitStack() as locks:
+        for part in parts:
+            locks.enter_context(hold(part, wait))
+        (out / model).mkdir(parents=True, exist_ok=True)
+        for name in MODEL_TABLES:
+            model_table(out / model, name, parts).compact(order)
+        for cells in sorted({run.parent.name for part in parts for run in part.glob("*/run.json")}):
+            _fold_cells(out, out / model / cells, [part / cells for part in parts], order)
+        for part in parts:
+            shutil.rmtree(part)
+
+
+def _fold_cells(out: Path, folder: Path, parts: Sequence[Path], order: Mapping[str, int]) -> None:
+    parts = [part for part in parts if (part / "run.json").exists()]
+    runs = [read_run(part) for part in parts]
+    for run in runs:
+        check_protocol([out, *part_folders(out)], run["protocol"])
+    merged: dict[str, Any] = (
+        read_run(folder) if (folder / "run.json").exists() else {**runs[0], "segments": []}
+    )
+    for name in ("methods", "metrics"):
+        merged[name] = list(dict.fromkeys(value for run in (merged, *runs) for value in run[name]))
+    folder.mkdir(parents=True, exist_ok=True)
+    columns = [*KEYS, *score_columns(name for name in merged["metrics"] if name in METRICS)]
+    for method in merged["methods"]:
+        name = f"{file_name(method)}.csv"
+        for part, run in zip(parts, runs, strict=True):
+            rows = merge_rows([part / name])[1]
+            credit(run["segments"], {method: [order[image] for (image,) in rows if image in order]})
+        Table(folder / name, columns, also=[part / name for part in parts]).compact(order)
+        Maps(
+            folder / f"{file_name(method)}.npz", [part / f"{file_name(method)}.npz" for part in parts]
+        ).finish(order)
+    for run in runs:
+        merge_segments(merged["segments"], run["segments"])
+    write_run(folder, merged | model_counts(folder, merged["protocol"]))
+
+
+def wait_for_parts(run: ModelRun, stop: Stop, say: Say) -> None:
+    """Wait until every image of a run is done by some process, then fold the parts.
+
+    What is done shows in the rows themselves: no process reports to another.
+
+    Raises:
+        CamkitError: for :data:`SILENCE` seconds no process has written a row.
+        KeyboardInterrupt: a signal came.
+    """
+    out, model = run.config.out, run.folder.name
+    last, since = -1, time.monotonic()
+    while missing := run.unfinished():
+        stop.check()
+        size = sum(
+            path.stat().st_size for part in part_folders(out) for path in (part / model).rglob("*.csv")
+        )
+        if size != last:
+            if last < 0:
+                say(f"{model}: waiting for the other processes ({len(missing)} images)")
+            last, since = size, time.monotonic()
+        elif time.monotonic() - since > SILENCE:
+            raise CamkitError(
+                f"{model}: {len(missing)} images are missing, and for {SILENCE / 60:.0f} minutes no other "
+                "process has written a row.\nFinished rows are kept: the same command goes on from there."
+            )
+        time.sleep(1)
+    with hold(out / model):
+        fold(out, model, run.order, wait=PATIENCE)
+    remove_parts(out)
+
+
+def set_aside(out: Path) -> Path | None:
+    """Move a results folder to OUT.<time>; None where there is none.
+
+    Raises:
+        CamkitError: a run is at work in it, or it cannot be moved.
+    """
+    models = {folder.parent for results in (out, *part_folders(out)) for folder in run_folders(results)}
+    if not models:
+        return None
+    with ExitStack() as locks:
+        for folder in (out, *sorted(models)):
+            locks.enter_context(hold(folder))
+        aside = out.with_name(f"{out.resolve().name}.{datetime.now():%Y%m%d-%H%M%S-%f}")
+        with writing(out):
+            out.rename(aside)
+    return aside

@@ -1,0 +1,230 @@
+"""run.json: what decided the numbers of a folder of cells (its protocol), and with what they were made.
+
+protocol   decides a number: another value is refused
+segments   what moves only last bits (device, threads, batch size, versions): each segment says with
+           what it ran, and which rows it made
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from camkit.config import RunConfig
+from camkit.data import DataSet
+from camkit.errors import UsageError
+from camkit.evaluate import Cell
+from camkit.prepare import Prepared
+from camkit.results import DEFINITIONS_VERSION, read_run, run_folders
+
+# What all cells of one results folder have in common; the rest of the protocol belongs to a model and layer.
+SHARED = (
+    "target_rule", "steps", "preprocess", "exif", "dtype", "weights", "seed", "data_fingerprint",
+    "definitions",
+)  # fmt: skip
+# Entries of a segment that may differ between two starts of the same segment.
+BOOKKEEPING = {
+    "command", "data", "data_images", "layout", "labels", "started", "ended", "starts", "rows",
+    "images", "seconds", "waiting_seconds", "passes", "images_per_second", "waiting_for_data",
+    "not_deterministic",
+}  # fmt: skip
+# Entries of a segment that add up over its starts.
+COUNTS = ("images", "seconds", "waiting_seconds", "passes")
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def describe_protocol(prepared: Prepared, cell: Cell, config: RunConfig, data: DataSet) -> dict[str, Any]:
+    """Everything that decides a number of a cell's folder."""
+    loaded = prepared.loaded
+    return {
+        "model": loaded.row.name,
+        "library_name": f"{loaded.row.library}/{loaded.row.entry}",
+        "layer": cell.layer,
+        "module": cell.path,
+        "utility": cell.utility,
+        "target_rule": config.target,
+        "steps": config.steps,
+        "preprocess": config.preprocess,
+        "exif": config.exif,
+        "transform": loaded.preprocess.describe(),
+        "dtype": config.dtype,
+        "weights": loaded.weights.kind,
+        "weights_tag": loaded.weights.tag,
+        "weights_sha256": loaded.weights.sha256,
+        "seed": config.seed,
+        "data_fingerprint": data.fingerprint,
+        "definitions": DEFINITIONS_VERSION,
+    }
+
+
+def describe_segment(prepared: Prepared, config: RunConfig, data: DataSet) -> dict[str, Any]:
+    """With what, and when, some of the rows of a folder are made."""
+    device = prepared.network.device
+    cuda = device.type == "cuda"
+    return {
+        "command": config.command(),
+        "started": now(),
+        "data": data.name,
+        "data_images": len(data.items),
+        "layout": data.layout,
+        "labels": data.labels,
+        "weights_file": prepared.loaded.weights.file,
+        "device": torch.cuda.get_device_name(device) if cuda else str(device),
+        "driver": _driver() if cuda else None,
+        "threads": torch.get_num_threads(),
+        "versions": {
+            "python": platform.python_version(),
+            "cuda": torch.version.cuda if cuda else None,
+            **{name: version(name) for name in ("camkit", "torch", "torchvision", "timm", "numpy", "pillow")},
+        },
+        "git": _git_commit(),
+    }
+
+
+def check_protocol(folders: Iterable[Path], protocol: Mapping[str, Any]) -> None:
+    """One results folder holds one protocol.
+
+    Args:
+        folders: results folders (OUT and its parts).
+        protocol: what decides the numbers of the cells about to run.
+
+    Raises:
+        UsageError: cells that are there were made with something else; the message names it.
+    """
+    for out in folders:
+        for folder in run_folders(out):
+            there = read_run(folder)["protocol"]
+            same_cells = all(there.get(key) == protocol.get(key) for key in ("model", "layer", "utility"))
+            for name in {**there, **protocol} if same_cells else SHARED:
+                if there.get(name) != protocol.get(name):
+                    old, new = (
+                        json.dumps(value.get(name), ensure_ascii=False) for value in (there, protocol)
+                    )
+                    raise UsageError(
+                        f"{out} holds results with another {name.replace('_', ' ')}: {old} in "
+                        f"{folder.relative_to(out)}, now {new}.\n"
+                        "Use another --out, or --force: it moves the old results aside and starts afresh."
+                    )
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What moves last bits and is not the same in two segments, as `name old -> new`."""
+    old, new = _flat(old), _flat(new)
+    return [
+        f"{name.replace('_', ' ')} {old.get(name)} -> {new.get(name)}"
+        for name in {**old, **new}
+        if old.get(name) != new.get(name)
+    ]
+
+
+def _flat(segment: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {name: value for name, value in segment.items() if name not in BOOKKEEPING}
+    return {**kept, **kept.pop("versions", {})}
+
+
+def add_segment(segments: list[dict[str, Any]], segment: Mapping[str, Any]) -> list[str]:
+    """Go on with the last segment if it ran with the same things, else begin one; give the differences."""
+    changed = differences(segments[-1], segment) if segments else []
+    if not segments or changed:
+        segments.append({**segment, "starts": 1, **dict.fromkeys(COUNTS, 0), "rows": {}})
+    else:
+        segments[-1] |= {"command": segment["command"], "starts": segments[-1]["starts"] + 1}
+    return changed
+
+
+def credit(segments: list[dict[str, Any]], rows: Mapping[str, Iterable[int]]) -> None:
+    """Enter the rows that no segment has as the last one's: who was killed could not do it itself.
+
+    Args:
+        rows: method -> places, in the data set's order, of the images that have a row.
+    """
+    if not segments:
+        return
+    for method, places in rows.items():
+        taken = {place for segment in segments for place in from_ranges(segment["rows"].get(method, ""))}
+        new = set(places) - taken
+        if new:
+            mine = segments[-1]["rows"]
+            mine[method] = to_ranges(new | set(from_ranges(mine.get(method, ""))))
+
+
+def merge_segments(segments: list[dict[str, Any]], others: Sequence[Mapping[str, Any]]) -> None:
+    """Take in the segments of another part of the run: those that ran with the same things become one."""
+    for other in others:
+        same = next((segment for segment in segments if not differences(segment, other)), None)
+        if same is None:
+            segments.append(dict(other))
+            continue
+        for method, ranges in other["rows"].items():
+            places = {*from_ranges(ranges), *from_ranges(same["rows"].get(method, ""))}
+            same["rows"][method] = to_ranges(places)
+        same["started"] = min(same["started"], other["started"])
+        if "ended" in other:
+            same["ended"] = max(same.get("ended", ""), other["ended"])
+        same["starts"] += other["starts"]
+        add_counts(same, other)
+
+
+def add_counts(segment: dict[str, Any], counts: Mapping[str, float]) -> None:
+    """Add to a segment's counts (:data:`COUNTS`), and renew the rates that follow from them."""
+    for name in COUNTS:
+        segment[name] = round(segment[name] + counts[name], 3)
+    seconds = segment["seconds"]
+    segment["images_per_second"] = round(segment["images"] / seconds, 3) if seconds else None
+    segment["waiting_for_data"] = round(segment["waiting_seconds"] / seconds, 4) if seconds else None
+
+
+def to_ranges(places: Iterable[int]) -> str:
+    """{0, 1, 2, 5} -> "0-2,5"."""
+    ranges: list[list[int]] = []
+    for place in sorted(places):
+        if ranges and place == ranges[-1][1] + 1:
+            ranges[-1][1] = place
+        else:
+            ranges.append([place, place])
+    return ",".join(f"{first}-{last}" if last > first else str(first) for first, last in ranges)
+
+
+def from_ranges(text: str) -> list[int]:
+    """The inverse of :func:`to_ranges`."""
+    places: list[int] = []
+    for part in filter(None, text.split(",")):
+        first, _, last = part.partition("-")
+        places.extend(range(int(first), int(last or first) + 1))
+    return places
+
+
+@cache
+def _driver() -> str | None:
+    """The version of the NVIDIA driver."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        output = subprocess.run(command, capture_output=True, check=True, text=True, timeout=20).stdout
+        return output.split()[0]
+    except (OSError, subprocess.SubprocessError, IndexError):
+        return None
+
+
+@cache
+def _git_commit() -> str | None:
+    """The commit of the source tree that camkit runs from, with `-dirty` where files differ; None without."""
+    folder = Path(__file__).parent
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        tracked = ["git", "-C", str(folder), "ls-files", "--error-unmatch", Path(__file__).name]
+        subprocess.run(tracked, capture_output=True, check=True)
+        return subprocess.run(command, capture_output=True, check=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,61 @@
+"""SIGINT and SIGTERM: the first one lets the batch in hand finish, the second stops now."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stop:
+    """Whether the run has been asked to stop.
+
+    Attributes:
+        asked: a signal has come; :meth:`check` raises KeyboardInterrupt.
+        patient: there is a batch in hand that is worth finishing. Otherwise one signal stops at once.
+    """
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.asked = self.patient = False
+        self._say = say
+
+    @contextmanager
+    def patiently(self) -> Iterator[None]:
+        """While work goes on that is worth finishing."""
+        self.patient = True
+        try:
+            yield
+        finally:
+            self.patient = False
+
+    def check(self) -> None:
+        """Raise KeyboardInterrupt where a stop was asked for."""
+        if self.asked:
+            raise KeyboardInterrupt
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        at_once = self.asked or not self.patient
+        self.asked = True
+        if at_once:
+            raise KeyboardInterrupt
+        with suppress(RuntimeError):  # the signal came while a line was being printed
+            self._say(f"{signal.Signals(number).name}: finishing this batch (once more: stop now)")
+
+
+@contextmanager
+def stop_signals(say: Callable[[str], None]) -> Iterator[Stop]:
+    """Listen to both signals; the old handlers come back at the end. Outside the main thread: do nothing."""
+    stop = Stop(say)
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.signal(number, stop._handle) for number in STOP_SIGNALS}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)

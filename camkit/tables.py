@@ -1,0 +1,321 @@
+"""Files that survive: append-only CSV logs, spooled maps, and writing by rename.
+
+A log's row counts once its newline is on disk: what a crash leaves of a record is cut off by the next start.
+An image that gets another score later has a second row; reading merges such rows, and the value that was
+there first stays. :meth:`Table.compact` writes the merged table.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+
+from camkit.csv_text import csv_line
+from camkit.errors import CamkitError
+
+# Names of files that are no valid UTF-8 survive the way through a CSV.
+UTF8, ODD_NAMES = "utf-8", "surrogateescape"
+
+Row = dict[str, str]
+Key = tuple[str, ...]
+
+
+def number(value: float) -> str:
+    """Nine significant digits: a float32 comes back exactly."""
+    return format(value, ".9g")
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Name the file in whatever the system says against writing it.
+
+    Raises:
+        CamkitError: a full disk, a read-only folder, a folder that is gone.
+    """
+    try:
+        yield
+    except OSError as error:
+        gone = isinstance(error, FileNotFoundError)
+        raise CamkitError(
+            f"{path}: {error.strerror or error}\n"
+            + ("The results folder was taken away while the run was going on." if gone else "")
+            + ("" if gone else "What was written before is kept: the same command goes on from there.")
+        ) from error
+
+
+def write_atomically(path: Path, data: str | bytes) -> None:
+    """Write under a temporary name, then rename: a reader sees the old file or the new one, whole.
+
+    Raises:
+        CamkitError: it cannot be written; the old file is still there.
+    """
+    data = data.encode(UTF8, ODD_NAMES) if isinstance(data, str) else data
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with writing(path):
+        try:
+            _append(temporary, data)
+            temporary.replace(path)
+            _sync_folder(path.parent)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink()
+            raise
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove what a crash between writing and renaming left; only for who holds the folder's lock."""
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Put the names in a folder on disk; a file alone does not bring its name along."""
+    with suppress(OSError):  # not every system can
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _append(path: Path, data: bytes) -> None:
+    """Append to a file; the data are on disk when this returns."""
+    new = not path.exists()
+    with path.open("ab") as file:
+        before = file.tell()
+        try:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        except BaseException:
+            with suppress(OSError):
+                os.truncate(path, before)
+            raise
+    if new:
+        _sync_folder(path.parent)
+
+
+def complete(data: bytes) -> bytes:
+    """CSV text without what a crash left of its last record.
+
+    A record ends with a newline outside quotes: one with an even number of quotes before it.
+    """
+    end = data.rfind(b"\n") + 1
+    while data.count(b'"', 0, end) % 2:
+        end = data.rfind(b"\n", 0, end - 1) + 1
+    return data[:end]
+
+
+def read_records(path: Path) -> tuple[list[str], list[Row]]:
+    """Columns and rows of a log as they stand; a torn end and damaged rows are left out.
+
+    Raises:
+        CamkitError: it is no CSV.
+    """
+    try:
+        text = complete(path.read_bytes()).decode(UTF8, ODD_NAMES)
+        records = csv.reader(io.StringIO(text, newline=""))
+        header = next(records, [])
+        # A block that never reached the disk before a power loss reads as zeros.
+        body = [record for record in records if len(record) == len(header) and "\0" not in record[0]]
+    except FileNotFoundError:
+        return [], []
+    except csv.Error as error:
+        raise CamkitError(
+            f"{path} is damaged ({error}): move it away, and its rows are made again"
+        ) from error
+    return header, [dict(zip(header, record, strict=True)) for record in body]
+
+
+def merge_rows(paths: Iterable[Path], keys: Sequence[str] = ("image",)) -> tuple[list[str], dict[Key, Row]]:
+    """Columns and rows of several logs together, one row a key; the first value of a field stays."""
+    columns: dict[str, None] = {}
+    rows: dict[Key, Row] = {}
+    for path in paths:
+        header, records = read_records(path)
+        columns |= dict.fromkeys(header)
+        for record in records:
+            row = rows.setdefault(tuple(record[key] for key in keys), record)
+            if row is not record:
+                row.update({name: value for name, value in record.items() if value and not row.get(name)})
+    return list(columns), rows
+
+
+def render(columns: Sequence[str], rows: Iterable[Mapping[str, str]], header: bool = True) -> bytes:
+    """Rows as CSV."""
+    lines = [csv_line(columns)] if header else []
+    lines += [csv_line(row.get(column, "") for column in columns) for row in rows]
+    return "".join(lines).encode(UTF8, ODD_NAMES)
+
+
+NONE: frozenset[str] = frozenset()
+# One object for what is equal: thousands of images have the same few sets of fields in hundreds of tables.
+_KEYS: dict[Key, Key] = {}
+_FIELDS: dict[frozenset[str], frozenset[str]] = {}
+
+
+class Table:
+    """An append-only CSV file whose rows are merged by a key when it is read.
+
+    Args:
+        columns: in the order of the file; those that only the file has come behind them.
+        keys: columns that identify a row.
+        also: other logs of the same table, whose rows need not be written again.
+    """
+
+    def __init__(
+        self, path: Path, columns: Sequence[str], keys: Sequence[str] = ("image",), also: Iterable[Path] = ()
+    ) -> None:
+        self.path = path
+        self.keys = keys
+        self.also = list(also)
+        present = self._repair()
+        self.columns = list(dict.fromkeys([*columns, *present]))
+        if present and self.columns != present:
+            self._write(merge_rows([path], keys)[1].values())
+        self.reload()
+
+    def _repair(self) -> list[str]:
+        """Cut off a torn end; give the file's columns."""
+        if not self.path.exists():
+            return []
+        data = self.path.read_bytes()
+        whole = complete(data)
+        if len(whole) < len(data):
+            with writing(self.path):
+                os.truncate(self.path, len(whole))
+        return read_records(self.path)[0]
+
+    def reload(self) -> None:
+        """Read again which fields have a value, here (`known`) and in `also` (`elsewhere`)."""
+        self.known: dict[Key, frozenset[str]] = {}
+        self.elsewhere: dict[Key, frozenset[str]] = {}
+        for path in (self.path, *self.also):
+            for row in read_records(path)[1]:
+                self._learn(row, self.known if path == self.path else self.elsewhere)
+
+    def _learn(self, row: Mapping[str, str], known: dict[Key, frozenset[str]]) -> None:
+        key = tuple(row[name] for name in self.keys)
+        fields = frozenset(name for name, value in row.items() if value) | known.get(key, NONE)
+        known[_KEYS.setdefault(key, key)] = _FIELDS.setdefault(fields, fields)
+
+    def has(self, key: Key, columns: Iterable[str] = ()) -> bool:
+        """Whether there is a row, and it has a value in every one of `columns`."""
+        if key not in self.known and key not in self.elsewhere:
+            return False
+        return (self.known.get(key, NONE) | self.elsewhere.get(key, NONE)).issuperset(columns)
+
+    def append(self, rows: Iterable[Mapping[str, str]]) -> None:
+        """Add rows, save those that bring nothing new; they are on disk when this returns.
+
+        Raises:
+            CamkitError: they cannot be written; the file is as it was.
+        """
+        new = [
+            row
+            for row in rows
+            if not self.has(tuple(row[name] for name in self.keys), (name for name in row if row[name]))
+        ]
+        if not new:
+            return
+        with writing(self.path):
+            empty = not self.path.exists() or self.path.stat().st_size == 0
+            _append(self.path, render(self.columns, new, header=empty))
+        for row in new:
+            self._learn(row, self.known)
+
+    def compact(self, order: Mapping[str, int], without: Container[Key] = ()) -> None:
+        """Rewrite the file: one row a key, in the order of its images, `also` included.
+
+        Args:
+            order: image -> place; images that are not in it come last.
+            without: rows to leave out.
+        """
+        columns, rows = merge_rows([self.path, *self.also], self.keys)
+        self.columns = list(dict.fromkeys([*self.columns, *columns]))
+        if not rows:
+            return
+
+        def place(key: Key) -> tuple:
+            return tuple(
+                (order.get(value, len(order)), value) if name == "image" else value
+                for name, value in zip(self.keys, key, strict=True)
+            )
+
+        self._write(rows[key] for key in sorted(rows, key=place) if key not in without)
+
+    def _write(self, rows: Iterable[Row]) -> None:
+        data = render(self.columns, rows)
+        if not self.path.exists() or self.path.read_bytes() != data:
+            write_atomically(self.path, data)
+
+
+class Maps:
+    """The signed maps of a cell (`--save-maps`): spooled batch by batch, one `.npz` at the end.
+
+    The `.npz` holds `images` (N,), the names, and `maps` (N, h, w), float32, before ReLU.
+
+    Args:
+        also: the `.npz` paths of other runs' maps of the same cell, which need not be made again.
+    """
+
+    def __init__(self, path: Path, also: Iterable[Path] = ()) -> None:
+        self.path = path
+        self.spool = path.with_suffix(".maps")
+        self.also = list(also)
+        self.reload()
+        if self.spool.exists():
+            with writing(self.spool):
+                os.truncate(self.spool, _read_spool(self.spool)[1])
+
+    def reload(self) -> None:
+        self.maps: dict[str, np.ndarray] = {}
+        for path in (self.path, *self.also):
+            if path.exists():
+                with np.load(path, allow_pickle=False) as saved:
+                    self._learn(dict(zip(saved["images"].tolist(), saved["maps"], strict=True)))
+            self._learn(_read_spool(path.with_suffix(".maps"))[0])
+
+    def _learn(self, maps: Mapping[str, np.ndarray]) -> None:
+        for name, array in maps.items():
+            self.maps.setdefault(name, array)
+
+    def append(self, images: Sequence[str], maps: np.ndarray) -> None:
+        """Add maps (N, h, w); they are on disk when this returns."""
+        buffer = io.BytesIO()
+        np.save(buffer, np.array(images))
+        np.save(buffer, maps)
+        with writing(self.spool):
+            _append(self.spool, buffer.getvalue())
+        self._learn(dict(zip(images, maps, strict=True)))
+
+    def finish(self, order: Mapping[str, int]) -> None:
+        """Write the `.npz`, in the order of the run's images."""
+        if not self.maps:
+            return
+        names = sorted(self.maps, key=lambda name: (order.get(name, len(order)), name))
+        buffer = io.BytesIO()
+        np.savez_compressed(
+            buffer, images=np.array(names), maps=np.stack([self.maps[name] for name in names])
+        )
+        write_atomically(self.path, buffer.getvalue())
+        self.spool.unlink(missing_ok=True)
+
+
+def _read_spool(path: Path) -> tuple[dict[str, np.ndarray], int]:
+    """The maps in a spool, and where its last whole batch ends."""
+    maps: dict[str, np.ndarray] = {}
+    end = 0
+    if path.exists():
+        with path.open("rb") as file, suppress(EOFError, ValueError, OSError):  # its torn end
+            while True:
+                names = np.load(file, allow_pickle=False)
+                maps |= dict(zip(names.tolist(), np.load(file, allow_pickle=False), strict=True))
+                end = file.tell()
+    return maps, end
