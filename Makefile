@@ -42,7 +42,7 @@ reproduce: has-imagenet $(VENV)/.demo  ## the paper's tables; needs CAMKIT_DATA,
 	@for table in $(TABLES); do $(CAMKIT) bench --config configs/$$table.toml || exit 1; done
 
 has-imagenet:
-	@test -d "$$CAMKIT_DATA" || { echo "make reproduce needs ImageNet's validation images:" \
+	@test -e "$$CAMKIT_DATA" || { echo "make reproduce needs ImageNet's validation images:" \
 		"CAMKIT_DATA=/data/imagenet/val make reproduce"; exit 1; }
 
 clean:  ## remove the environment, caches, and the results of demo and smoke; all other results stay

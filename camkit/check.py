@@ -18,6 +18,7 @@ from camkit.accuracy import measure_top1
 from camkit.config import RunConfig
 from camkit.data import DataSet, Item, class_name, find_images
 from camkit.data.classes import CLASSES, index_to_wnid
+from camkit.data.items import in_storage_order
 from camkit.errors import CamkitError
 from camkit.pixels import decode, read_file
 from camkit.prepare import find_models
@@ -135,7 +136,7 @@ def check_data(
     data = find_images(path, config.seed, layout, labels)
     for note in data.notes:
         say(note)
-    items = sorted(data.items, key=lambda item: item.source)  # type: ignore[arg-type,return-value]
+    items = in_storage_order(data.items)
     loader = DataLoader(_Contents(items), batch_size=None, num_workers=min(workers, len(items)))
     contents = list(tqdm(loader, total=len(items), desc="reading", unit="img"))
     found = dict(zip((item.id for item in items), contents, strict=True))

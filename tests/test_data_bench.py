@@ -19,7 +19,7 @@ from camkit.config import RunConfig
 from camkit.csv_text import csv_line
 from camkit.data import find_images
 from camkit.errors import CamkitError, UsageError
-from camkit.results import Table
+from camkit.tables import Table
 
 CELL = Path("timm__test_resnet") / "conv-rest"
 
@@ -181,7 +181,7 @@ def test_a_csv_line_comes_back_as_it_was() -> None:
 def test_a_table_keeps_names_with_line_breaks(tmp_path: Path) -> None:
     table = Table(tmp_path / "t.csv", ("image", "label"))
     table.append([{"image": name, "label": "1"} for name in ODD_NAMES])
-    assert [key for (key,) in Table(tmp_path / "t.csv", ("image", "label")).rows] == list(ODD_NAMES)
+    assert [key for (key,) in Table(tmp_path / "t.csv", ("image", "label")).known] == list(ODD_NAMES)
 
 
 # -- the options ------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import pickle
-import subprocess
+import re
 import sys
 import tarfile
 from collections.abc import Callable
@@ -13,9 +13,11 @@ from pathlib import Path
 
 import pytest
 import small_imagenet as small
+from click.testing import CliRunner
 from small_imagenet import LABELS, WNIDS, official_name, photos, write
 
 from camkit.bench import bench
+from camkit.cli import main
 from camkit.config import RunConfig
 from camkit.data import LAYOUTS, DataSet, find_images, wnid_to_index
 from camkit.data.sources import read_bytes
@@ -409,7 +411,15 @@ def test_a_tar_beside_nothing_has_names_and_no_labels(tmp_path: Path) -> None:
 
 
 def test_the_command_line_says_what_it_found(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "camkit", "data", "check", str(_kaggle(tmp_path)), "--format", "json"]
-    run = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert json.loads(run.stdout)["facts"]["labels"] == "LOC_val_solution.csv"
-    assert "layout flat" in run.stderr
+    command = ["data", "check", str(_kaggle(tmp_path)), "--format", "json", "--workers", "0"]
+    result = CliRunner().invoke(main, command)
+    assert json.loads(result.stdout)["facts"]["labels"] == "LOC_val_solution.csv"
+    assert "layout flat" in result.stderr
+
+
+def test_the_documentation_and_the_help_name_every_layout() -> None:
+    text = (Path(__file__).parent.parent / "docs" / "data.md").read_text()
+    assert sorted(re.findall(r"^### `(.*)`:", text, flags=re.MULTILINE)) == sorted(LAYOUTS)
+    for command in (["bench"], ["data", "check"], ["data", "sample"]):
+        words = CliRunner().invoke(main, [*command, "--help"]).output
+        assert all(name in words for name in LAYOUTS)

@@ -92,6 +92,11 @@ def in_order(items: Sequence[Item], seed: int) -> tuple[Item, ...]:
     return tuple(item for _, item in spread(items, seed))
 
 
+def in_storage_order(items: Iterable[Item]) -> list[Item]:
+    """The items as they lie on disk, where reading them all is fastest."""
+    return sorted(items, key=lambda item: item.source)  # type: ignore[arg-type,return-value]
+
+
 def fingerprint(items: Sequence[Item]) -> str:
     """sha256 over every image's id, label and size in bytes: what is cheap to read and hard to share."""
     digest = hashlib.sha256()

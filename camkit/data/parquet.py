@@ -17,7 +17,7 @@ from camkit.data.sources import ParquetRow
 from camkit.errors import CamkitError, UsageError
 
 LABEL_COLUMNS = ("label", "labels", "cls", "class", "target", "wnid", "synset")
-# To read one image is to read its row group; HF's own files have a hundred images in each.
+# To read one image is to read its row group: a hundred images in HF's older files, 100 MB in newer ones.
 LARGE_GROUP = 2**26
 MAX_GROUP = 2**32
 
@@ -112,7 +112,9 @@ def _check_groups(path: Path, file: Any, columns: Columns, notes: list[str]) -> 
         group = file.metadata.row_group(number)
         if group.total_byte_size > MAX_GROUP:
             raise CamkitError(f"{path} is refused: row group {number} claims {group.total_byte_size} bytes")
-        slow = "large row groups: every image costs reading its whole group"
+        slow = (
+            "row groups are large, and every image costs reading its group: camkit data sample unpacks them"
+        )
         if group.total_byte_size > LARGE_GROUP and slow not in notes:
             notes.append(slow)
 

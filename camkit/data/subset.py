@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from camkit.data.archives import EXTENSIONS
 from camkit.data.classes import index_to_wnid
-from camkit.data.items import DataSet, Item, spread
+from camkit.data.items import DataSet, Item, in_storage_order, spread
 from camkit.data.sources import read_bytes
 from camkit.errors import CamkitError, UsageError
 
@@ -37,7 +37,7 @@ def take(
     chosen = [item for turn, item in spread(data.items, seed) if turn < per_class]
     names = _targets(chosen)
     taken = []
-    for item in tqdm(chosen, desc="taking", unit="img"):
+    for item in tqdm(in_storage_order(chosen), desc="taking", unit="img"):
         try:
             name = _put(item, names[item.id], out, link=not copy)
         except (CamkitError, OSError) as error:
