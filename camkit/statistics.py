@@ -116,8 +116,8 @@ class Sampled:
     def interval(self, level: float = LEVEL) -> tuple[np.ndarray, np.ndarray]:
         """Ends (...) of the expanded percentile interval; NaN where the value is.
 
-        Quantiles of the resamples, a little further out than (1 -+ level) / 2: as much as Student's t is wider
-        than the normal distribution (Hesterberg, The American Statistician 2015).
+        Quantiles of the resamples, a little further out than (1 -+ level) / 2: as much as Student's t is
+        wider than the normal distribution (Hesterberg, The American Statistician 2015).
         """
         images = np.maximum(self.images, 2)
         tail = stats.norm.sf(np.sqrt(images / (images - 1)) * stats.t.isf((1 - level) / 2, images - 1))
@@ -139,7 +139,7 @@ class Sampled:
 
 
 def _quantiles(ordered: np.ndarray, quantile: np.ndarray) -> np.ndarray:
-    """A quantile of its own for each column of (resamples, ...), already sorted; linear between neighbours."""
+    """A quantile of its own for each column of (resamples, ...), which are sorted; linear in between."""
     place = quantile * (len(ordered) - 1)
     low = np.floor(place).astype(int)
     high = np.minimum(low + 1, len(ordered) - 1)

@@ -172,7 +172,7 @@ def test_intervals_cover_the_truth_in_95_percent_of_simulated_studies():
         low, high = result[0].interval()
         hits += (low <= truth) & (truth <= high)
         low, high = (result[1] - result[0]).interval()
-        hits_difference += (low <= 0) & (0 <= high)
+        hits_difference += (low <= 0) & (high >= 0)
     assert ((hits >= 930) & (hits <= 970)).all(), hits
     assert ((hits_difference >= 930) & (hits_difference <= 970)).all(), hits_difference
 

@@ -84,7 +84,7 @@ def _same_cells(block: Block) -> list[str]:
     for names, largest in groups.values():
         if len(names) > 1:
             degree = "identical" if largest == 0 else f"the same but for rounding (at most {largest:.0e})"
-            lines.append(f"{', '.join(names[:-1])} and {names[-1]} are {degree} on every image.")
+            lines.append(f"{listed(names)} are {degree} on every image.")
         lines += [
             f"{name} is {plain}: its Hessian term was zero throughout."
             for name, plain in WITHOUT_HESSIAN.items()
@@ -132,13 +132,18 @@ def _flags(block: Block) -> list[str]:
 def _controls(analysis: Analysis) -> list[str]:
     block = analysis.block
     if analysis.best_control is None:
-        return [
-            "No controls in this run: what a map that explains nothing scores is not known (--method controls)."
-        ]
-    lines = []
-    for column, name in analysis.blind_winners.items():
-        score = next(s for s in block.scores if s.column == column)
-        lines.append(
-            f"{score.short} says nothing here: {name}, the same map for every image, has the best value."
-        )
-    return lines
+        return ["No controls here (--method controls): what a map that explains nothing scores is not known."]
+    won: dict[str, list[str]] = defaultdict(list)
+    for score in block.scores:
+        if score.column in analysis.blind_winners:
+            won[analysis.blind_winners[score.column]].append(score.short)
+    return [
+        f"{listed(scores)} {'says' if len(scores) == 1 else 'say'} nothing here: {name}, the same map for "
+        "every image, has the best value."
+        for name, scores in won.items()
+    ]
+
+
+def listed(names: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return " and ".join(part for part in (", ".join(names[:-1]), names[-1]) if part)

@@ -43,15 +43,18 @@ class Score:
 
 # In the order of the paper's table, then deletion and insertion.
 PLAIN = {
-    "average_drop": ("AD", "Average drop: share of the class's probability lost when only the marked part is kept."),
+    "average_drop": ("AD", "Average drop: share of the probability lost when only the marked part is kept."),
     "coherency": ("Coh", "Coherency: how alike the map is to the map of the image that it masks."),
     "complexity": ("Com", "Complexity: how much of the image the map marks (its mean)."),
     "adcc": ("ADCC", "Harmonic mean of coherency, 1 − complexity and 1 − average drop."),
     "increase": ("IC", "Increase in confidence: share of images whose probability rises when masked."),
-    "drop_in_deletion": ("ADD", "Drop in deletion: share of the probability lost when the marked part is removed."),
+    "drop_in_deletion": (
+        "ADD",
+        "Drop in deletion: share of the probability lost when the marked part is taken away.",
+    ),
     "deletion_auc": ("Deletion", "Area under the probability as pixels are blanked, the most salient first."),
     "insertion_auc": ("Insertion", "Area under the probability as pixels come in, the most salient first."),
-}  # fmt: skip
+}
 
 
 def known_scores(columns: Iterable[str]) -> list[Score]:

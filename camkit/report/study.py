@@ -76,9 +76,13 @@ class Block:
         return (~np.isnan(self.values)).sum(axis=0)
 
     @property
+    def name(self) -> str:
+        return f"{self.model} · {self.layer} · {self.utility}"
+
+    @property
     def title(self) -> str:
         accuracy = "" if np.isnan(self.top1) else f", top-1 {100 * self.top1:.2f} %"
-        return f"{self.model} · {self.layer} · {self.utility} ({len(self.images)} images{accuracy})"
+        return f"{self.name} ({len(self.images)} images{accuracy})"
 
     def describe(self) -> str:
         """The protocol in one line, for a caption."""
