@@ -206,6 +206,7 @@ def ranks(scores: np.ndarray, level: float = LEVEL) -> Ranks:
     """Ranks of (models, methods), the highest score being rank 1."""
     models, methods = scores.shape
     average = stats.rankdata(-scores, axis=1).mean(axis=0)
-    p = float(stats.friedmanchisquare(*scores.T).pvalue) if methods > 2 else float("nan")
+    with np.errstate(invalid="ignore"):  # NaN where all methods tie on all models
+        p = float(stats.friedmanchisquare(*scores.T).pvalue) if methods > 2 else float("nan")
     q = stats.studentized_range.ppf(level, methods, np.inf) / np.sqrt(2)
     return Ranks(average, p, float(q * np.sqrt(methods * (methods + 1) / (6 * models))))
