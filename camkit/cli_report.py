@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from camkit.cli_data import debug_option
 from camkit.errors import CamkitError, UsageError
 
 if TYPE_CHECKING:
@@ -70,16 +73,33 @@ def _render(style: str, grids: list[Grid], legend: tuple[str, ...], frame: Calla
     "--against", type=click.Choice(["paper"]), help="Compare with the published figures (arXiv 2501.06261)."
 )
 @click.option("--strict", is_flag=True, help="With --against: exit code 1 where a full-set figure is off.")
+@click.option(
+    "--data", metavar="PATH|sample", help="Where the photos lie, for html.  [default: $CAMKIT_DATA]"
+)
+@click.option(
+    "--no-photos", is_flag=True, help="An html page without photos, where passing them on is not allowed."
+)
+@debug_option
 def report(
-    folders: tuple[Path, ...], style: str | None, out: Path | None, against: str | None, strict: bool
+    folders: tuple[Path, ...],
+    style: str | None,
+    out: Path | None,
+    against: str | None,
+    strict: bool,
+    data: str | None,
+    no_photos: bool,
 ) -> None:
     """The table of results: means with 95 % intervals, marks, controls, and audit lines.
+
+    html is one file with tables, figures and images; the images' maps are there if `bench --save-maps` kept
+    them.
 
     \b
     Examples:
       camkit report results/local
       camkit report results/local -o table.tex
       camkit report results/local --against paper --strict
+      camkit report results/local --data /data/imagenet/val -o report.html
     """
     from camkit.report import tables
     from camkit.report.analysis import Analysis
@@ -88,32 +108,53 @@ def report(
     if strict and not against:
         raise UsageError("--strict goes with --against paper")
     style = _style(style, out)
+    if style == "html" and out is None:
+        raise UsageError("--format html writes a page: say where with -o FILE.html")
     study = load_study(folders)
     analyses = [Analysis(block) for block in study]
+    verdict: tuple[str, ...] = ()
+    failed = False
     if against:
-        _report_against_paper(analyses, style, out, strict)
-        return
-    grids = [tables.score_grid(analysis, study) for analysis in analyses]
-    _emit(_render(style, grids, tables.LEGEND, lambda: tables.score_frame(analyses)), out)
+        from camkit.report import paper
 
-
-def _report_against_paper(analyses: list[Analysis], style: str, out: Path | None, strict: bool) -> None:
-    from camkit.report import paper
-
-    checks, left_out = paper.check_all(analyses)
-    verdict = [*paper.verdict(checks), *paper.randomcam_lines(checks), *left_out]
-    grids = [paper.check_grid(found) for found in checks]
-    _emit(_render(style, grids, (*paper.LEGEND, *verdict), lambda: paper.check_frame(checks)), out)
-    if out is not None or style == "csv":
+        checks, left_out = paper.check_all(analyses)
+        verdict = (*paper.verdict(checks), *paper.randomcam_lines(checks), *left_out)
+        grids, legend = [paper.check_grid(found) for found in checks], (*paper.LEGEND, *verdict)
+        failed = strict and any(found.full and found.off.any() for found in checks)
+        frame = partial(paper.check_frame, checks)
+    else:
+        grids, legend = [tables.score_grid(analysis, study) for analysis in analyses], tables.LEGEND
+        frame = partial(tables.score_frame, analyses)
+    if style == "html":
+        _emit(_page(analyses, grids, legend, data, no_photos), out)
+    else:
+        _emit(_render(style, grids, legend, frame), out)
+    if verdict and (out is not None or style == "csv"):
         click.echo("\n".join(verdict), err=True)
-    if strict and any(found.full and found.off.any() for found in checks):
+    if failed:
         raise CamkitError("a figure over the full set is off (--strict)")
+
+
+def _page(
+    analyses: list[Analysis], grids: list[Grid], legend: tuple[str, ...], data: str | None, no_photos: bool
+) -> str:
+    from camkit.report import gallery, html
+
+    say = partial(click.echo, err=True)
+    blocks = [analysis.block for analysis in analyses]
+    selections = gallery.within_limit([gallery.select(block, gallery.read_maps(block)) for block in blocks])
+    photos = {}
+    if not no_photos:
+        wanted = {one.block.images[place] for one in selections for place in one.images}
+        photos = gallery.find_photos(blocks, data or os.environ.get("CAMKIT_DATA"), wanted, say)
+    return html.page(analyses, grids, legend, selections, photos)
 
 
 @click.command()
 @_folders
 @click.option("--baseline", default="gradcam", show_default=True, metavar="METHOD", help="Compare with this.")
 @_output("terminal", "markdown", "csv", "latex")
+@debug_option
 def compare(folders: tuple[Path, ...], baseline: str, style: str | None, out: Path | None) -> None:
     """Each method's paired difference to a baseline: interval, corrected p value, images won.
 

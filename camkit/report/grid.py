@@ -16,7 +16,7 @@ class Cell:
     """One entry.
 
     Attributes:
-        text: as shown; `bold` and `underline` where the format allows.
+        text: as shown; `bold` and `underline` where the format allows; `detail` stands behind it.
         value: what it sorts by.
         hint: more about it, one sentence.
     """
@@ -25,6 +25,7 @@ class Cell:
     value: float | None = None
     bold: bool = False
     underline: bool = False
+    detail: str = ""
     hint: str = ""
 
 
@@ -50,7 +51,8 @@ def terminal(grids: Sequence[Grid], legend: Sequence[str] = ()) -> str:
 
     def styled(cell: Cell) -> str:
         style = cell.bold or cell.underline
-        return click.style(cell.text, bold=cell.bold, underline=cell.underline) if style else cell.text
+        text = click.style(cell.text, bold=cell.bold, underline=cell.underline) if style else cell.text
+        return f"{text} {cell.detail}" if cell.detail else text
 
     blocks = []
     for grid in grids:
@@ -75,7 +77,8 @@ def markdown(grids: Sequence[Grid], legend: Sequence[str] = ()) -> str:
     def marked(cell: Cell) -> str:
         text = re.sub(r"([\\`*_|<>\[\]])", r"\\\1", cell.text)
         text = f"**{text}**" if cell.bold else text
-        return f"<u>{text}</u>" if cell.underline else text
+        text = f"<u>{text}</u>" if cell.underline else text
+        return f"{text} {cell.detail}" if cell.detail else text
 
     blocks = []
     for grid in grids:
@@ -116,7 +119,8 @@ def latex(grids: Sequence[Grid], legend: Sequence[str] = ()) -> str:
     def marked(cell: Cell) -> str:
         text = escape_latex(cell.text)
         text = rf"\textbf{{{text}}}" if cell.bold else text
-        return rf"\underline{{{text}}}" if cell.underline else text
+        text = rf"\underline{{{text}}}" if cell.underline else text
+        return rf"{text} {{\scriptsize {escape_latex(cell.detail)}}}" if cell.detail else text
 
     tables = []
     for (caption, headings), members in groupby(grids, key=lambda grid: (grid.caption, grid.headings)):

@@ -92,10 +92,11 @@ def _score_cell(analysis: Analysis, row: int, column: int) -> Cell:
         control = analysis.block.methods[analysis.best_control[column]]  # type: ignore[index]
         hint += f"; does not beat {control}"
     return Cell(
-        f"{'†' if unbeaten else ''}{percent(value)} ± {50 * (high - low):5.2f}",
+        f"{'†' if unbeaten else ''}{percent(value)}",
         value,
         bold=analysis.place[row, column] == 1,
         underline=analysis.place[row, column] == 2,
+        detail=f"± {50 * (high - low):5.2f}",
         hint=hint,
     )
 
