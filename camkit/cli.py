@@ -12,6 +12,7 @@ import click
 
 from camkit.cli_data import data as data_commands
 from camkit.cli_data import debug_option, labels_option, layout_option
+from camkit.cli_report import compare, report
 from camkit.config import DEFAULT_METRICS, RunConfig, read_config
 from camkit.errors import CamkitError, UsageError
 
@@ -378,3 +379,5 @@ def list_command(what: str, style: str) -> None:
 
 
 main.add_command(data_commands)
+main.add_command(report)
+main.add_command(compare)

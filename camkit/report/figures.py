@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 # Perceptually even, unlike the field's usual jet, whose bands draw edges that are not in the map.
-COLOUR_MAP = "inferno"
+COLOUR_MAPS = ("inferno", "viridis", "jet")
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def saliency_figure(rows: Sequence[Explained]) -> Figure:
         line[0].set_title(row.title, fontsize=7)
         for axis, (method, saliency) in zip(line[1:], row.saliency.items(), strict=False):
             axis.imshow(row.photo)
-            axis.imshow(saliency, cmap=COLOUR_MAP, alpha=0.6, vmin=0, vmax=1)
+            axis.imshow(saliency, cmap=COLOUR_MAPS[0], alpha=0.6, vmin=0, vmax=1)
             if place == 0:
                 axis.set_title(method, fontsize=8)
     return figure

@@ -1,58 +1,138 @@
-"""The table of a results folder, in percent, as in the paper."""
+"""The tables of a study, in percent, as in the paper; and what can be named."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import pandas as pd
-from tabulate import SEPARATING_LINE, tabulate
 
-import camkit.methods
-import camkit.metrics  # noqa: F401  (both fill the registries)
 from camkit.models import ROWS
 from camkit.registry import METHODS, METRICS
+from camkit.report.analysis import Analysis
+from camkit.report.audit import audit
+from camkit.report.grid import Cell, Grid, terminal
+from camkit.report.scores import is_control, known_scores
+from camkit.report.study import Block
+from camkit.statistics import LEVEL, RESAMPLES
 from camkit.utilities import UTILITIES
 
-# Column of summary.csv -> heading; the arrow points to the better side.
-HEADINGS = {
-    "average_drop": "AD ↓",
-    "coherency": "Coh ↑",
-    "complexity": "Com ↓",
-    "adcc": "ADCC ↑",
-    "increase": "IC ↑",
-    "drop_in_deletion": "ADD ↑",
-    "deletion_auc": "Deletion ↓",
-    "insertion_auc": "Insertion ↑",
-}
+INTERVAL = f"{100 * LEVEL:.0f} %"
+LEGEND = (
+    "Bold: best method; underlined: second.",
+    f"±: half the {INTERVAL} interval (paired bootstrap over images, {RESAMPLES:,} resamples).",
+    f"†: does not beat the best control (paired, {INTERVAL}).",
+)
 
 
-def is_control(name: str) -> bool:
-    return name in METHODS and "controls" in METHODS[name].groups
+def percent(value: float) -> str:
+    return "" if np.isnan(value) else f"{100 * value:.2f}"
+
+
+def signed(value: float) -> str:
+    """A difference in percentage points, with its sign."""
+    return f"{100 * value:+.2f}".replace("-", "−").replace("−0.00", "0.00").replace("+0.00", "0.00")
 
 
 def terminal_table(summary: pd.DataFrame) -> str:
-    """One block a model, layer and utility: methods, a line, the controls; all scores in percent."""
-    blocks = []
-    shown = [column for column in HEADINGS if column in summary and summary[column].notna().any()]
+    """The means of a summary.csv: one block a model, layer and utility, the controls below a line."""
+    grids = []
+    scores = [score for score in known_scores(summary) if summary[score.column].notna().any()]
     for (model, layer, utility), block in summary.groupby(["model", "layer", "utility"], sort=False):
         top1 = block["top1"].iloc[0]
         accuracy = "" if pd.isna(top1) else f", top-1 {100 * top1:.2f} %"
-        title = f"{model} · {layer} · {utility} ({block['images'].iloc[0]} images{accuracy})"
         controls = block["method"].map(is_control)
-        rows = [_row(row, shown) for _, row in block[~controls].iterrows()]
-        if rows and controls.any():
-            rows.append(SEPARATING_LINE)
-        rows += [_row(row, shown) for _, row in block[controls].iterrows()]
-        headings = ["method", *(HEADINGS[column] for column in shown)]
-        table = tabulate(
-            rows, headings, tablefmt="simple", disable_numparse=True, stralign="right", colalign=("left",)
+        groups = tuple(
+            tuple(
+                (Cell(row["method"]), *(Cell(percent(row[score.column])) for score in scores))
+                for _, row in block[chosen].iterrows()
+            )
+            for chosen in (~controls, controls)
         )
-        blocks.append(f"{title}\n{table}")
-    return "\n\n".join(blocks)
+        title = f"{model} · {layer} · {utility} ({block['images'].iloc[0]} images{accuracy})"
+        grids.append(Grid(title, "", ("method", *(score.heading for score in scores)), groups))
+    return terminal(grids)
 
 
-def _row(row: pd.Series, columns: list[str]) -> list[str]:
-    return [row["method"], *("" if pd.isna(row[c]) else f"{100 * row[c]:.2f}" for c in columns)]
+def score_grid(analysis: Analysis, study: Sequence[Block]) -> Grid:
+    """One block of the report: means, intervals, marks, the best control of each score, audit lines."""
+    block = analysis.block
+    rows = [
+        (Cell(name), *(_score_cell(analysis, row, column) for column in range(len(block.scores))))
+        for row, name in enumerate(block.methods)
+    ]
+    methods = tuple(row for row, control in zip(rows, block.controls, strict=True) if not control)
+    controls = [row for row, control in zip(rows, block.controls, strict=True) if control]
+    groups = [methods, tuple(controls)]
+    if analysis.best_control is not None:
+        best = [block.methods[row] for row in analysis.best_control]
+        groups.append(((Cell("best control"), *(Cell(name) for name in best)),))
+    return Grid(
+        block.title,
+        f"CAM scores in percent: {block.describe()}. {_source(study, block)}".strip(),
+        ("method", *(score.heading for score in block.scores)),
+        tuple(groups),
+        tuple(audit(analysis, study)),
+    )
+
+
+def _source(study: Sequence[Block], block: Block) -> str:
+    """The results folder, where the study has several."""
+    return f"Results: {block.source}." if len({other.source for other in study}) > 1 else ""
+
+
+def _score_cell(analysis: Analysis, row: int, column: int) -> Cell:
+    value = analysis.own.value[row, column]
+    if np.isnan(value):
+        return Cell("")
+    low, high = (ends[row, column] for ends in analysis.intervals)
+    unbeaten = analysis.unbeaten[row, column]
+    hint = f"{INTERVAL}: {percent(low)} to {percent(high)}"
+    if unbeaten:
+        control = analysis.block.methods[analysis.best_control[column]]  # type: ignore[index]
+        hint += f"; does not beat {control}"
+    return Cell(
+        f"{'†' if unbeaten else ''}{percent(value)}",
+        value,
+        bold=analysis.place[row, column] == 1,
+        underline=analysis.place[row, column] == 2,
+        detail=f"± {50 * (high - low):5.2f}",
+        hint=hint,
+    )
+
+
+def score_frame(analyses: Sequence[Analysis]) -> pd.DataFrame:
+    """All that the report knows of each cell and score, one row each; fractions."""
+    rows = []
+    for analysis in analyses:
+        block = analysis.block
+        low, high = analysis.intervals
+        for row, name in enumerate(block.methods):
+            for column, score in enumerate(block.scores):
+                control = analysis.best_control
+                rows.append(
+                    {
+                        **cell_keys(block),
+                        "method": name,
+                        "control": is_control(name),
+                        "score": score.column,
+                        "better": score.better,
+                        "images": block.counts[row, column],
+                        "value": analysis.own.value[row, column],
+                        "low": low[row, column],
+                        "high": high[row, column],
+                        "place": analysis.place[row, column] or "",
+                        "best_control": "" if control is None else block.methods[control[column]],
+                        "beats_best_control": ""
+                        if control is None or is_control(name)
+                        else not analysis.unbeaten[row, column],
+                    }
+                )
+    return pd.DataFrame(rows)
+
+
+def cell_keys(block: Block) -> dict[str, object]:
+    return {"results": block.source, "model": block.model, "layer": block.layer, "utility": block.utility}
 
 
 def listing(what: str) -> pd.DataFrame:

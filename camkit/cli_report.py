@@ -1,0 +1,176 @@
+"""The commands that read results: report, compare and plot."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from camkit.cli_data import debug_option
+from camkit.errors import CamkitError, UsageError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from camkit.report.analysis import Analysis
+    from camkit.report.grid import Grid
+
+SUFFIXES = {".md": "markdown", ".csv": "csv", ".tex": "latex", ".html": "html"}
+
+
+def _folders(command: Callable) -> Callable:
+    return click.argument(
+        "folders", nargs=-1, required=True, metavar="DIR…", type=click.Path(path_type=Path)
+    )(command)
+
+
+def _output(*formats: str) -> Callable:
+    """--format and -o, which every table has."""
+
+    def decorate(command: Callable) -> Callable:
+        command = click.option(
+            "-o", "--out", type=click.Path(path_type=Path), metavar="FILE", help="Write it there."
+        )(command)
+        return click.option(
+            "--format",
+            "style",
+            type=click.Choice(formats),
+            help="How it looks.  [default: by the ending of --out, else terminal]",
+        )(command)
+
+    return decorate
+
+
+def _style(style: str | None, out: Path | None) -> str:
+    return style or (SUFFIXES.get(out.suffix.lower(), "terminal") if out else "terminal")
+
+
+def _emit(text: str, out: Path | None) -> None:
+    if out is None:
+        click.echo(text, nl=False)
+        return
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(click.unstyle(text), encoding="utf-8", errors="replace")
+    click.echo(f"{out} ({out.stat().st_size / 1e6:.1f} MB)" if out.suffix == ".html" else str(out))
+
+
+def _render(style: str, grids: list[Grid], legend: tuple[str, ...], frame: Callable[[], pd.DataFrame]) -> str:
+    from camkit.report import grid
+
+    if style == "csv":
+        return frame().to_csv(index=False, float_format="%.9g", lineterminator="\n")
+    return {"terminal": grid.terminal, "markdown": grid.markdown, "latex": grid.latex}[style](grids, legend)
+
+
+@click.command()
+@_folders
+@_output("terminal", "markdown", "csv", "latex", "html")
+@click.option(
+    "--against", type=click.Choice(["paper"]), help="Compare with the published figures (arXiv 2501.06261)."
+)
+@click.option("--strict", is_flag=True, help="With --against: exit code 1 where a full-set figure is off.")
+@click.option(
+    "--data", metavar="PATH|sample", help="Where the photos lie, for html.  [default: $CAMKIT_DATA]"
+)
+@click.option(
+    "--no-photos", is_flag=True, help="An html page without photos, where passing them on is not allowed."
+)
+@debug_option
+def report(
+    folders: tuple[Path, ...],
+    style: str | None,
+    out: Path | None,
+    against: str | None,
+    strict: bool,
+    data: str | None,
+    no_photos: bool,
+) -> None:
+    """The table of results: means with 95 % intervals, marks, controls, and audit lines.
+
+    html is one file with tables, figures and images; the images' maps are there if `bench --save-maps` kept
+    them.
+
+    \b
+    Examples:
+      camkit report results/local
+      camkit report results/local -o table.tex
+      camkit report results/local --against paper --strict
+      camkit report results/local --data /data/imagenet/val -o report.html
+    """
+    from camkit.report import tables
+    from camkit.report.analysis import Analysis
+    from camkit.report.study import load_study
+
+    if strict and not against:
+        raise UsageError("--strict goes with --against paper")
+    style = _style(style, out)
+    if style == "html" and out is None:
+        raise UsageError("--format html writes a page: say where with -o FILE.html")
+    study = load_study(folders)
+    analyses = [Analysis(block) for block in study]
+    verdict: tuple[str, ...] = ()
+    failed = False
+    if against:
+        from camkit.report import paper
+
+        checks, left_out = paper.check_all(analyses)
+        verdict = (*paper.verdict(checks), *paper.randomcam_lines(checks), *left_out)
+        grids, legend = [paper.check_grid(found) for found in checks], (*paper.LEGEND, *verdict)
+        failed = strict and any(found.full and found.off.any() for found in checks)
+        frame = partial(paper.check_frame, checks)
+    else:
+        grids, legend = [tables.score_grid(analysis, study) for analysis in analyses], tables.LEGEND
+        frame = partial(tables.score_frame, analyses)
+    if style == "html":
+        _emit(_page(analyses, grids, legend, data, no_photos), out)
+    else:
+        _emit(_render(style, grids, legend, frame), out)
+    if verdict and (out is not None or style == "csv"):
+        click.echo("\n".join(verdict), err=True)
+    if failed:
+        raise CamkitError("a figure over the full set is off (--strict)")
+
+
+def _page(
+    analyses: list[Analysis], grids: list[Grid], legend: tuple[str, ...], data: str | None, no_photos: bool
+) -> str:
+    from camkit.report import gallery, html
+
+    say = partial(click.echo, err=True)
+    blocks = [analysis.block for analysis in analyses]
+    selections = gallery.within_limit([gallery.select(block, gallery.read_maps(block)) for block in blocks])
+    photos = {}
+    if not no_photos:
+        wanted = {one.block.images[place] for one in selections for place in one.images}
+        photos = gallery.find_photos(blocks, data or os.environ.get("CAMKIT_DATA"), wanted, say)
+    return html.page(analyses, grids, legend, selections, photos)
+
+
+@click.command()
+@_folders
+@click.option("--baseline", default="gradcam", show_default=True, metavar="METHOD", help="Compare with this.")
+@_output("terminal", "markdown", "csv", "latex")
+@debug_option
+def compare(folders: tuple[Path, ...], baseline: str, style: str | None, out: Path | None) -> None:
+    """Each method's paired difference to a baseline: interval, corrected p value, images won.
+
+    With results of several models, also average ranks over the models.
+
+    \b
+    Example:
+      camkit compare results/local --baseline gradcam
+    """
+    from camkit.report import comparisons
+    from camkit.report.analysis import Analysis
+    from camkit.report.study import load_study
+
+    analyses = [Analysis(block) for block in load_study(folders)]
+    found = comparisons.compare_all(analyses, baseline)
+    grids = [grid for one in found for grid in comparisons.comparison_grids(one)]
+    grids += [comparisons.rank_grid(table) for table in comparisons.rank_tables(analyses)]
+    text = _render(_style(style, out), grids, comparisons.LEGEND, lambda: comparisons.comparison_frame(found))
+    _emit(text, out)

@@ -1,0 +1,157 @@
+"""What a block's scores say: means with intervals, marks, and comparisons on the images that all have."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from camkit.report.scores import BLIND
+from camkit.report.study import Block
+from camkit.statistics import FEW_IMAGES, Sampled, bootstrap, holm
+
+# Two cells whose scores of every image differ by less are the same method computed in another order.
+SAME = 1e-3
+SHOWN_DECIMALS = 4  # of fractions: two of the percent that tables show
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """A block with its bootstrap. Arrays are (methods, scores) if not said otherwise."""
+
+    block: Block
+
+    @cached_property
+    def own(self) -> Sampled:
+        """Each method's statistics over all of its images."""
+        return bootstrap(self.block.values.astype(np.float64), self.block.columns)
+
+    @cached_property
+    def common(self) -> Sampled:
+        """Statistics over the images that every method has: what comparisons use."""
+        shared = self._shared
+        if shared[:, self.block.counts.max(axis=0) > 0].all():
+            return self.own
+        values = np.where(shared[:, None], self.block.values, np.nan).astype(np.float64)
+        return bootstrap(values, self.block.columns)
+
+    @cached_property
+    def _shared(self) -> np.ndarray:
+        """(images, scores): true where every method that has the score at all has it for the image."""
+        missing = np.isnan(self.block.values)  # (images, methods, scores)
+        return ~(missing & (self.block.counts > 0)).any(axis=1)
+
+    @cached_property
+    def common_images(self) -> np.ndarray:
+        """Number of images that comparisons use, (scores,)."""
+        return self._shared.sum(axis=0)
+
+    @property
+    def few(self) -> bool:
+        return bool(self.block.counts[self.block.counts > 0].min() < FEW_IMAGES)
+
+    @cached_property
+    def intervals(self) -> tuple[np.ndarray, np.ndarray]:
+        return self.own.interval()
+
+    @property
+    def sign(self) -> np.ndarray:
+        """(scores,): 1 where higher is better, -1 where lower is."""
+        return np.array([score.sign for score in self.block.scores])
+
+    @cached_property
+    def place(self) -> np.ndarray:
+        """1 for the best method of each score, 2 for the second, else 0; controls have none.
+
+        Methods that look the same at the digits shown share a place.
+        """
+        place = np.zeros(self.own.value.shape, dtype=int)
+        shown = np.round(self.own.value * self.sign, SHOWN_DECIMALS)
+        shown[self.block.controls] = np.nan
+        for column in range(shown.shape[1]):
+            values = np.unique(shown[:, column])
+            values = values[~np.isnan(values)]
+            for rank, value in enumerate(values[::-1][:2], start=1):
+                place[shown[:, column] == value, column] = rank
+        return place
+
+    @cached_property
+    def best_control(self) -> np.ndarray | None:
+        """Row of the best control in each score, (scores,); None without controls."""
+        if not self.block.controls.any():
+            return None
+        values = np.where(self.block.controls[:, None], self.common.value * self.sign, -np.inf)
+        return np.nanargmax(np.where(np.isnan(values), -np.inf, values), axis=0)
+
+    @cached_property
+    def unbeaten(self) -> np.ndarray:
+        """True where a method does not beat the best control: the 95 % interval of the difference says so."""
+        if self.best_control is None:
+            return np.zeros(self.own.value.shape, dtype=bool)
+        rows = self.best_control[None]
+        difference = self.common - self.common[rows, np.arange(rows.shape[1])[None]]
+        low, high = difference.interval()
+        better = np.where(self.sign > 0, low > 0, high < 0)
+        return ~better & ~self.block.controls[:, None] & ~np.isnan(difference.value)
+
+    @cached_property
+    def blind_winners(self) -> dict[str, str]:
+        """Score -> control that never saw the image and yet has the best mean of all."""
+        winners = {}
+        for place, score in enumerate(self.block.scores):
+            values = self.common.value[:, place] * score.sign
+            if np.isnan(values).all():
+                continue
+            name = self.block.methods[int(np.nanargmax(values))]
+            if name in BLIND:
+                winners[score.column] = name
+        return winners
+
+
+def analyse(blocks: list[Block]) -> list[Analysis]:
+    return [Analysis(block) for block in blocks]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Paired differences of a block's methods to one of them; arrays are (methods, scores).
+
+    Attributes:
+        baseline: row of the method compared with.
+        difference: method minus baseline; `low`, `high`: ends of its 95 % interval.
+        p: two-sided, Holm-corrected over all methods and scores of the block; NaN for the baseline.
+        won, tied: shares of images on which the method's score is better, or the same.
+        same: no image's score differs by more than rounding.
+    """
+
+    analysis: Analysis
+    baseline: int
+    difference: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    p: np.ndarray
+    won: np.ndarray
+    tied: np.ndarray
+    same: np.ndarray
+
+    @property
+    def apart(self) -> np.ndarray:
+        """True where a method can be told from the baseline (corrected p below 0.05, and not the same)."""
+        return (self.p < 0.05) & ~self.same
+
+
+def compare(analysis: Analysis, baseline: int) -> Comparison:
+    """Compare every method of a block with the one in row `baseline`, image by image."""
+    block = analysis.block
+    difference = analysis.common - analysis.common[baseline : baseline + 1]
+    low, high = difference.interval()
+    p = difference.p_value()
+    p[baseline] = np.nan
+    gain = (block.values - block.values[:, baseline : baseline + 1]) * analysis.sign
+    compared = ~np.isnan(gain)
+    images = compared.sum(axis=0)
+    with np.errstate(invalid="ignore"):
+        won, tied = ((gain > 0).sum(axis=0) / images, (gain == 0).sum(axis=0) / images)
+    same = (np.where(compared, np.abs(gain), 0).max(axis=0) < SAME) & (images > 0)
+    return Comparison(analysis, baseline, difference.value, low, high, holm(p), won, tied, same)

@@ -1,0 +1,149 @@
+"""Audit lines under a table: what a reader of its figures has to know."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+
+from camkit.report.analysis import SAME, Analysis
+from camkit.report.scores import WITHOUT_HESSIAN, is_control
+from camkit.report.study import Block
+from camkit.statistics import FEW_IMAGES
+
+
+def audit(analysis: Analysis, study: Sequence[Block]) -> list[str]:
+    """Lines for one block.
+
+    Args:
+        study: all blocks, among which cells identical to this block's are looked for.
+    """
+    block = analysis.block
+    return [
+        *_images(analysis),
+        *_same_cells(block),
+        *_same_elsewhere(block, study),
+        *_flags(block),
+        *_controls(analysis),
+    ]
+
+
+def _images(analysis: Analysis) -> list[str]:
+    block = analysis.block
+    lines = []
+    if analysis.few:
+        fewest = int(block.counts[block.counts > 0].min())
+        lines.append(
+            f"Only {fewest} images: the intervals rest on fewer than {FEW_IMAGES} and are not to be trusted."
+        )
+    most = block.counts.max(axis=0)
+    short = {
+        name: [s.short for s, have, all_ in zip(block.scores, counts, most, strict=True) if have < all_]
+        for name, counts in zip(block.methods, block.counts, strict=True)
+    }
+    by_scores: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for name, lacking in short.items():
+        if lacking:
+            by_scores[tuple(lacking)].append(name)
+    for lacking, names in by_scores.items():
+        scores = "some scores" if len(lacking) == len(block.scores) else ", ".join(lacking)
+        lines.append(
+            f"Images are missing in {scores} of {', '.join(names)}: comparisons use those that all have."
+        )
+    if block.errors:
+        lines.append(f"{block.errors} images could not be read (errors.csv).")
+    if block.no_probability:
+        lines.append(f"{block.no_probability} images have probability 0: their AD and ADD are 0.")
+    if block.unknown:
+        lines.append(f"Score columns that no metric here declares are left out: {', '.join(block.unknown)}.")
+    return lines
+
+
+def _largest_difference(first: np.ndarray, second: np.ndarray) -> float:
+    """Between two (images, scores), over the scores that both have; infinite where images do not match."""
+    one, other = ~np.isnan(first), ~np.isnan(second)
+    both = (one & other).any(axis=0)
+    if not both.any() or (one[:, both] != other[:, both]).any():
+        return float("inf")
+    return float(np.nanmax(np.abs(first[:, both] - second[:, both])))
+
+
+def _same_cells(block: Block) -> list[str]:
+    """Methods of a block that are one and the same; ShapleyCAM without its Hessian term by name."""
+    lines = []
+    groups: dict[str, tuple[list[str], float]] = {}
+    for place, name in enumerate(block.methods):
+        for first, (names, largest) in groups.items():
+            gap = _largest_difference(block.values[:, block.methods.index(first)], block.values[:, place])
+            if gap < SAME:
+                groups[first] = ([*names, name], max(gap, largest))
+                break
+        else:
+            groups[name] = ([name], 0.0)
+    for names, largest in groups.values():
+        if len(names) > 1:
+            degree = "identical" if largest == 0 else f"the same but for rounding (at most {largest:.0e})"
+            lines.append(f"{listed(names)} are {degree} on every image.")
+        lines += [
+            f"{name} is {plain}: its Hessian term was zero throughout."
+            for name, plain in WITHOUT_HESSIAN.items()
+            if name in names and plain in names
+        ]
+    return lines
+
+
+def _same_elsewhere(block: Block, study: Sequence[Block]) -> list[str]:
+    """Methods with the very scores that they have for another layer or utility of this model.
+
+    Most controls do not depend on the layer, and are left out.
+    """
+    lines = []
+    for other in study:
+        if other is block or other.model != block.model or other.images != block.images:
+            continue
+        same = [
+            name
+            for place, name in enumerate(block.methods)
+            if name in other.methods
+            and not is_control(name)
+            and other.columns == block.columns
+            and _largest_difference(block.values[:, place], other.values[:, other.methods.index(name)]) == 0
+        ]
+        if same:
+            where = f"{other.source}, {other.layer}, {other.utility}"
+            lines.append(f"Identical to the cells of {where}: {', '.join(same)}.")
+    return lines
+
+
+def _flags(block: Block) -> list[str]:
+    described = {
+        "degenerate": "degenerate maps (constant or not finite)",
+        "degenerate_masked": "degenerate maps of the masked image (coherency 0)",
+    }
+    lines = []
+    for flag, words in described.items():
+        counts = {name: block.flags[name, flag] for name in block.methods if (name, flag) in block.flags}
+        if counts:
+            lines.append(f"{words.capitalize()}: {', '.join(f'{name} {n}' for name, n in counts.items())}.")
+    return lines
+
+
+def _controls(analysis: Analysis) -> list[str]:
+    block = analysis.block
+    if analysis.best_control is None:
+        return ["No controls here (--method controls): what a map that explains nothing scores is not known."]
+    won: dict[str, list[str]] = defaultdict(list)
+    for score in block.scores:
+        if score.column in analysis.blind_winners:
+            won[analysis.blind_winners[score.column]].append(score.short)
+    return [
+        f"{listed(scores)} {'says' if len(scores) == 1 else 'say'} nothing here: {name}, the same map for "
+        "every image, has the best value."
+        for name, scores in won.items()
+    ]
+
+
+def listed(names: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return " and ".join(part for part in (", ".join(names[:-1]), names[-1]) if part)

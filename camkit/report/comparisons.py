@@ -1,0 +1,194 @@
+"""Tables of `camkit compare`: paired differences to a baseline, and average ranks over several models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from camkit.errors import UsageError
+from camkit.registry import unknown_name
+from camkit.report.analysis import Analysis, Comparison, compare
+from camkit.report.grid import Cell, Grid
+from camkit.report.scores import Score, is_control
+from camkit.report.tables import INTERVAL, cell_keys, signed
+from camkit.statistics import Ranks, ranks
+
+LEGEND = (
+    f"{INTERVAL} interval of each difference by itself; p corrected (Holm) over all methods and scores of "
+    "one model, layer and utility.",
+    "won, tied: share of images on which the method's score is better than the baseline's, or the same.",
+)
+
+
+def compare_all(analyses: Sequence[Analysis], baseline: str) -> list[Comparison]:
+    """Every block that has the baseline.
+
+    Raises:
+        UsageError: none has it.
+    """
+    found = [compare(a, a.block.methods.index(baseline)) for a in analyses if baseline in a.block.methods]
+    if not found:
+        names = {name for analysis in analyses for name in analysis.block.methods}
+        raise unknown_name("method of these results", baseline, names)
+    if all(len(one.analysis.block.methods) == 1 for one in found):
+        raise UsageError(f"{baseline} is the only method in these results: nothing to compare it with")
+    return found
+
+
+def comparison_grids(comparison: Comparison) -> list[Grid]:
+    """One table a score: every method against the baseline, and what cannot be told apart."""
+    block = comparison.analysis.block
+    baseline = block.methods[comparison.baseline]
+    grids = []
+    for column, score in enumerate(block.scores):
+        if np.isnan(comparison.difference[:, column]).all():
+            continue
+        rows = {
+            control: tuple(
+                _comparison_row(comparison, row, column)
+                for row, name in enumerate(block.methods)
+                if row != comparison.baseline and is_control(name) == control
+            )
+            for control in (False, True)
+        }
+        alike = [
+            name
+            for row, name in enumerate(block.methods)
+            if row != comparison.baseline and not comparison.apart[row, column]
+        ]
+        images = comparison.analysis.common_images[column]
+        notes = (
+            [f"Cannot be told apart from {baseline} on {images} images: {', '.join(alike)}."] if alike else []
+        )
+        grids.append(
+            Grid(
+                f"{block.name} · {score.heading}, difference to {baseline}",
+                f"Paired differences to {baseline} in percentage points: {block.describe()}.",
+                ("method", "difference", f"{INTERVAL} interval", "p (Holm)", "images won", "tied", "verdict"),
+                (rows[False], rows[True]),
+                tuple(notes),
+            )
+        )
+    return grids
+
+
+def _comparison_row(comparison: Comparison, row: int, column: int) -> tuple[Cell, ...]:
+    score = comparison.analysis.block.scores[column]
+    difference, p = comparison.difference[row, column], comparison.p[row, column]
+    if np.isnan(difference):
+        return (Cell(comparison.analysis.block.methods[row]), *[Cell("")] * 6)
+    if comparison.same[row, column]:
+        verdict = "the same"
+    elif not comparison.apart[row, column]:
+        verdict = "no difference shown"
+    else:
+        verdict = "better" if difference * score.sign > 0 else "worse"
+    return (
+        Cell(comparison.analysis.block.methods[row]),
+        Cell(signed(difference), difference),
+        Cell(f"{signed(comparison.low[row, column])} to {signed(comparison.high[row, column])}"),
+        Cell("< 0.001" if p < 0.001 else f"{p:.3f}", p),
+        Cell(f"{100 * comparison.won[row, column]:.0f} %", comparison.won[row, column]),
+        Cell(f"{100 * comparison.tied[row, column]:.0f} %", comparison.tied[row, column]),
+        Cell(verdict, bold=verdict == "better"),
+    )
+
+
+def comparison_frame(comparisons: Sequence[Comparison]) -> pd.DataFrame:
+    """One row a cell and score; fractions."""
+    rows = []
+    for one in comparisons:
+        block = one.analysis.block
+        for row, name in enumerate(block.methods):
+            if row == one.baseline:
+                continue
+            for column, score in enumerate(block.scores):
+                rows.append(
+                    {
+                        **cell_keys(block),
+                        "method": name,
+                        "baseline": block.methods[one.baseline],
+                        "score": score.column,
+                        "better": score.better,
+                        "images": one.analysis.common_images[column],
+                        "difference": one.difference[row, column],
+                        "low": one.low[row, column],
+                        "high": one.high[row, column],
+                        "p_holm": one.p[row, column],
+                        "won": one.won[row, column],
+                        "tied": one.tied[row, column],
+                        "told_apart": one.apart[row, column],
+                    }
+                )
+    return pd.DataFrame(rows)
+
+
+@dataclass(frozen=True)
+class RankTable:
+    """Average ranks in one score over the models of one layer and utility; controls have none."""
+
+    score: Score
+    layer: str
+    utility: str
+    models: tuple[str, ...]
+    methods: tuple[str, ...]
+    ranks: Ranks
+
+
+def rank_tables(analyses: Sequence[Analysis]) -> list[RankTable]:
+    """One for each score, layer and utility with at least two models that share at least two methods."""
+    tables = []
+    places = dict.fromkeys((a.block.source, a.block.layer, a.block.utility) for a in analyses)
+    for source, layer, utility in places:
+        members = [
+            a
+            for a in analyses
+            if (a.block.source, a.block.layer, a.block.utility) == (source, layer, utility)
+        ]
+        methods = [
+            name
+            for name in members[0].block.methods
+            if not is_control(name) and all(name in a.block.methods for a in members)
+        ]
+        for score in members[0].block.scores:
+            if len(members) < 2 or len(methods) < 2 or any(score not in a.block.scores for a in members):
+                continue
+            values = np.stack(
+                [
+                    a.common.value[
+                        [a.block.methods.index(name) for name in methods], a.block.scores.index(score)
+                    ]
+                    for a in members
+                ]
+            )
+            if not np.isnan(values).any():
+                models = tuple(a.block.model for a in members)
+                found = ranks(np.round(values * score.sign, 6))
+                tables.append(RankTable(score, layer, utility, models, tuple(methods), found))
+    return tables
+
+
+def rank_grid(table: RankTable) -> Grid:
+    """Methods by average rank."""
+    order = np.argsort(table.ranks.average, kind="stable")
+    best = table.ranks.average[order[0]]
+    rows = tuple(
+        (
+            Cell(table.methods[place], bold=place == order[0]),
+            Cell(f"{table.ranks.average[place]:.2f}", table.ranks.average[place]),
+            Cell("no" if table.ranks.average[place] - best >= table.ranks.critical_difference else "yes"),
+        )
+        for place in order
+    )
+    p = table.ranks.p
+    friedman = "" if np.isnan(p) else f" Friedman's test that all rank alike: p = {p:.3g}."
+    place = f"{table.layer} · {table.utility} · {table.score.heading}"
+    title = f"{place}, average rank over {len(table.models)} models"
+    note = (
+        f"Average ranks closer than {table.ranks.critical_difference:.2f} cannot be told apart "
+        f"(Nemenyi, 95 %).{friedman}"
+    )
+    return Grid(title, "", ("method", "average rank", "among the best"), (rows,), (note,))

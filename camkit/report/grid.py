@@ -1,0 +1,175 @@
+"""A table for people, and how it looks in a terminal, in Markdown and in LaTeX."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import click
+from tabulate import SEPARATING_LINE, tabulate
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One entry.
+
+    Attributes:
+        text: as shown; `bold` and `underline` where the format allows; `detail` stands behind it.
+        value: what it sorts by.
+        hint: more about it, one sentence.
+    """
+
+    text: str
+    value: float | None = None
+    bold: bool = False
+    underline: bool = False
+    detail: str = ""
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """One table.
+
+    Attributes:
+        title: of this table, such as the model; `caption`: of the tables with the same protocol.
+        groups: rows in groups with a line between them; a row begins with its name.
+        notes: lines below the table.
+    """
+
+    title: str
+    caption: str
+    headings: tuple[str, ...]
+    groups: tuple[tuple[tuple[Cell, ...], ...], ...]
+    notes: tuple[str, ...] = ()
+
+
+def terminal(grids: Sequence[Grid], legend: Sequence[str] = ()) -> str:
+    """Text with ANSI styles; :func:`click.unstyle` takes them out."""
+
+    def styled(cell: Cell) -> str:
+        style = cell.bold or cell.underline
+        text = click.style(cell.text, bold=cell.bold, underline=cell.underline) if style else cell.text
+        return f"{text} {cell.detail}" if cell.detail else text
+
+    blocks = []
+    for grid in grids:
+        rows = _rows(grid, styled, line=[SEPARATING_LINE])
+        table = tabulate(
+            rows,
+            grid.headings,
+            tablefmt="simple",
+            disable_numparse=True,
+            stralign="right",
+            colalign=("left",),
+        )
+        blocks.append(
+            "\n".join([click.style(grid.title, bold=True), table, *(f"  {note}" for note in grid.notes)])
+        )
+    return "\n\n".join([*blocks, *(["\n".join(legend)] if legend else [])]) + "\n"
+
+
+def markdown(grids: Sequence[Grid], legend: Sequence[str] = ()) -> str:
+    """Pipe tables; underlining is HTML, which Markdown lets through."""
+
+    def marked(cell: Cell) -> str:
+        text = re.sub(r"([\\`*_|<>\[\]])", r"\\\1", cell.text)
+        text = f"**{text}**" if cell.bold else text
+        text = f"<u>{text}</u>" if cell.underline else text
+        return f"{text} {cell.detail}" if cell.detail else text
+
+    blocks = []
+    for grid in grids:
+        rows = _rows(grid, marked, line=["—", *[""] * (len(grid.headings) - 1)])
+        align = ("left", *["right"] * (len(grid.headings) - 1))
+        table = tabulate(rows, grid.headings, tablefmt="pipe", disable_numparse=True, colalign=align)
+        notes = [f"- {note}" for note in grid.notes]
+        blocks.append("\n\n".join(part for part in (f"### {grid.title}", table, "\n".join(notes)) if part))
+    return "\n\n".join([*blocks, *legend]) + "\n"
+
+
+def _rows(grid: Grid, render: Callable[[Cell], str], line: list[str]) -> list[list[str]]:
+    rows: list[list[str]] = []
+    for group in grid.groups:
+        if rows and group:
+            rows.append(line)
+        rows += [[render(cell) for cell in row] for row in group]
+    return rows
+
+
+LATEX_LETTERS = {
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "%": r"\%", "#": r"\#",
+    "_": r"\_", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
+    ">": r"\textgreater{}", "±": r"$\pm$", "†": r"$^\dagger$", "‡": r"$^\ddagger$", "§": r"\S{}",
+    "↑": r"$\uparrow$", "↓": r"$\downarrow$", "−": "$-$", "–": "--", "—": "---", "·": r"$\cdot$",
+    "×": r"$\times$", "≤": r"$\le$", "’": "'",
+}  # fmt: skip
+
+
+def escape_latex(text: str) -> str:
+    """Text for LaTeX; letters beyond ASCII that have no command here become `?`."""
+    return "".join(LATEX_LETTERS.get(c, c if c.isascii() else "?") for c in text)
+
+
+def latex(grids: Sequence[Grid], legend: Sequence[str] = ()) -> str:
+    """A document that compiles as it is: one booktabs table a caption, with a block a title."""
+
+    def marked(cell: Cell) -> str:
+        text = escape_latex(cell.text)
+        text = rf"\textbf{{{text}}}" if cell.bold else text
+        text = rf"\underline{{{text}}}" if cell.underline else text
+        return rf"{text} {{\scriptsize {escape_latex(cell.detail)}}}" if cell.detail else text
+
+    tables = []
+    for (caption, headings), members in groupby(grids, key=lambda grid: (grid.caption, grid.headings)):
+        body: list[str] = []
+        notes: list[str] = []
+        for grid in members:
+            title = escape_latex(grid.title)
+            body += [r"\midrule", rf"\multicolumn{{{len(headings)}}}{{l}}{{\textit{{{title}}}}} \\"]
+            for group in grid.groups:
+                body.append(r"\midrule")
+                body += [" & ".join(marked(cell) for cell in row) + r" \\" for row in group]
+            if grid.notes:
+                notes.append(rf"\textit{{{title}:}} {escape_latex(' '.join(grid.notes))}")
+        caption = " ".join([caption, *legend])
+        tables.append(LATEX_TABLE % {
+            "caption": escape_latex(caption),
+            "columns": "l" + "r" * (len(headings) - 1),
+            "headings": " & ".join(escape_latex(heading) for heading in headings),
+            "body": "\n".join(body),
+            "notes": " \\par\n".join(notes),
+        })  # fmt: skip
+    return LATEX_DOCUMENT % "\n".join(tables)
+
+
+LATEX_TABLE = r"""\begin{table}
+\centering
+\caption{%(caption)s}
+\setlength{\tabcolsep}{3pt}
+\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%%
+\begin{tabular}{%(columns)s}
+\toprule
+%(headings)s \\
+%(body)s
+\bottomrule
+\end{tabular}}
+
+\medskip
+\begin{minipage}{\linewidth}\scriptsize
+%(notes)s
+\end{minipage}
+\end{table}
+"""
+
+LATEX_DOCUMENT = r"""%% Compiles as it is. A paper that takes a table over loads booktabs and graphicx.
+\documentclass{article}
+\usepackage[margin=2cm]{geometry}
+\usepackage{booktabs}
+\usepackage{graphicx}
+\begin{document}
+%s
+\end{document}
+"""

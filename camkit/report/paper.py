@@ -1,0 +1,248 @@
+"""Results beside the figures published with arXiv 2501.06261 (`published/README.md`)."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+
+import numpy as np
+import pandas as pd
+
+from camkit.errors import UsageError
+from camkit.report.analysis import Analysis
+from camkit.report.audit import listed
+from camkit.report.grid import Cell, Grid
+from camkit.report.tables import INTERVAL, cell_keys, percent, signed
+from camkit.statistics import FEW_IMAGES
+
+FULL_SET = 50_000
+# On the full set: several times what library versions and memory format move a mean (at most 0.006 for single
+# images), and what another draw moves RandomCAM's.
+TOLERANCE = 0.005
+KEY = ["model", "layer", "utility", "method"]
+PROTOCOL = {"weights": "pretrained", "preprocess": "paper", "target_rule": "predicted"}
+LEGEND = (
+    f"‡: off. On the full set of {FULL_SET:,} images a figure may differ by {100 * TOLERANCE:.1f} points; "
+    f"on a subset the paper's may also lie anywhere in the {INTERVAL} interval of ours.",
+    "§: the published figure is a known artefact.",
+)
+
+
+@cache
+def published() -> pd.DataFrame:
+    """The published means, indexed by model, layer, utility and method; fractions."""
+    folder = files("camkit.report") / "published"
+    tables = [
+        pd.read_csv(path.open())  # type: ignore[arg-type]
+        for path in sorted(folder.iterdir(), key=lambda path: path.name)
+        if path.name.endswith(".csv") and path.name != "artefacts.csv"
+    ]
+    return pd.concat(tables).set_index(KEY).sort_index()
+
+
+@cache
+def artefacts() -> dict[tuple[str, str, str], str]:
+    """(model, layer, method) -> why the published figure is none to compare with."""
+    table = pd.read_csv((files("camkit.report") / "published" / "artefacts.csv").open())  # type: ignore[arg-type]
+    return {(row.model, row.layer, row.method): row.reason for row in table.itertuples()}
+
+
+@dataclass(frozen=True)
+class Check:
+    """A block beside its published figures; arrays are (methods, scores), NaN where none is published.
+
+    Attributes:
+        rows: the block's rows that have a published figure; `columns`: its columns.
+        ours, paper: means as fractions.
+        low, high: where the paper's figure may lie.
+        full: every mean is over the full set.
+        artefact: (methods,), why a row is none to compare with, or empty.
+    """
+
+    analysis: Analysis
+    rows: list[int]
+    columns: list[int]
+    ours: np.ndarray
+    paper: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    full: bool
+    artefact: list[str]
+
+    @property
+    def compared(self) -> np.ndarray:
+        sound = np.array([not reason for reason in self.artefact])[:, None]
+        return ~np.isnan(self.paper) & ~np.isnan(self.ours) & sound
+
+    @property
+    def off(self) -> np.ndarray:
+        return self.compared & ((self.paper < self.low) | (self.paper > self.high))
+
+
+def check(analysis: Analysis) -> Check | None:
+    """Compare one block; None where nothing is published for it."""
+    block = analysis.block
+    table = published()
+    keys = [(block.model, block.layer, block.utility, method) for method in block.methods]
+    rows = [place for place, key in enumerate(keys) if key in table.index]
+    columns = [place for place, column in enumerate(block.columns) if column in table.columns]
+    if not rows or not columns:
+        return None
+    pick = np.ix_(rows, columns)
+    ours = analysis.own.value[pick]
+    images = block.counts[pick]
+    # Without replacement: the mean of a subset that is nearly the full set can hardly differ from it.
+    shrink = np.sqrt(np.clip(1 - images / FULL_SET, 0, 1))
+    low, high = (ends[pick] for ends in analysis.intervals)
+    paper = np.array(
+        [table.loc[[keys[row]], [block.columns[c] for c in columns]].to_numpy()[0] for row in rows]
+    )
+    known = artefacts()
+    return Check(
+        analysis,
+        rows,
+        columns,
+        ours,
+        paper,
+        ours - (ours - low) * shrink - TOLERANCE,
+        ours + (high - ours) * shrink + TOLERANCE,
+        bool((images >= FULL_SET).all()),
+        [known.get((block.model, block.layer, block.methods[row]), "") for row in rows],
+    )
+
+
+def other_protocol(analysis: Analysis) -> str:
+    """What of a block's protocol is not the paper's, or an empty string."""
+    protocol = analysis.block.protocol
+    return ", ".join(
+        f"{name.replace('_', ' ')} is {protocol.get(name)!r}, the paper's {expected!r}"
+        for name, expected in PROTOCOL.items()
+        if protocol.get(name) != expected
+    )
+
+
+def check_all(analyses: Sequence[Analysis]) -> tuple[list[Check], list[str]]:
+    """All blocks that can be compared, and a line for each that cannot.
+
+    Raises:
+        UsageError: none can.
+    """
+    checks, left_out = [], []
+    for analysis in analyses:
+        title = f"{analysis.block.model} · {analysis.block.layer} · {analysis.block.utility}"
+        found = check(analysis)
+        if found is None:
+            left_out.append(f"{title} is left out: nothing is published for it.")
+        elif reason := other_protocol(analysis):
+            left_out.append(f"{title} is left out: {reason}.")
+        else:
+            checks.append(found)
+    if not checks:
+        models = listed(sorted({model for model, *_ in published().index} - {"vit"}))
+        raise UsageError(f"nothing to compare with the paper. {' '.join(left_out)}\nThe paper has {models}.")
+    return checks, left_out
+
+
+def check_grid(found: Check) -> Grid:
+    """Three rows a method: ours, the paper's, the difference."""
+    block = found.analysis.block
+    rows: list[tuple[Cell, ...]] = []
+    for place, row in enumerate(found.rows):
+        ours, paper, off = found.ours[place], found.paper[place], found.off[place]
+        sign = "§" if found.artefact[place] else ""
+        rows += [
+            (Cell(block.methods[row]), *(Cell(percent(value), value) for value in ours)),
+            (Cell("· paper"), *(Cell(percent(value), value) for value in paper)),
+            (
+                Cell("· difference"),
+                *(
+                    Cell("" if np.isnan(d) else f"{'‡' if bad else sign}{signed(d)}", d, bold=bool(bad))
+                    for d, bad in zip(ours - paper, off, strict=True)
+                ),
+            ),
+        ]
+    notes = [
+        f"§ {block.methods[row]}: {reason}."
+        for row, reason in zip(found.rows, found.artefact, strict=True)
+        if reason
+    ]
+    return Grid(
+        block.title,
+        f"Results and published figures (arXiv 2501.06261), percent: {block.describe()}.",
+        ("method", *(block.scores[column].heading for column in found.columns)),
+        (tuple(rows),),
+        tuple(notes),
+    )
+
+
+def verdict(checks: Sequence[Check]) -> list[str]:
+    """What the comparison says on the whole, and how much it can tell."""
+    lines = []
+    for full in (True, False):
+        members = [found for found in checks if found.full == full]
+        compared = sum(int(found.compared.sum()) for found in members)
+        if not compared:
+            continue
+        off = sum(int(found.off.sum()) for found in members)
+        if full:
+            words = f"{compared - off} of {compared} figures are within {100 * TOLERANCE:.1f} points"
+            lines.append(f"Full set: {words} of the paper's: {'off' if off else 'reproduced'}.")
+            continue
+        fewest = min(
+            int(found.analysis.block.counts[np.ix_(found.rows, found.columns)].min()) for found in members
+        )
+        widths = np.concatenate([((found.high - found.low) / 2)[found.compared] for found in members])
+        lines.append(
+            f"Subset ({fewest} images or more): {compared - off} of {compared} figures are within what the "
+            f"images allow; about {0.05 * compared:.0f} would not be by chance alone. It cannot see "
+            f"differences below {100 * np.median(widths):.1f} points (median), and supposes images drawn "
+            "from ImageNet's validation set."
+        )
+        if fewest < FEW_IMAGES:
+            lines.append(f"Fewer than {FEW_IMAGES} images: this says next to nothing.")
+    return lines
+
+
+def randomcam_lines(checks: Sequence[Check]) -> list[str]:
+    """Where, in the published figures themselves, RandomCAM's ADCC is above a method's."""
+    lines = []
+    table = published()["adcc"]
+    for layer, utility in dict.fromkeys((f.analysis.block.layer, f.analysis.block.utility) for f in checks):
+        wins: dict[str, list[str]] = defaultdict(list)
+        here = table.xs((layer, utility), level=("layer", "utility")).unstack("method")
+        if "randomcam" not in here:
+            continue
+        for method in here.columns.drop("randomcam"):
+            wins[method] += here.index[here["randomcam"] > here[method]].tolist()
+        beaten = [f"{method} on {listed(models)}" for method, models in wins.items() if models]
+        if beaten:
+            lines.append(f"Published, {layer}, {utility}: randomcam's ADCC is above {'; '.join(beaten)}.")
+    return lines
+
+
+def check_frame(checks: Sequence[Check]) -> pd.DataFrame:
+    """One row a cell and score; fractions."""
+    rows = []
+    for found in checks:
+        block = found.analysis.block
+        for place, row in enumerate(found.rows):
+            for column, score_place in enumerate(found.columns):
+                rows.append(
+                    {
+                        **cell_keys(block),
+                        "method": block.methods[row],
+                        "score": block.columns[score_place],
+                        "images": block.counts[row, score_place],
+                        "ours": found.ours[place, column],
+                        "paper": found.paper[place, column],
+                        "difference": found.ours[place, column] - found.paper[place, column],
+                        "allowed_low": found.low[place, column],
+                        "allowed_high": found.high[place, column],
+                        "off": found.off[place, column],
+                        "artefact": found.artefact[place],
+                    }
+                )
+    return pd.DataFrame(rows)

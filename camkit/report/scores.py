@@ -1,0 +1,81 @@
+"""The scores as people read them: headings, directions, and one plain line each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import camkit.methods
+import camkit.metrics  # noqa: F401  (both fill the registries)
+from camkit.registry import METHODS, METRICS
+
+# The maps of these controls are the same for every image.
+BLIND = ("flat", "fake-cam", "centre")
+# What each ShapleyCAM turns into where the Hessian term is zero.
+WITHOUT_HESSIAN = {"shapleycam": "gradcam", "shapleycam-h": "hirescam", "shapleycam-e": "gradcam-e"}
+
+
+@dataclass(frozen=True)
+class Score:
+    """A score column.
+
+    Attributes:
+        column: its name in the CSV files.
+        short: the field's name for it.
+        plain: what it means, one sentence.
+        sign: 1 where higher is better, -1 where lower is.
+    """
+
+    column: str
+    short: str
+    plain: str
+    sign: int
+
+    @property
+    def heading(self) -> str:
+        """The short name with an arrow to the better side."""
+        return f"{self.short} {'↑' if self.sign > 0 else '↓'}"
+
+    @property
+    def better(self) -> str:
+        return "higher" if self.sign > 0 else "lower"
+
+
+# In the order of the paper's table, then deletion and insertion.
+PLAIN = {
+    "average_drop": ("AD", "Average drop: share of the probability lost when only the marked part is kept."),
+    "coherency": ("Coh", "Coherency: how alike the map is to the map of the image that it masks."),
+    "complexity": ("Com", "Complexity: how much of the image the map marks (its mean)."),
+    "adcc": ("ADCC", "Harmonic mean of coherency, 1 − complexity and 1 − average drop."),
+    "increase": ("IC", "Increase in confidence: share of images whose probability rises when masked."),
+    "drop_in_deletion": (
+        "ADD",
+        "Drop in deletion: share of the probability lost when the marked part is taken away.",
+    ),
+    "deletion_auc": ("Deletion", "Area under the probability as pixels are blanked, the most salient first."),
+    "insertion_auc": ("Insertion", "Area under the probability as pixels come in, the most salient first."),
+}
+
+
+def known_scores(columns: Iterable[str]) -> list[Score]:
+    """The scores among `columns`, in the table's order; columns that no metric declares are left out."""
+    directions = {
+        column: better for metric in METRICS.values() for column, better in metric.directions.items()
+    }
+    order = list(dict.fromkeys([*PLAIN, *directions]))
+    present = set(columns)
+    return [
+        Score(column, *PLAIN.get(column, (column, column)), 1 if directions[column] == "higher" else -1)
+        for column in order
+        if column in present and column in directions
+    ]
+
+
+def is_control(name: str) -> bool:
+    return name in METHODS and "controls" in METHODS[name].groups
+
+
+def method_place(name: str) -> tuple[bool, int, str]:
+    """Sorts methods as tables show them: registry order, the controls last."""
+    names = list(METHODS)
+    return is_control(name), names.index(name) if name in names else len(names), name

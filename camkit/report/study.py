@@ -1,0 +1,172 @@
+"""Results folders as one typed structure: blocks of scores, aligned by image."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from camkit.errors import CamkitError, UsageError
+from camkit.report.scores import Score, is_control, known_scores, method_place
+from camkit.results import KEYS, ODD_NAMES, UTF8, file_name, flag_counts, read_run, run_folders, top1
+
+
+@dataclass(frozen=True)
+class Block:
+    """One model, layer and utility: the methods of one block of a table.
+
+    Attributes:
+        folder: where the cells' files lie.
+        source: name of the results folder.
+        protocol: all that decided the numbers; `segments`: with what, and when, they were made.
+        methods: the controls last.
+        images: names, those of all methods together, in the run's order.
+        target: the explained class of each image.
+        values: scores as fractions, float32 (images, methods, scores); NaN where there is none.
+        top1: share of labelled images that the model gets right; NaN without labels.
+        flags: (method, flag) -> number of images.
+        errors: number of images that could not be read.
+        unknown: score columns that no metric declares.
+    """
+
+    folder: Path
+    source: str
+    protocol: Mapping[str, Any]
+    segments: Sequence[Mapping[str, Any]]
+    methods: tuple[str, ...]
+    scores: tuple[Score, ...]
+    images: tuple[str, ...]
+    target: np.ndarray = field(repr=False)
+    values: np.ndarray = field(repr=False)
+    no_probability: int
+    top1: float
+    flags: Mapping[tuple[str, str], int]
+    errors: int
+    unknown: tuple[str, ...]
+
+    @property
+    def model(self) -> str:
+        return self.protocol["model"]
+
+    @property
+    def layer(self) -> str:
+        return self.protocol["layer"]
+
+    @property
+    def utility(self) -> str:
+        return self.protocol["utility"]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return tuple(score.column for score in self.scores)
+
+    @property
+    def controls(self) -> np.ndarray:
+        """(methods,), true for controls."""
+        return np.array([is_control(name) for name in self.methods])
+
+    @property
+    def counts(self) -> np.ndarray:
+        """Images that have each score, (methods, scores)."""
+        return (~np.isnan(self.values)).sum(axis=0)
+
+    @property
+    def name(self) -> str:
+        return f"{self.model} · {self.layer} · {self.utility}"
+
+    @property
+    def title(self) -> str:
+        accuracy = "" if np.isnan(self.top1) else f", top-1 {100 * self.top1:.2f} %"
+        return f"{self.name} ({len(self.images)} images{accuracy})"
+
+    def describe(self) -> str:
+        """The protocol in one line, for a caption."""
+        p = self.protocol
+        words = [f"layer {self.layer}", f"utility {self.utility}", f"target {p.get('target_rule')}"]
+        words.append(f"{len(self.images)} images")
+        if {"deletion_auc", "insertion_auc"} & set(self.columns):
+            words.append(f"{p.get('steps')} steps")
+        return ", ".join(words)
+
+
+def load_study(folders: Sequence[Path]) -> list[Block]:
+    """All blocks below some results folders.
+
+    Raises:
+        UsageError: a folder does not exist or holds no results.
+        CamkitError: a file cannot be read.
+    """
+    blocks: list[Block] = []
+    for folder in folders:
+        if not folder.is_dir():
+            raise UsageError(f"{folder}: no such folder")
+        found = [block for cells in run_folders(folder) if (block := _load_block(folder, cells))]
+        if not found:
+            raise UsageError(f"{folder}: no results found (camkit bench --out {folder} makes some)")
+        blocks += found
+    return blocks
+
+
+def _load_block(root: Path, folder: Path) -> Block | None:
+    run = read_run(folder)
+    tables = {
+        method: rows
+        for method in sorted(run["methods"], key=method_place)
+        if (path := folder / f"{file_name(method)}.csv").exists() and len(rows := read_rows(path))
+    }
+    if not tables:
+        return None
+    methods = tuple(tables)
+    images = pd.Index(list(dict.fromkeys(image for rows in tables.values() for image in rows.index)))
+    columns = dict.fromkeys(
+        c for rows in tables.values() for c in rows if c not in KEYS and rows[c].notna().any()
+    )
+    scores = known_scores(columns)
+    names = [score.column for score in scores]
+    values = np.stack(
+        [rows.reindex(index=images, columns=names).to_numpy(np.float32) for rows in tables.values()], axis=1
+    )
+    every = pd.concat([rows[["target", "probability"]] for rows in tables.values()])
+    every = every[~every.index.duplicated()].reindex(images)
+    protocol = run["protocol"]
+    flags = flag_counts(folder.parent / "flags.csv")
+    place = (protocol["layer"], protocol["utility"])
+    errors = folder.parent / "errors.csv"
+    return Block(
+        folder=folder,
+        source=root.resolve().name,
+        protocol=protocol,
+        segments=run["segments"],
+        methods=methods,
+        scores=tuple(scores),
+        images=tuple(images),
+        target=every["target"].to_numpy(),
+        values=values,
+        no_probability=int((every["probability"] == 0).sum()),
+        top1=top1(folder.parent / "predictions.csv"),
+        flags={(m, flag): count for (*cell, m, flag), count in flags.items() if tuple(cell) == place},
+        errors=len(pd.read_csv(errors, usecols=["image"])) if errors.exists() else 0,
+        unknown=tuple(column for column in columns if column not in names),
+    )
+
+
+def read_rows(path: Path) -> pd.DataFrame:
+    """A cell's rows by image; a torn last line is left out, rows of one image are merged.
+
+    Raises:
+        CamkitError: the file is no table of scores.
+    """
+    text = path.read_text(encoding=UTF8, errors=ODD_NAMES)
+    whole = text[: text.rfind("\n") + 1]
+    try:
+        # The converter keeps names such as `NA` as text.
+        rows = pd.read_csv(io.StringIO(whole), converters={"image": str}).set_index("image")
+        rows = rows.drop(columns="label").apply(pd.to_numeric)
+    except (KeyError, ValueError) as error:
+        raise CamkitError(f"{path}: not a table of scores ({str(error).splitlines()[0]})") from error
+    return rows if rows.index.is_unique else rows.groupby(level=0, sort=False).last()
