@@ -12,7 +12,7 @@ import click
 
 from camkit.cli_data import data as data_commands
 from camkit.cli_data import debug_option, labels_option, layout_option
-from camkit.config import DEFAULT_METRICS, RunConfig, read_config
+from camkit.config import ABSENT, DEFAULT_BUDGET, DEFAULT_METRICS, RunConfig, read_config
 from camkit.errors import CamkitError, UsageError
 
 if TYPE_CHECKING:
@@ -227,6 +227,20 @@ def main() -> None:
     callback=_share,
     metavar="SHARE",
     help="Share of such images, as 0.01 or 1%, above which the run ends.  [default: 1%, at least 3 images]",
+)
+@click.option(
+    "--budget",
+    type=click.IntRange(min=4),
+    default=DEFAULT_BUDGET,
+    show_default=True,
+    help="Permutations from which Shapley values are estimated.",
+)
+@click.option(
+    "--absent",
+    type=click.Choice(ABSENT),
+    default="zero",
+    show_default=True,
+    help="Activation of an absent position: of Shapley values and of aumann-N.",
 )
 @click.option("--save-maps", is_flag=True, help="Also write the signed maps, an .npz beside each CSV.")
 @click.option(

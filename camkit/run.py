@@ -32,8 +32,8 @@ from camkit.results import (
 
 # What all cells of one results folder have in common; the rest of the protocol belongs to a model and layer.
 SHARED = (
-    "target_rule", "steps", "preprocess", "exif", "dtype", "weights", "seed", "data_fingerprint",
-    "definitions",
+    "target_rule", "steps", "preprocess", "exif", "dtype", "weights", "seed", "absent", "budget",
+    "data_fingerprint", "definitions",
 )  # fmt: skip
 
 
@@ -220,6 +220,8 @@ def _protocol(prepared: Prepared, cell: Cell, config: RunConfig, data: DataSet) 
         "weights_tag": loaded.weights.tag,
         "weights_sha256": loaded.weights.sha256,
         "seed": config.seed,
+        "absent": config.absent,
+        "budget": config.budget,
         "data_fingerprint": data.fingerprint,
         "definitions": DEFINITIONS_VERSION,
     }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -17,8 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from camkit.config import DEFAULT_BUDGET
 from camkit.errors import CamkitError, UsageError
+from camkit.game import Game, absent_activation
 from camkit.registry import unknown_name
+from camkit.seeding import generator
 from camkit.utilities import Utility
 
 # Class, distillation and register tokens of the known transformers number at most eight.
@@ -88,6 +91,9 @@ class Trace:
         logits: (B, K).
         activation: the layer's output A, (B, C, h, w).
         seed, draw: seed of random methods; 0 for the image, 1 for the masked image of coherency.
+        network, layer: where the activation comes from; `layer` is a module path.
+        absent: what an absent position's activation is, see :func:`camkit.game.absent_activation`.
+        budget: permutations from which a Shapley value is estimated.
     """
 
     images: Tensor
@@ -97,8 +103,12 @@ class Trace:
     utility: Utility
     seed: int
     draw: int
+    network: Network
+    layer: str
     _logits: Tensor
     _leaf: Tensor
+    absent: str = "zero"
+    budget: int = DEFAULT_BUDGET
 
     @property
     def logits(self) -> Tensor:
@@ -111,12 +121,7 @@ class Trace:
     @cached_property
     def _differentiable_gradient(self) -> Tensor:
         with torch.enable_grad():
-            utility = self.utility(self._logits, self.target)
-            # Each utility is per image, so the sum's gradient is every image's own gradient.
-            (gradient,) = torch.autograd.grad(utility.sum(), self._leaf, create_graph=True, allow_unused=True)
-        if gradient is None:
-            raise CamkitError("the logits do not depend on the layer's output: choose another --layer")
-        return gradient
+            return _gradient(self.utility(self._logits, self.target), self._leaf, create_graph=True)
 
     @property
     def gradient(self) -> Tensor:
@@ -133,6 +138,64 @@ class Trace:
                 gradient, self._leaf, grad_outputs=self.activation, retain_graph=True, allow_unused=True
             )
         return torch.zeros_like(self.activation) if product is None else product.detach()
+
+    @cached_property
+    def _head(self) -> Head:
+        return self.network.head(self.images, self.layer)
+
+    def head(self, activation: Tensor) -> Tensor:
+        """Utility (B,) with another activation (B, C, h, w) in place of A: the rest of the network alone.
+
+        What passes the layer by (a skip connection) keeps the value that it has for the images.
+        """
+        return self.utility(self._head(activation), self.target)
+
+    def gradient_at(self, activation: Tensor) -> Tensor:
+        """du/dA at another activation, (B, C, h, w): one pass through the rest of the network and back."""
+        with torch.enable_grad():
+            leaf = activation.detach().clone().requires_grad_()
+            return _gradient(self.head(leaf), leaf, create_graph=False)
+
+    def score(self, images: Tensor) -> Tensor:
+        """Probability p_c (B,) of other images (B, 3, H, W): one pass."""
+        return self.network.score(images, self.target)
+
+    def logit(self, images: Tensor) -> Tensor:
+        """Logit y_c (B,) of other images (B, 3, H, W): one pass."""
+        return self.network.logits(images).gather(1, self.target[:, None])[:, 0]
+
+    @cached_property
+    def absent_activation(self) -> Tensor:
+        """What A is where a position is absent, (B, C, h, w)."""
+        return absent_activation(self.activation, self.absent)
+
+    @cached_property
+    def game(self) -> Game:
+        """The game whose players are the positions of the layer."""
+        return Game(
+            self._head,
+            self.utility,
+            self.target,
+            present=self.activation,
+            absent=self.absent_activation,
+            streams=lambda purpose: [generator(self.seed, name, purpose) for name in self.image_ids],
+            budget=self.budget,
+        )
+
+
+def _gradient(utility: Tensor, leaf: Tensor, create_graph: bool) -> Tensor:
+    # Each utility is per image, so the sum's gradient is every image's own gradient.
+    gradient = None
+    if utility.requires_grad:
+        (gradient,) = torch.autograd.grad(utility.sum(), leaf, create_graph=create_graph, allow_unused=True)
+    if gradient is None:
+        raise CamkitError("the logits do not depend on the layer's output: choose another --layer")
+    return gradient
+
+
+def _precise(tensor: Tensor) -> Tensor:
+    """In float32 at least."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 @dataclass(eq=False)
@@ -161,6 +224,8 @@ class Network:
         self.device = device
         self.dtype = dtype
         self.passes = 0
+        # Layer -> what passes it by, see Head: a matter of the network alone, so found once.
+        self.bypasses: dict[str, frozenset[int]] = {}
 
     def _precision(self) -> AbstractContextManager:
         if self.dtype == torch.float32:
@@ -172,7 +237,7 @@ class Network:
         """Logits (B, K) in float32: one scoring pass."""
         self.passes += 1
         with self._precision():
-            return self.model(images).float()
+            return _precise(self.model(images))
 
     @torch.inference_mode()
     def score(self, images: Tensor, target: Tensor) -> Tensor:
@@ -196,7 +261,7 @@ class Network:
                 raise CamkitError(
                     f"layer {missing[0]!r} does not run in a forward pass: choose another --layer"
                 )
-            return TracedPass(logits.float(), leaves)
+            return TracedPass(_precise(logits), leaves)
 
     @contextmanager
     def _captured(self, layers: Sequence[str], leaves: dict[str, Tensor], tail: ExitStack) -> Iterator[None]:
@@ -219,26 +284,162 @@ class Network:
         _: tuple,
         output: Tensor,
     ) -> Tensor:
-        layout = layout_of(output) if isinstance(output, Tensor) else None
-        if layout is None:
-            shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-            raise UsageError(
-                f"layer {layer!r} ({type(module).__name__}) gives {shape}: expected (B, C, h, w), "
-                "(B, h, w, C) or (B, tokens, C). Choose a --layer before pooling."
-            )
+        layout = _layout(layer, module, output)
         if layer in leaves:
             raise CamkitError(
                 f"layer {layer!r} runs more than once in a forward pass: choose another --layer"
             )
         activation = layout.to_map(output)
         if not activation.requires_grad:
-            activation = activation.detach().to(torch.float32, copy=True).requires_grad_()
-            # Derivatives are taken from here on: float32, and the attention that has a second derivative.
-            tail.enter_context(torch.autocast(self.device.type, enabled=False))
-            tail.enter_context(sdpa_kernel(SDPBackend.MATH))
+            activation = _precise(activation.detach()).clone().requires_grad_()
+            self._enter_tail(tail)
         leaves[layer] = activation
         # A later in-place operation (VGG's ReLU) must change a copy, neither the leaf nor A's memory.
         return layout.from_map(activation.clone(), output)
+
+    def _enter_tail(self, tail: ExitStack) -> None:
+        # Derivatives are taken from here on: float32, and the attention that has a second derivative.
+        tail.enter_context(torch.autocast(self.device.type, enabled=False))
+        tail.enter_context(sdpa_kernel(SDPBackend.MATH))
+
+    def head(self, images: Tensor, layer: str) -> Head:
+        """The rest of the network after `layer` (a module path) for `images`: one pass up to the layer.
+
+        Raises:
+            UsageError: the layer does not exist or its output has no positions.
+            CamkitError: the layer does not run in a pass.
+        """
+        target = find_module(self.model, layer)
+        # One list an unfinished module, the outermost first: its children that have finished.
+        frames: list[list[tuple[nn.Module, Tensor]]] = [[]]
+        reached: list[object] = []
+
+        def enter(module: nn.Module, _: tuple) -> None:
+            frames.append([])
+
+        def leave(module: nn.Module, _: tuple, output: object) -> None:
+            inner = frames.pop()
+            if module is target:
+                reached.append(output)
+                raise _Reached
+            frames[-1] += [(module, output)] if isinstance(output, Tensor) else inner
+
+        with torch.inference_mode(False), torch.no_grad():
+            with ExitStack() as hooks, self._precision(), suppress(_Reached):
+                for module in self.model.modules():
+                    hooks.callback(module.register_forward_pre_hook(enter).remove)
+                    hooks.callback(module.register_forward_hook(leave).remove)
+                self.model(images)
+            if not reached:
+                raise CamkitError(f"layer {layer!r} does not run in a forward pass: choose another --layer")
+            layout = _layout(layer, target, reached[0])
+            finished = [pair for frame in frames for pair in frame]
+            return Head(self, layer, layout, images, reached[0], finished)
+
+
+class _Reached(Exception):
+    """Ends a pass at the layer."""
+
+
+class Head:
+    """The rest of the network as a function of one layer's activation, for fixed images.
+
+    What ran before the layer does not run again: each module that had finished hands out what it gave.
+
+    Attributes:
+        bypassed: whether something passes the layer by (a skip connection), so that the logits are not a
+            function of its activation alone.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        layer: str,
+        layout: Layout,
+        images: Tensor,
+        output: Tensor,
+        finished: Sequence[tuple[nn.Module, Tensor]],
+    ) -> None:
+        self.network = network
+        self.module = find_module(network.model, layer)
+        self.layout = layout
+        self.output = output
+        self.modules = [module for module, _ in finished]
+        self.given = [images, *(given for _, given in finished)]
+        if layer not in network.bypasses:
+            network.bypasses[layer] = self._find_bypasses()
+        self.passing = network.bypasses[layer]
+        self.bypassed = bool(self.passing)
+
+    def __call__(self, activation: Tensor) -> Tensor:
+        """Logits (B, K) with `activation` (B, C, h, w) in place of the layer's own."""
+        # An in-place operation further on must not change what the next call is given.
+        given = [one.clone() if place in self.passing else one for place, one in enumerate(self.given)]
+        return self._replay(activation, given)
+
+    def _find_bypasses(self) -> frozenset[int]:
+        """Which of `given` reach the logits without passing through the layer."""
+        with torch.enable_grad():
+            leaves = [one.detach().clone() for one in self.given]
+            leaves = [one.requires_grad_() if one.is_floating_point() else one for one in leaves]
+            activation = _precise(self.layout.to_map(self.output)).detach()
+            logits = self._replay(activation, [one.clone() for one in leaves])
+            if not logits.requires_grad:
+                return frozenset()
+            floating = [place for place, one in enumerate(leaves) if one.requires_grad]
+            gradients = torch.autograd.grad(
+                logits.sum(), [leaves[place] for place in floating], allow_unused=True
+            )
+        return frozenset(
+            place for place, gradient in zip(floating, gradients, strict=True) if gradient is not None
+        )
+
+    def _replay(self, activation: Tensor, given: Sequence[Tensor]) -> Tensor:
+        images, *outputs = given
+        with self.network._precision(), ExitStack() as tail:
+
+            def substitute(*_: object, **__: object) -> Tensor:
+                self.network._enter_tail(tail)
+                return self.layout.from_map(activation.clone(), self.output)
+
+            queues: dict[nn.Module, list[Tensor]] = {}
+            for module, output in zip(self.modules, outputs, strict=True):
+                queues.setdefault(module, []).append(output)
+            with ExitStack() as replaced:
+                for module, queue in queues.items():
+                    _replace_forward(module, _hand_out(queue, module.forward), replaced)
+                _replace_forward(self.module, substitute, replaced)
+                return _precise(self.network.model(images))
+
+
+def _hand_out(outputs: list[Tensor], forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A forward that gives `outputs` in turn, and after them (a module may run again) what it computes."""
+    rest = iter(outputs)
+
+    def hand_out(*inputs: object, **options: object) -> Tensor:
+        output = next(rest, None)
+        return forward(*inputs, **options) if output is None else output
+
+    return hand_out
+
+
+def _replace_forward(module: nn.Module, forward: Callable[..., Tensor], until: ExitStack) -> None:
+    own = vars(module).get("forward")
+    module.forward = forward  # type: ignore[method-assign]
+    until.callback(
+        partial(delattr, module, "forward") if own is None else partial(setattr, module, "forward", own)
+    )
+
+
+def _layout(layer: str, module: nn.Module, output: object) -> Layout:
+    layout = layout_of(output) if isinstance(output, Tensor) else None
+    if layout is None:
+        shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise UsageError(
+            f"layer {layer!r} ({type(module).__name__}) gives {shape}: expected (B, C, h, w), "
+            "(B, h, w, C) or (B, tokens, C). Choose a --layer before pooling."
+        )
+    return layout
 
 
 def last_feature_layer(model: nn.Module, images: Tensor) -> str | None:
