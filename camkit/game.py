@@ -116,10 +116,8 @@ class Game:
     def utility(self, present: Tensor) -> Tensor:
         """What coalitions are worth: boolean (B, n, P) -> (B, n)."""
         batch, count, _ = present.shape
-        if self._affine is None:
-            chunk = 1
-        else:
-            chunk = max(1, CHUNK // self._affine[1][..., 0, :].numel())
+        classes = 0 if self._affine is None else self._affine[1].shape[2]
+        chunk = max(1, CHUNK // (batch * classes)) if classes else 1
         values = []
         for some in present.split(chunk, dim=1):
             if self._affine is None:

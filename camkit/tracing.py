@@ -7,7 +7,6 @@ differentiated, the graph begins at the layer, and the derivatives of any utilit
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -18,65 +17,12 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from camkit.config import DEFAULT_BUDGET
-from camkit.errors import CamkitError, UsageError
+from camkit.errors import CamkitError
 from camkit.game import Game, absent_activation
-from camkit.registry import unknown_name
+from camkit.head import Head, precise
+from camkit.layers import find_layout, find_module, layout_of
 from camkit.seeding import generator
 from camkit.utilities import Utility
-
-# Class, distillation and register tokens of the known transformers number at most eight.
-MAX_PREFIX_TOKENS = 8
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How a layer's output becomes an activation map (B, C, h, w) and back."""
-
-    to_map: Callable[[Tensor], Tensor]
-    from_map: Callable[[Tensor, Tensor], Tensor]  # (map, the layer's output) -> tensor handed on
-
-
-def layout_of(output: Tensor) -> Layout | None:
-    """Recognise (B, C, h, w), (B, h, w, C) and token sequences (B, prefix + h * w, C) of square images.
-
-    Prefix tokens (class, registers) have no position: they stay as they are. None where the output has
-    no positions.
-    """
-    if output.ndim == 4:
-        _, first, second, third = output.shape
-        if first == second != third:  # the two equal sides are the positions: channels come last
-            return Layout(lambda t: t.permute(0, 3, 1, 2), lambda m, _: m.permute(0, 2, 3, 1))
-        return Layout(lambda t: t, lambda m, _: m)
-    if output.ndim == 3:
-        side = math.isqrt(output.shape[1])
-        prefix = output.shape[1] - side * side
-        if side > 1 and prefix <= MAX_PREFIX_TOKENS:
-            return Layout(
-                lambda t: t[:, prefix:].transpose(1, 2).unflatten(2, (side, side)),
-                lambda m, t: torch.cat([t[:, :prefix], m.flatten(2).transpose(1, 2)], dim=1),
-            )
-    return None
-
-
-def find_module(model: nn.Module, path: str) -> nn.Module:
-    """The module at `path`, written `layer4.2.conv3` or `layer4[-1].conv3`.
-
-    Raises:
-        UsageError: there is none; the message names the nearest and what stands at that level.
-    """
-    module = model
-    for step in path.replace("[", ".").replace("]", "").strip(".").split("."):
-        children = dict(module.named_children())
-        if step.lstrip("-").isdigit() and step not in children:
-            modules = list(children.values())
-            if not -len(modules) <= int(step) < len(modules):
-                raise unknown_name("layer", path, children)
-            module = modules[int(step)]
-        elif step in children:
-            module = children[step]
-        else:
-            raise unknown_name("layer", step, children, also=f" (looking for {path!r})")
-    return module
 
 
 @dataclass(eq=False)
@@ -193,11 +139,6 @@ def _gradient(utility: Tensor, leaf: Tensor, create_graph: bool) -> Tensor:
     return gradient
 
 
-def _precise(tensor: Tensor) -> Tensor:
-    """In float32 at least."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
 @dataclass(eq=False)
 class TracedPass:
     """Logits (B, K) and the activations of the traced layers, still tied to their graph."""
@@ -227,7 +168,7 @@ class Network:
         # Layer -> what passes it by, see Head: a matter of the network alone, so found once.
         self.bypasses: dict[str, frozenset[int]] = {}
 
-    def _precision(self) -> AbstractContextManager:
+    def precision(self) -> AbstractContextManager:
         if self.dtype == torch.float32:
             return nullcontext()
         return torch.autocast(self.device.type, self.dtype)
@@ -236,8 +177,8 @@ class Network:
     def logits(self, images: Tensor) -> Tensor:
         """Logits (B, K) in float32: one scoring pass."""
         self.passes += 1
-        with self._precision():
-            return _precise(self.model(images))
+        with self.precision():
+            return precise(self.model(images))
 
     @torch.inference_mode()
     def score(self, images: Tensor, target: Tensor) -> Tensor:
@@ -253,7 +194,7 @@ class Network:
         """
         self.passes += 1
         leaves: dict[str, Tensor] = {}
-        with torch.enable_grad(), self._precision(), ExitStack() as tail:
+        with torch.enable_grad(), self.precision(), ExitStack() as tail:
             with self._captured(layers, leaves, tail):
                 logits = self.model(images)
             missing = [layer for layer in layers if layer not in leaves]
@@ -261,7 +202,7 @@ class Network:
                 raise CamkitError(
                     f"layer {missing[0]!r} does not run in a forward pass: choose another --layer"
                 )
-            return TracedPass(_precise(logits), leaves)
+            return TracedPass(precise(logits), leaves)
 
     @contextmanager
     def _captured(self, layers: Sequence[str], leaves: dict[str, Tensor], tail: ExitStack) -> Iterator[None]:
@@ -284,20 +225,20 @@ class Network:
         _: tuple,
         output: Tensor,
     ) -> Tensor:
-        layout = _layout(layer, module, output)
+        layout = find_layout(layer, module, output)
         if layer in leaves:
             raise CamkitError(
                 f"layer {layer!r} runs more than once in a forward pass: choose another --layer"
             )
         activation = layout.to_map(output)
         if not activation.requires_grad:
-            activation = _precise(activation.detach()).clone().requires_grad_()
-            self._enter_tail(tail)
+            activation = precise(activation.detach()).clone().requires_grad_()
+            self.enter_tail(tail)
         leaves[layer] = activation
         # A later in-place operation (VGG's ReLU) must change a copy, neither the leaf nor A's memory.
         return layout.from_map(activation.clone(), output)
 
-    def _enter_tail(self, tail: ExitStack) -> None:
+    def enter_tail(self, tail: ExitStack) -> None:
         # Derivatives are taken from here on: float32, and the attention that has a second derivative.
         tail.enter_context(torch.autocast(self.device.type, enabled=False))
         tail.enter_context(sdpa_kernel(SDPBackend.MATH))
@@ -325,121 +266,21 @@ class Network:
             frames[-1] += [(module, output)] if isinstance(output, Tensor) else inner
 
         with torch.inference_mode(False), torch.no_grad():
-            with ExitStack() as hooks, self._precision(), suppress(_Reached):
+            with ExitStack() as hooks, self.precision(), suppress(_Reached):
                 for module in self.model.modules():
                     hooks.callback(module.register_forward_pre_hook(enter).remove)
                     hooks.callback(module.register_forward_hook(leave).remove)
                 self.model(images)
+            self.passes += 1
             if not reached:
                 raise CamkitError(f"layer {layer!r} does not run in a forward pass: choose another --layer")
-            layout = _layout(layer, target, reached[0])
+            layout = find_layout(layer, target, reached[0])
             finished = [pair for frame in frames for pair in frame]
             return Head(self, layer, layout, images, reached[0], finished)
 
 
 class _Reached(Exception):
     """Ends a pass at the layer."""
-
-
-class Head:
-    """The rest of the network as a function of one layer's activation, for fixed images.
-
-    What ran before the layer does not run again: each module that had finished hands out what it gave.
-
-    Attributes:
-        bypassed: whether something passes the layer by (a skip connection), so that the logits are not a
-            function of its activation alone.
-    """
-
-    def __init__(
-        self,
-        network: Network,
-        layer: str,
-        layout: Layout,
-        images: Tensor,
-        output: Tensor,
-        finished: Sequence[tuple[nn.Module, Tensor]],
-    ) -> None:
-        self.network = network
-        self.module = find_module(network.model, layer)
-        self.layout = layout
-        self.output = output
-        self.modules = [module for module, _ in finished]
-        self.given = [images, *(given for _, given in finished)]
-        if layer not in network.bypasses:
-            network.bypasses[layer] = self._find_bypasses()
-        self.passing = network.bypasses[layer]
-        self.bypassed = bool(self.passing)
-
-    def __call__(self, activation: Tensor) -> Tensor:
-        """Logits (B, K) with `activation` (B, C, h, w) in place of the layer's own."""
-        # An in-place operation further on must not change what the next call is given.
-        given = [one.clone() if place in self.passing else one for place, one in enumerate(self.given)]
-        return self._replay(activation, given)
-
-    def _find_bypasses(self) -> frozenset[int]:
-        """Which of `given` reach the logits without passing through the layer."""
-        with torch.enable_grad():
-            leaves = [one.detach().clone() for one in self.given]
-            leaves = [one.requires_grad_() if one.is_floating_point() else one for one in leaves]
-            activation = _precise(self.layout.to_map(self.output)).detach()
-            logits = self._replay(activation, [one.clone() for one in leaves])
-            if not logits.requires_grad:
-                return frozenset()
-            floating = [place for place, one in enumerate(leaves) if one.requires_grad]
-            gradients = torch.autograd.grad(
-                logits.sum(), [leaves[place] for place in floating], allow_unused=True
-            )
-        return frozenset(
-            place for place, gradient in zip(floating, gradients, strict=True) if gradient is not None
-        )
-
-    def _replay(self, activation: Tensor, given: Sequence[Tensor]) -> Tensor:
-        images, *outputs = given
-        with self.network._precision(), ExitStack() as tail:
-
-            def substitute(*_: object, **__: object) -> Tensor:
-                self.network._enter_tail(tail)
-                return self.layout.from_map(activation.clone(), self.output)
-
-            queues: dict[nn.Module, list[Tensor]] = {}
-            for module, output in zip(self.modules, outputs, strict=True):
-                queues.setdefault(module, []).append(output)
-            with ExitStack() as replaced:
-                for module, queue in queues.items():
-                    _replace_forward(module, _hand_out(queue, module.forward), replaced)
-                _replace_forward(self.module, substitute, replaced)
-                return _precise(self.network.model(images))
-
-
-def _hand_out(outputs: list[Tensor], forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A forward that gives `outputs` in turn, and after them (a module may run again) what it computes."""
-    rest = iter(outputs)
-
-    def hand_out(*inputs: object, **options: object) -> Tensor:
-        output = next(rest, None)
-        return forward(*inputs, **options) if output is None else output
-
-    return hand_out
-
-
-def _replace_forward(module: nn.Module, forward: Callable[..., Tensor], until: ExitStack) -> None:
-    own = vars(module).get("forward")
-    module.forward = forward  # type: ignore[method-assign]
-    until.callback(
-        partial(delattr, module, "forward") if own is None else partial(setattr, module, "forward", own)
-    )
-
-
-def _layout(layer: str, module: nn.Module, output: object) -> Layout:
-    layout = layout_of(output) if isinstance(output, Tensor) else None
-    if layout is None:
-        shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise UsageError(
-            f"layer {layer!r} ({type(module).__name__}) gives {shape}: expected (B, C, h, w), "
-            "(B, h, w, C) or (B, tokens, C). Choose a --layer before pooling."
-        )
-    return layout
 
 
 def last_feature_layer(model: nn.Module, images: Tensor) -> str | None:

@@ -1,4 +1,4 @@
-"""Single deletion: does a map order patches of the image as their removal, one at a time, orders the logit?"""
+"""Single deletion: do a map and the removal of one patch at a time order an image's patches alike?"""
 
 from __future__ import annotations
 
