@@ -93,7 +93,14 @@ class Trace:
         """Utility (B,) with another activation (B, C, h, w) in place of A: the rest of the network alone.
 
         What passes the layer by (a skip connection) keeps the value that it has for the images.
+
+        Raises:
+            CamkitError: `activation` has another shape than A.
         """
+        if activation.shape != self._leaf.shape:
+            raise CamkitError(
+                f"trace.head takes an activation of shape {tuple(self._leaf.shape)}, not {tuple(activation.shape)}"
+            )
         return self.utility(self._head(activation), self.target)
 
     def gradient_at(self, activation: Tensor) -> Tensor:
