@@ -98,9 +98,8 @@ class Trace:
             CamkitError: `activation` has another shape than A.
         """
         if activation.shape != self._leaf.shape:
-            raise CamkitError(
-                f"trace.head takes an activation of shape {tuple(self._leaf.shape)}, not {tuple(activation.shape)}"
-            )
+            expected, received = tuple(self._leaf.shape), tuple(activation.shape)
+            raise CamkitError(f"trace.head takes an activation of shape {expected}, not {received}")
         return self.utility(self._head(activation), self.target)
 
     def gradient_at(self, activation: Tensor) -> Tensor:

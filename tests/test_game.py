@@ -190,7 +190,7 @@ def test_nonadditivity():
             return torch.stack([x[:, 0] * x[:, 1], x[:, 0]], dim=1)
 
     found = trace(Product(25, 1), torch.ones(1, 1, 5, 5, dtype=torch.float64)).game.nonadditivity
-    # E z1 = 1/2, E z1 z2 = 1/3: cov(u, z) = 1/6, var z = 1/4, cov(z1, z2) = 1/12; others help as proxies of t.
+    # E z1 = 1/2, E z1 z2 = 1/3: cov(u, z) = 1/6, var z = 1/4, cov(z1, z2) = 1/12.
     covariance = torch.full((25, 25), 1 / 12, dtype=torch.float64).fill_diagonal_(1 / 4)
     with_u = torch.full((25,), 1 / 4 - 1 / 6, dtype=torch.float64)
     with_u[:2] = 1 / 3 - 1 / 6

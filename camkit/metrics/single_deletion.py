@@ -12,12 +12,16 @@ from camkit.metrics.subject import GRID, Subject
 from camkit.registry import metric
 from camkit.tracing import Trace
 
+# The patches of a symmetric map (`centre`) are alike, but their sums differ in the last bits.
+TIE = 1e-6
+
 
 def average_ranks(values: Tensor) -> Tensor:
-    """Ranks of values (B, n) from 0, ties sharing their mean rank, (B, n)."""
-    below = (values[:, :, None] > values[:, None]).sum(dim=2)
-    ties = (values[:, :, None] == values[:, None]).sum(dim=2) - 1
-    return below + ties / 2
+    """Ranks of values (B, n) from 0, ties (but for rounding) sharing their mean rank, (B, n)."""
+    rounding = TIE * values.abs().amax(dim=1)[:, None, None]
+    above = values[:, :, None] - values[:, None]
+    lower, higher = (above > rounding).sum(dim=2), (above < -rounding).sum(dim=2)
+    return (lower + values.shape[1] - 1 - higher) / 2
 
 
 @metric(
