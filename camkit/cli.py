@@ -268,7 +268,7 @@ def bench(config: Path | None, data: str | None, dry_run: bool, **options: Any) 
     if dry_run:
         _show_estimate(run_config)
         return
-    from camkit.bench import bench as run
+    from camkit.benchmark import bench as run
     from camkit.report.tables import terminal_table
 
     summary = run(run_config, say=_say)
@@ -335,7 +335,7 @@ def explain(
     Example:
       camkit explain cat.jpg --model resnet50 --method gradcam,shapleycam -o cat.png
     """
-    from camkit.explain import explain_images
+    from camkit.photos import explain_images
     from camkit.report.figures import saliency_figure, save_figure
 
     config = RunConfig(model=(model,), layer=(layer,), utility=(utility,), **options)

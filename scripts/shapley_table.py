@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import bootstrap
 
-from camkit.bench import bench
+from camkit.benchmark import bench
 from camkit.config import RunConfig
 from camkit.results import file_name, read_run, run_folders
 

@@ -15,7 +15,7 @@ import pytest
 import small_imagenet as small
 from small_imagenet import LABELS, WNIDS, official_name, photos, write
 
-from camkit.bench import bench
+from camkit.benchmark import bench
 from camkit.config import RunConfig
 from camkit.data import LAYOUTS, DataSet, find_images, wnid_to_index
 from camkit.data.sources import read_bytes

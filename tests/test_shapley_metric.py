@@ -10,7 +10,7 @@ from torch import nn
 
 import camkit.methods
 import camkit.metrics  # noqa: F401  (both fill the registries)
-from camkit.bench import bench
+from camkit.benchmark import bench
 from camkit.config import RunConfig
 from camkit.evaluate import explain
 from camkit.metrics import Subject
