@@ -13,7 +13,7 @@ import click
 from camkit.cli_data import data as data_commands
 from camkit.cli_data import debug_option, labels_option, layout_option
 from camkit.cli_report import compare, report
-from camkit.config import DEFAULT_METRICS, RunConfig, read_config
+from camkit.config import ABSENT, DEFAULT_BUDGET, DEFAULT_METRICS, RunConfig, read_config
 from camkit.errors import CamkitError, UsageError
 
 if TYPE_CHECKING:
@@ -229,6 +229,20 @@ def main() -> None:
     metavar="SHARE",
     help="Share of such images, as 0.01 or 1%, above which the run ends.  [default: 1%, at least 3 images]",
 )
+@click.option(
+    "--budget",
+    type=click.IntRange(min=4),
+    default=DEFAULT_BUDGET,
+    show_default=True,
+    help="Permutations from which Shapley values are estimated.",
+)
+@click.option(
+    "--absent",
+    type=click.Choice(ABSENT),
+    default="zero",
+    show_default=True,
+    help="Activation of an absent position: of Shapley values and of aumann-N.",
+)
 @click.option("--save-maps", is_flag=True, help="Also write the signed maps, an .npz beside each CSV.")
 @click.option(
     "-o",
@@ -256,7 +270,7 @@ def bench(config: Path | None, data: str | None, dry_run: bool, **options: Any) 
     if dry_run:
         _show_estimate(run_config)
         return
-    from camkit.bench import bench as run
+    from camkit.benchmark import bench as run
     from camkit.report.tables import terminal_table
 
     summary = run(run_config, say=_say)
@@ -344,7 +358,7 @@ def explain(
     Example:
       camkit explain cat.jpg --model resnet50 --method gradcam,shapleycam -o cat.png
     """
-    from camkit.explain import explain_images
+    from camkit.photos import explain_images
     from camkit.report.figures import saliency_figure, save_figure
 
     config = RunConfig(model=(model,), layer=(layer,), utility=(utility,), **options)

@@ -11,6 +11,8 @@ from typing import Any, Literal
 from camkit.errors import UsageError
 
 DEFAULT_METRICS = ("adcc", "deletion", "insertion")
+DEFAULT_BUDGET = 128  # permutations
+ABSENT = ("zero", "mean", "blur")
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ class RunConfig:
         dtype: `float32`, `bfloat16` or `float16`.
         tf32: let float32 matrix products and convolutions use TF32 on GPUs that have it.
         deterministic: only operations that give the same bits in every run, where torch has them.
+        budget: permutations from which a Shapley value is estimated.
+        absent: activation of an absent position: `zero`, `mean` or `blur`.
         seed: of the order of images, random methods and random weights.
         on_error: `continue` past images that cannot be read, or `stop` at the first.
         max_errors: share of such images, of all in the run, above which it stops; None: 1 %, at least three.
@@ -65,6 +69,8 @@ class RunConfig:
     dtype: str = "float32"
     tf32: bool = False
     deterministic: bool = False
+    budget: int = DEFAULT_BUDGET
+    absent: str = "zero"
     seed: int = 0
     on_error: str = "continue"
     max_errors: float | None = None

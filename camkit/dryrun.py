@@ -7,7 +7,7 @@ import time
 
 import pandas as pd
 
-from camkit.bench import first_batch_size, load_batches, make_evaluation, select
+from camkit.benchmark import first_batch_size, load_batches, make_evaluation, select
 from camkit.config import RunConfig
 from camkit.evaluate import Cell, CellScores
 from camkit.prepare import Prepared, Say, find_methods, numerics, prepare
@@ -29,7 +29,7 @@ def dry_run(config: RunConfig, say: Say) -> pd.DataFrame:
     Nothing is written.
 
     Raises:
-        UsageError, CamkitError: as :func:`camkit.bench.bench`.
+        UsageError, CamkitError: as :func:`camkit.benchmark.bench`.
     """
     models, data, items = select(config, say)
     rows = []

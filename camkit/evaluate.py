@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from camkit.config import DEFAULT_BUDGET
 from camkit.data import Item
 from camkit.errors import CamkitError, UsageError
 from camkit.metrics import Subject
@@ -103,6 +104,7 @@ class Evaluation:
         batch_size: every pass has this many images; a smaller batch is padded.
         steps: N of deletion and insertion.
         seed: of random methods.
+        absent, budget: of Shapley values, see :class:`camkit.tracing.Trace`.
     """
 
     def __init__(
@@ -115,6 +117,8 @@ class Evaluation:
         batch_size: int = 32,
         steps: int = 224,
         seed: int = 0,
+        absent: str = "zero",
+        budget: int = DEFAULT_BUDGET,
     ) -> None:
         self.network = network
         self.preprocess = preprocess
@@ -123,6 +127,8 @@ class Evaluation:
         self.batch_size = batch_size
         self.steps = steps
         self.seed = seed
+        self.absent = absent
+        self.budget = budget
 
     def run(
         self,
@@ -170,14 +176,18 @@ class Evaluation:
         subject = Subject(
             images, probability, lambda changed: self.network.score(changed, target), self.steps
         )
+        trace = None
         for cell, metrics in wanted.items():
             view = partial(self._view, batch, target, cell)
-            maps, saliency = explain(cell.method, view(images, traced, draw=0))
+            if trace is None or (trace.layer, trace.utility) != (cell.path, UTILITIES[cell.utility]):
+                trace = view(images, traced, draw=0)  # what one method asks of it, the next one has
+            maps, saliency = explain(cell.method, trace)
             columns = {"probability": probability}
             flags = {"degenerate": is_degenerate(saliency), "zero_probability": probability == 0}
             again = partial(self._explain_again, cell, view, target)
             for name in metrics:
-                for column, value in METRICS[name].function(subject, saliency, again).items():
+                also = (None if cell.method.saliency else maps, trace) if METRICS[name].needs_trace else ()
+                for column, value in METRICS[name].function(subject, saliency, again, *also).items():
                     (flags if value.dtype == torch.bool else columns)[column] = value
             columns, flags["not_finite"] = _defined(columns)
             values = torch.stack([column.double() for column in (*columns.values(), *flags.values())])
@@ -215,6 +225,10 @@ class Evaluation:
             utility=UTILITIES[cell.utility],
             seed=self.seed,
             draw=draw,
+            network=self.network,
+            layer=cell.path,
+            absent=self.absent,
+            budget=self.budget,
             _logits=traced.logits,
             _leaf=traced.leaves[cell.path],
         )

@@ -40,9 +40,10 @@ def find_methods(names: Iterable[str]) -> list[Method]:
     found: dict[str, Method] = {}
     for name in names:
         if name not in METHODS and name != "all" and name not in groups:
-            raise unknown_name("method", name, METHODS, also=f"; groups: {', '.join(sorted(groups))}, all")
-        members = [m for m in METHODS.values() if name in ("all", m.name, *m.groups)]
-        found |= {member.name: member for member in members}
+            also = f"; and {', '.join(METHODS.forms)}; groups: {', '.join(sorted(groups))}, all"
+            raise unknown_name("method", name, METHODS, also)
+        grouped = [m for m in METHODS.values() if name in ("all", *m.groups)]
+        found |= {member.name: member for member in grouped or [METHODS[name]]}
     return list(found.values())
 
 

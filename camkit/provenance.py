@@ -28,8 +28,8 @@ from camkit.results import DEFINITIONS_VERSION, read_run, run_folders
 
 # What all cells of one results folder have in common; the rest of the protocol belongs to a model and layer.
 SHARED = (
-    "target_rule", "steps", "preprocess", "exif", "dtype", "weights", "seed", "data_fingerprint",
-    "definitions",
+    "target_rule", "steps", "preprocess", "exif", "dtype", "weights", "seed", "absent", "budget",
+    "data_fingerprint", "definitions",
 )  # fmt: skip
 # Entries of a segment that may differ between two starts of the same segment.
 BOOKKEEPING = {
@@ -64,6 +64,8 @@ def describe_protocol(prepared: Prepared, cell: Cell, config: RunConfig, data: D
         "weights_tag": loaded.weights.tag,
         "weights_sha256": loaded.weights.sha256,
         "seed": config.seed,
+        "absent": config.absent,
+        "budget": config.budget,
         "data_fingerprint": data.fingerprint,
         "definitions": DEFINITIONS_VERSION,
     }

@@ -7,73 +7,23 @@ differentiated, the graph begins at the layer, and the derivatives of any utilit
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from camkit.errors import CamkitError, UsageError
-from camkit.registry import unknown_name
+from camkit.config import DEFAULT_BUDGET
+from camkit.errors import CamkitError
+from camkit.game import Game, absent_activation
+from camkit.head import Head, precise
+from camkit.layers import find_layout, find_module, layout_of
+from camkit.seeding import generator
 from camkit.utilities import Utility
-
-# Class, distillation and register tokens of the known transformers number at most eight.
-MAX_PREFIX_TOKENS = 8
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How a layer's output becomes an activation map (B, C, h, w) and back."""
-
-    to_map: Callable[[Tensor], Tensor]
-    from_map: Callable[[Tensor, Tensor], Tensor]  # (map, the layer's output) -> tensor handed on
-
-
-def layout_of(output: Tensor) -> Layout | None:
-    """Recognise (B, C, h, w), (B, h, w, C) and token sequences (B, prefix + h * w, C) of square images.
-
-    Prefix tokens (class, registers) have no position: they stay as they are. None where the output has
-    no positions.
-    """
-    if output.ndim == 4:
-        _, first, second, third = output.shape
-        if first == second != third:  # the two equal sides are the positions: channels come last
-            return Layout(lambda t: t.permute(0, 3, 1, 2), lambda m, _: m.permute(0, 2, 3, 1))
-        return Layout(lambda t: t, lambda m, _: m)
-    if output.ndim == 3:
-        side = math.isqrt(output.shape[1])
-        prefix = output.shape[1] - side * side
-        if side > 1 and prefix <= MAX_PREFIX_TOKENS:
-            return Layout(
-                lambda t: t[:, prefix:].transpose(1, 2).unflatten(2, (side, side)),
-                lambda m, t: torch.cat([t[:, :prefix], m.flatten(2).transpose(1, 2)], dim=1),
-            )
-    return None
-
-
-def find_module(model: nn.Module, path: str) -> nn.Module:
-    """The module at `path`, written `layer4.2.conv3` or `layer4[-1].conv3`.
-
-    Raises:
-        UsageError: there is none; the message names the nearest and what stands at that level.
-    """
-    module = model
-    for step in path.replace("[", ".").replace("]", "").strip(".").split("."):
-        children = dict(module.named_children())
-        if step.lstrip("-").isdigit() and step not in children:
-            modules = list(children.values())
-            if not -len(modules) <= int(step) < len(modules):
-                raise unknown_name("layer", path, children)
-            module = modules[int(step)]
-        elif step in children:
-            module = children[step]
-        else:
-            raise unknown_name("layer", step, children, also=f" (looking for {path!r})")
-    return module
 
 
 @dataclass(eq=False)
@@ -88,6 +38,9 @@ class Trace:
         logits: (B, K).
         activation: the layer's output A, (B, C, h, w).
         seed, draw: seed of random methods; 0 for the image, 1 for the masked image of coherency.
+        network, layer: where the activation comes from; `layer` is a module path.
+        absent: what an absent position's activation is, see :func:`camkit.game.absent_activation`.
+        budget: permutations from which a Shapley value is estimated.
     """
 
     images: Tensor
@@ -97,8 +50,12 @@ class Trace:
     utility: Utility
     seed: int
     draw: int
+    network: Network
+    layer: str
     _logits: Tensor
     _leaf: Tensor
+    absent: str = "zero"
+    budget: int = DEFAULT_BUDGET
 
     @property
     def logits(self) -> Tensor:
@@ -111,16 +68,7 @@ class Trace:
     @cached_property
     def _differentiable_gradient(self) -> Tensor:
         with torch.enable_grad():
-            utility = self.utility(self._logits, self.target)
-            gradient = None
-            if utility.requires_grad:
-                # Each utility is per image, so the sum's gradient is every image's own gradient.
-                (gradient,) = torch.autograd.grad(
-                    utility.sum(), self._leaf, create_graph=True, allow_unused=True
-                )
-        if gradient is None:
-            raise CamkitError("the logits do not depend on the layer's output: choose another --layer")
-        return gradient
+            return _gradient(self.utility(self._logits, self.target), self._leaf, create_graph=True)
 
     @property
     def gradient(self) -> Tensor:
@@ -137,6 +85,65 @@ class Trace:
                 gradient, self._leaf, grad_outputs=self.activation, retain_graph=True, allow_unused=True
             )
         return torch.zeros_like(self.activation) if product is None else product.detach()
+
+    @cached_property
+    def _head(self) -> Head:
+        return self.network.head(self.images, self.layer)
+
+    def head(self, activation: Tensor) -> Tensor:
+        """Utility (B,) with another activation (B, C, h, w) in place of A: the rest of the network alone.
+
+        What passes the layer by (a skip connection) keeps the value that it has for the images.
+
+        Raises:
+            CamkitError: `activation` has another shape than A.
+        """
+        if activation.shape != self._leaf.shape:
+            expected, received = tuple(self._leaf.shape), tuple(activation.shape)
+            raise CamkitError(f"trace.head takes an activation of shape {expected}, not {received}")
+        return self.utility(self._head(activation), self.target)
+
+    def gradient_at(self, activation: Tensor) -> Tensor:
+        """du/dA at another activation, (B, C, h, w): one pass through the rest of the network and back."""
+        with torch.enable_grad():
+            leaf = activation.detach().clone().requires_grad_()
+            return _gradient(self.head(leaf), leaf, create_graph=False)
+
+    def score(self, images: Tensor) -> Tensor:
+        """Probability p_c (B,) of other images (B, 3, H, W): one pass."""
+        return self.network.score(images, self.target)
+
+    def logit(self, images: Tensor) -> Tensor:
+        """Logit y_c (B,) of other images (B, 3, H, W): one pass."""
+        return self.network.logits(images).gather(1, self.target[:, None])[:, 0]
+
+    @cached_property
+    def absent_activation(self) -> Tensor:
+        """What A is where a position is absent, (B, C, h, w)."""
+        return absent_activation(self.activation, self.absent)
+
+    @cached_property
+    def game(self) -> Game:
+        """The game whose players are the positions of the layer."""
+        return Game(
+            self._head,
+            self.utility,
+            self.target,
+            present=self.activation,
+            absent=self.absent_activation,
+            streams=lambda purpose: [generator(self.seed, name, purpose) for name in self.image_ids],
+            budget=self.budget,
+        )
+
+
+def _gradient(utility: Tensor, leaf: Tensor, create_graph: bool) -> Tensor:
+    # Each utility is per image, so the sum's gradient is every image's own gradient.
+    gradient = None
+    if utility.requires_grad:
+        (gradient,) = torch.autograd.grad(utility.sum(), leaf, create_graph=create_graph, allow_unused=True)
+    if gradient is None:
+        raise CamkitError("the logits do not depend on the layer's output: choose another --layer")
+    return gradient
 
 
 @dataclass(eq=False)
@@ -165,8 +172,10 @@ class Network:
         self.device = device
         self.dtype = dtype
         self.passes = 0
+        # Layer -> what passes it by, see Head: a matter of the network alone, so found once.
+        self.bypasses: dict[str, frozenset[int]] = {}
 
-    def _precision(self) -> AbstractContextManager:
+    def precision(self) -> AbstractContextManager:
         if self.dtype == torch.float32:
             return nullcontext()
         return torch.autocast(self.device.type, self.dtype)
@@ -175,8 +184,8 @@ class Network:
     def logits(self, images: Tensor) -> Tensor:
         """Logits (B, K) in float32: one scoring pass."""
         self.passes += 1
-        with self._precision():
-            return self.model(images).float()
+        with self.precision():
+            return precise(self.model(images))
 
     @torch.inference_mode()
     def score(self, images: Tensor, target: Tensor) -> Tensor:
@@ -192,7 +201,7 @@ class Network:
         """
         self.passes += 1
         leaves: dict[str, Tensor] = {}
-        with torch.enable_grad(), self._precision(), ExitStack() as tail:
+        with torch.enable_grad(), self.precision(), ExitStack() as tail:
             with self._captured(layers, leaves, tail):
                 logits = self.model(images)
             missing = [layer for layer in layers if layer not in leaves]
@@ -200,7 +209,7 @@ class Network:
                 raise CamkitError(
                     f"layer {missing[0]!r} does not run in a forward pass: choose another --layer"
                 )
-            return TracedPass(logits.float(), leaves)
+            return TracedPass(precise(logits), leaves)
 
     @contextmanager
     def _captured(self, layers: Sequence[str], leaves: dict[str, Tensor], tail: ExitStack) -> Iterator[None]:
@@ -223,26 +232,62 @@ class Network:
         _: tuple,
         output: Tensor,
     ) -> Tensor:
-        layout = layout_of(output) if isinstance(output, Tensor) else None
-        if layout is None:
-            shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-            raise UsageError(
-                f"layer {layer!r} ({type(module).__name__}) gives {shape}: expected (B, C, h, w), "
-                "(B, h, w, C) or (B, tokens, C). Choose a --layer before pooling."
-            )
+        layout = find_layout(layer, module, output)
         if layer in leaves:
             raise CamkitError(
                 f"layer {layer!r} runs more than once in a forward pass: choose another --layer"
             )
         activation = layout.to_map(output)
         if not activation.requires_grad:
-            activation = activation.detach().to(torch.float32, copy=True).requires_grad_()
-            # Derivatives are taken from here on: float32, and the attention that has a second derivative.
-            tail.enter_context(torch.autocast(self.device.type, enabled=False))
-            tail.enter_context(sdpa_kernel(SDPBackend.MATH))
+            activation = precise(activation.detach()).clone().requires_grad_()
+            self.enter_tail(tail)
         leaves[layer] = activation
         # A later in-place operation (VGG's ReLU) must change a copy, neither the leaf nor A's memory.
         return layout.from_map(activation.clone(), output)
+
+    def enter_tail(self, tail: ExitStack) -> None:
+        # Derivatives are taken from here on: float32, and the attention that has a second derivative.
+        tail.enter_context(torch.autocast(self.device.type, enabled=False))
+        tail.enter_context(sdpa_kernel(SDPBackend.MATH))
+
+    def head(self, images: Tensor, layer: str) -> Head:
+        """The rest of the network after `layer` (a module path) for `images`: one pass up to the layer.
+
+        Raises:
+            UsageError: the layer does not exist or its output has no positions.
+            CamkitError: the layer does not run in a pass.
+        """
+        target = find_module(self.model, layer)
+        # One list an unfinished module, the outermost first: its children that have finished.
+        frames: list[list[tuple[nn.Module, Tensor]]] = [[]]
+        reached: list[Any] = []
+
+        def enter(module: nn.Module, _: tuple) -> None:
+            frames.append([])
+
+        def leave(module: nn.Module, _: tuple, output: object) -> None:
+            inner = frames.pop()
+            if module is target:
+                reached.append(output)
+                raise _Reached
+            frames[-1] += [(module, output)] if isinstance(output, Tensor) else inner
+
+        with torch.inference_mode(False), torch.no_grad():
+            with ExitStack() as hooks, self.precision(), suppress(_Reached):
+                for module in self.model.modules():
+                    hooks.callback(module.register_forward_pre_hook(enter).remove)
+                    hooks.callback(module.register_forward_hook(leave).remove)
+                self.model(images)
+            self.passes += 1
+            if not reached:
+                raise CamkitError(f"layer {layer!r} does not run in a forward pass: choose another --layer")
+            layout = find_layout(layer, target, reached[0])
+            finished = [pair for frame in frames for pair in frame]
+            return Head(self, layer, layout, images, reached[0], finished)
+
+
+class _Reached(Exception):
+    """Ends a pass at the layer."""
 
 
 def last_feature_layer(model: nn.Module, images: Tensor) -> str | None:

@@ -12,8 +12,8 @@ import small_imagenet as small
 from click.testing import CliRunner
 from small_imagenet import jpeg, photos, picture, write
 
-from camkit import bench as loop
-from camkit.bench import bench
+from camkit import benchmark as loop
+from camkit.benchmark import bench
 from camkit.cli import main
 from camkit.config import RunConfig
 from camkit.csv_text import csv_line

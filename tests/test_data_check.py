@@ -228,7 +228,7 @@ def test_top1_counts_hits(tmp_path: Path) -> None:
 
 
 def predictions(data: Path) -> list[int]:
-    from camkit.bench import bench
+    from camkit.benchmark import bench
 
     out = data.parent / "out"
     config = RunConfig(

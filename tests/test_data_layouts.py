@@ -16,7 +16,7 @@ import small_imagenet as small
 from click.testing import CliRunner
 from small_imagenet import LABELS, WNIDS, official_name, photos, write
 
-from camkit.bench import bench
+from camkit.benchmark import bench
 from camkit.cli import main
 from camkit.config import RunConfig
 from camkit.data import LAYOUTS, DataSet, find_images, wnid_to_index

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import ALL_UTILITIES
 
-from camkit.bench import bench
+from camkit.benchmark import bench
 from camkit.config import RunConfig
 from camkit.results import file_name
 from camkit.saliency import to_saliency

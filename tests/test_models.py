@@ -18,7 +18,7 @@ from tiny import CPU, noise
 from torch import nn
 
 import camkit.models
-from camkit.bench import bench
+from camkit.benchmark import bench
 from camkit.config import RunConfig
 from camkit.errors import CamkitError, UsageError
 from camkit.models import PAPER_ROWS, ROWS, calibrate, find_row, load_model

@@ -4,6 +4,7 @@
 # isort: off
 from camkit.methods import gradient
 from camkit.methods import shapley
+from camkit.methods import aumann
 from camkit.methods import baseline
 
-__all__ = ["baseline", "gradient", "shapley"]
+__all__ = ["aumann", "baseline", "gradient", "shapley"]

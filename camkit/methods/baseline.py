@@ -6,14 +6,13 @@ image.
 
 from __future__ import annotations
 
-import hashlib
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from camkit.registry import method
 from camkit.saliency import min_max
+from camkit.seeding import generator
 from camkit.tracing import Trace
 
 CENTRE_SIGMA = 60 / 224  # standard deviation of `centre`, in image sides
@@ -64,9 +63,7 @@ def edges(trace: Trace) -> Tensor:
 
 def _uniform(seed: int, image_id: str, draw: int, channels: int) -> Tensor:
     """U(-1, 1) weights (C,), the same on every machine whatever the batch, order or process."""
-    digest = hashlib.sha256(f"{seed}\0{image_id}\0{draw}".encode("utf-8", "surrogateescape")).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
-    return torch.rand(channels, generator=generator) * 2 - 1
+    return torch.rand(channels, generator=generator(seed, image_id, draw)) * 2 - 1
 
 
 @method("randomcam", groups=("paper", "controls"), source="control: random weights, as in arXiv 2501.06261")

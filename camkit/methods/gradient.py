@@ -56,7 +56,7 @@ def gradcam_e(trace: Trace) -> Tensor:
     return (trace.gradient * trace.activation).relu().sum(dim=1)
 
 
-@method("hirescam", groups=("paper",), source="arXiv 2011.08891, eq. 4")
+@method("hirescam", groups=("paper",), source="arXiv 2011.08891, eq. 4", value=True)
 def hirescam(trace: Trace) -> Tensor:
     """Sum over channels of G A."""
     return (trace.gradient * trace.activation).sum(dim=1)

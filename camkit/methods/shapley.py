@@ -25,7 +25,7 @@ def shapleycam(trace: Trace) -> Tensor:
     return (weights * trace.activation).sum(dim=1)
 
 
-@method("shapleycam-h", groups=("paper",), source="arXiv 2501.06261")
+@method("shapleycam-h", groups=("paper",), source="arXiv 2501.06261", value=True)
 def shapleycam_h(trace: Trace) -> Tensor:
     """Sum over channels of (G - HA / 2) A: ShapleyCAM in the manner of HiResCAM."""
     return (shapley_weight(trace) * trace.activation).sum(dim=1)
@@ -35,3 +35,9 @@ def shapleycam_h(trace: Trace) -> Tensor:
 def shapleycam_e(trace: Trace) -> Tensor:
     """Sum over channels of ReLU((G - HA / 2) A): ShapleyCAM element-wise."""
     return (shapley_weight(trace) * trace.activation).relu().sum(dim=1)
+
+
+@method("shapley", source="Shapley 1953; permutation sampling: Castro et al. 2009", value=True)
+def shapley(trace: Trace) -> Tensor:
+    """Shapley values of the layer's positions: enumeration up to 16, else permutations (`--budget`)."""
+    return trace.game.shapley("method")[0]

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 BLUR_SIZE, BLUR_SIGMA = 11, 5
+GRID = 4  # patches a side in single deletion
 
 
 def blur(images: Tensor) -> Tensor:
@@ -41,6 +42,7 @@ class Subject:
     probability: Tensor
     score: Callable[[Tensor], Tensor]
     steps: int
+    _drops: Tensor | None = None
 
     @cached_property
     def blank_probability(self) -> Tensor:
@@ -54,3 +56,22 @@ class Subject:
     @cached_property
     def blurred_probability(self) -> Tensor:
         return self.score(self.blurred)
+
+    def patch_drops(self, logit: Callable[[Tensor], Tensor]) -> Tensor:
+        """Drop of the target's logit when one patch of the 4x4 grid is set to 0, (B, 16), raster order.
+
+        Args:
+            logit: images (B, 3, H, W) -> y_c (B,); one pass.
+        """
+        if self._drops is None:
+            height, width = self.images.shape[2:]
+            drops = []
+            for row in range(GRID):
+                for column in range(GRID):
+                    kept = self.images.clone()
+                    rows = slice(row * height // GRID, (row + 1) * height // GRID)
+                    columns = slice(column * width // GRID, (column + 1) * width // GRID)
+                    kept[:, :, rows, columns] = 0
+                    drops.append(logit(kept))
+            self._drops = logit(self.images)[:, None] - torch.stack(drops, dim=1)
+        return self._drops

@@ -46,8 +46,9 @@ def _images(analysis: Analysis) -> list[str]:
     for name, lacking in short.items():
         if lacking:
             by_scores[tuple(lacking)].append(name)
-    for lacking, names in by_scores.items():
-        scores = "some scores" if len(lacking) == len(block.scores) else ", ".join(lacking)
+    for short_names, names in by_scores.items():
+        every = len(short_names) == len(block.scores)
+        scores = "some scores" if every else ", ".join(short_names)
         lines.append(
             f"Images are missing in {scores} of {', '.join(names)}: comparisons use those that all have."
         )

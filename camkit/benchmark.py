@@ -175,6 +175,8 @@ def make_evaluation(prepared: Prepared, config: RunConfig, batch_size: int) -> E
         batch_size=batch_size,
         steps=config.steps,
         seed=config.seed,
+        absent=config.absent,
+        budget=config.budget,
     )
 
 

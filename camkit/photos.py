@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from camkit.bench import first_batch_size
+from camkit.benchmark import first_batch_size
 from camkit.config import RunConfig
 from camkit.data import Item, class_name, sample_items
 from camkit.errors import CamkitError, UsageError

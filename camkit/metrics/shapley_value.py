@@ -1,0 +1,81 @@
+"""How near a map comes to the Shapley values of the layer's positions, see :mod:`camkit.game`.
+
+A map is taken as it is, signed, before any post-processing. Maps whose weights are averaged over positions or
+rectified (GradCAM and most others) are not divisions of the utility among positions: `value` in `camkit list
+methods` and in summary.csv says which are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from camkit.metrics.adcc import pearson
+from camkit.metrics.subject import Subject
+from camkit.registry import metric
+from camkit.saliency import to_saliency
+from camkit.tracing import Trace
+
+# The method `shapley` draws from another stream: its row shows its own noise, not 0.
+YARDSTICK = "yardstick"
+
+
+@metric(
+    "shapley",
+    directions={
+        "shapley_error": "lower",
+        "shapley_error_scaled": "lower",
+        "shapley_correlation": "higher",
+        "efficiency_gap": "lower",
+        "saliency_distance": "lower",
+        "nonadditivity": "neither",
+    },
+    source="Shapley 1953; the game of a layer's positions",
+    needs_trace=True,
+)
+def shapley(
+    subject: Subject, saliency: Tensor, explain: Callable, maps: Tensor | None, trace: Trace
+) -> dict[str, Tensor]:
+    """Distances of a map m from the Shapley values phi; those of saliency maps as they stand are empty.
+
+    shapley_error: |m - phi| / |phi|, L2 over positions; what the sampling of phi adds is subtracted from
+        both squares. shapley_error_scaled: the same for the best multiple of m.
+    shapley_correlation: Pearson correlation of m and phi.
+    efficiency_gap: |sum of m - (u(A) - u(A0))| / |u(A) - u(A0)|: what the map leaves unaccounted for.
+    saliency_distance: mean |S - S_phi| of the saliency maps (H, W): what the picture shows.
+    nonadditivity: 1 - R^2 of an additive fit to the game, whatever the method: at 0 the yardstick is trivial.
+    """
+    values, errors = trace.game.shapley(YARDSTICK)
+    size = (saliency.shape[1], saliency.shape[2])
+    scores = {
+        "saliency_distance": (saliency - to_saliency(values, size)).abs().mean(dim=(1, 2)),
+        "nonadditivity": trace.game.nonadditivity,
+    }
+    if maps is None:
+        unknown = torch.full_like(trace.game.nonadditivity, torch.nan)
+        names = ("shapley_error", "shapley_error_scaled", "shapley_correlation", "efficiency_gap")
+        return scores | dict.fromkeys(names, unknown)
+    none, everyone = trace.game.ends
+    gain = everyone - none
+    # NaN where the map is 0 everywhere: no multiple of it is nearer than another.
+    scale = (maps * values).sum(dim=(1, 2)) / maps.square().sum(dim=(1, 2))
+    return scores | {
+        "shapley_error": relative_error(maps, values, errors),
+        "shapley_error_scaled": relative_error(maps * scale[:, None, None], values, errors),
+        "shapley_correlation": pearson(maps, values),
+        "efficiency_gap": (maps.sum(dim=(1, 2)) - gain).abs() / gain.abs(),
+    }
+
+
+def relative_error(maps: Tensor, values: Tensor, errors: Tensor) -> Tensor:
+    """|m - phi| / |phi| of maps (B, h, w), (B,), where phi is known as values with standard errors.
+
+    The estimate's expected squared distance from phi, the sum of the squared standard errors, is subtracted
+    from both squares; 0 where nothing is left of the first.
+    """
+    noise = errors.square().sum(dim=(1, 2))
+    distance = (maps - values).square().sum(dim=(1, 2)) - noise
+    length = values.square().sum(dim=(1, 2)) - noise
+    return (distance.clamp(min=0) / length).sqrt()

