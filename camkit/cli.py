@@ -12,7 +12,7 @@ import click
 
 from camkit.cli_data import data as data_commands
 from camkit.cli_data import debug_option, labels_option, layout_option
-from camkit.cli_report import compare, report
+from camkit.cli_report import compare, plot, report
 from camkit.config import ABSENT, DEFAULT_BUDGET, DEFAULT_METRICS, RunConfig, read_config
 from camkit.errors import CamkitError, UsageError
 
@@ -346,24 +346,40 @@ def _of_run(summary: pd.DataFrame, config: RunConfig) -> pd.DataFrame:
     metavar="FILE.png",
     help="The picture (.png, .pdf or .svg).",
 )
+@click.option("--scores", is_flag=True, help="ADCC and its parts below each map.")
+@click.option(
+    "--cmap",
+    type=click.Choice(["inferno", "viridis", "jet"]),
+    default="inferno",
+    show_default=True,
+    help="Colours of the maps; jet, the field's usual ones, draws edges that are not in a map.",
+)
 @_explanation_options
 def explain(
-    images: tuple[Path, ...], out: Path, model: str, layer: str, utility: str, **options: Any
+    images: tuple[Path, ...],
+    out: Path,
+    scores: bool,
+    cmap: str,
+    model: str,
+    layer: str,
+    utility: str,
+    **options: Any,
 ) -> None:
     """Draw photos beside the saliency maps of the chosen methods, with class and probability.
 
-    IMAGE is a photo, or `sample` for the sample photos.
+    IMAGE is a photo, a folder of photos, or `sample` for the sample photos.
 
     \b
     Example:
       camkit explain cat.jpg --model resnet50 --method gradcam,shapleycam -o cat.png
+      camkit explain photos/ --model resnet50 --method paper --scores --cmap jet -o photos.pdf
     """
     from camkit.photos import explain_images
     from camkit.report.figures import saliency_figure, save_figure
 
     config = RunConfig(model=(model,), layer=(layer,), utility=(utility,), **options)
-    rows = explain_images(images, config, say=_say)
-    save_figure(saliency_figure(rows), out)
+    rows = explain_images(images, config, say=_say, with_scores=scores)
+    save_figure(saliency_figure(rows, cmap), out)
     click.echo(str(out))
 
 
@@ -395,3 +411,4 @@ def list_command(what: str, style: str) -> None:
 main.add_command(data_commands)
 main.add_command(report)
 main.add_command(compare)
+main.add_command(plot)

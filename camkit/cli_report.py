@@ -174,3 +174,30 @@ def compare(folders: tuple[Path, ...], baseline: str, style: str | None, out: Pa
     grids += [comparisons.rank_grid(table) for table in comparisons.rank_tables(analyses)]
     text = _render(_style(style, out), grids, comparisons.LEGEND, lambda: comparisons.comparison_frame(found))
     _emit(text, out)
+
+
+@click.command()
+@_folders
+@click.option("-o", "--out", type=click.Path(path_type=Path), metavar="FOLDER", help="[default: DIR/figures]")
+@click.option(
+    "--format",
+    "formats",
+    multiple=True,
+    type=click.Choice(["png", "svg", "pdf"]),
+    help="May be repeated.  [default: all three]",
+)
+@debug_option
+def plot(folders: tuple[Path, ...], out: Path | None, formats: tuple[str, ...]) -> None:
+    """Figures for a paper: scores with intervals, two scores, curves and, with several models, ranks.
+
+    \b
+    Example:
+      camkit plot results/local --format pdf -o figures
+    """
+    from camkit.report.analysis import Analysis
+    from camkit.report.plots import FORMATS, write_figures
+    from camkit.report.study import load_study
+
+    analyses = [Analysis(block) for block in load_study(folders)]
+    for path in write_figures(analyses, out or folders[0] / "figures", formats or FORMATS):
+        click.echo(str(path))

@@ -7,19 +7,22 @@ from pathlib import Path
 
 from camkit.benchmark import first_batch_size
 from camkit.config import RunConfig
-from camkit.data import Item, class_name, sample_items
+from camkit.data import Item, class_name, find_images, sample_items
 from camkit.errors import CamkitError, UsageError
 from camkit.evaluate import Cell, CellScores, Evaluation, Predictions
 from camkit.pixels import batches
 from camkit.prepare import Say, find_methods, find_models, find_utilities, prepare
 from camkit.report.figures import Explained
 
+# Of one folder: a picture with more rows could not be looked at.
+MOST_OF_A_FOLDER = 50
 
-def find_photos(names: Sequence[Path]) -> list[Item]:
-    """Photos by their paths; `sample` stands for the sample photos.
+
+def find_photos(names: Sequence[Path], say: Say) -> list[Item]:
+    """Photos by their paths, of folders those in them; `sample` stands for the sample photos.
 
     Raises:
-        UsageError: a file does not exist.
+        UsageError: a file does not exist, or a folder holds no photo.
     """
     items: list[Item] = []
     for path in names:
@@ -27,17 +30,25 @@ def find_photos(names: Sequence[Path]) -> list[Item]:
             items += sample_items()
         elif path.is_file():
             items.append(Item(path.name, path, label=None, group=""))
+        elif path.is_dir():
+            found = sorted(find_images(str(path), seed=0, layout="photos").items, key=lambda item: item.id)
+            if len(found) > MOST_OF_A_FOLDER:
+                say(f"{path}: the first {MOST_OF_A_FOLDER} of {len(found)} photos")
+            items += found[:MOST_OF_A_FOLDER]
         else:
-            raise UsageError(f"{path}: no such file")
+            raise UsageError(f"{path}: no such file or folder")
     return items
 
 
-def explain_images(names: Sequence[Path], config: RunConfig, say: Say) -> list[Explained]:
+def explain_images(
+    names: Sequence[Path], config: RunConfig, say: Say, with_scores: bool = False
+) -> list[Explained]:
     """Photos, classes and saliency maps of one model's cells.
 
     Args:
         config: one model, layer and utility; any methods.
         say: takes each line that the user should see.
+        with_scores: also score every map (ADCC and its parts): two more passes a method.
 
     Raises:
         UsageError: a photo, or a name in `config`, does not exist.
@@ -46,10 +57,10 @@ def explain_images(names: Sequence[Path], config: RunConfig, say: Say) -> list[E
     (model,) = find_models(config.model)
     methods = find_methods(config.method)
     (utility,) = find_utilities(config.utility)
-    photos = find_photos(names)
+    photos = find_photos(names, say)
     prepared = prepare(model, config.layer, photos, config, say)
     ((layer, path),) = prepared.paths.items()
-    cells = {Cell(layer, path, utility, method): () for method in methods}
+    cells = {Cell(layer, path, utility, method): ("adcc",) if with_scores else () for method in methods}
     batch_size = first_batch_size(config, prepared.network.device, len(photos))
     preprocess = prepared.loaded.preprocess
     evaluation = Evaluation(prepared.network, preprocess, [path], batch_size=batch_size, seed=config.seed)
@@ -58,6 +69,7 @@ def explain_images(names: Sequence[Path], config: RunConfig, say: Say) -> list[E
         for item, reason in batch.errors:
             say(f"{item.source}: {reason}")
         saliency: list[dict] = [{} for _ in batch.items]
+        scores: list[dict] = [{} for _ in batch.items]
         titles: list[str] = []
         for result in evaluation.run(batch, cells):
             if isinstance(result, Predictions):
@@ -68,9 +80,12 @@ def explain_images(names: Sequence[Path], config: RunConfig, say: Say) -> list[E
             elif isinstance(result, CellScores):
                 for maps, one in zip(saliency, result.saliency.cpu().numpy(), strict=True):
                     maps[result.cell.method.name] = one
+                for column, values in result.scores.items():
+                    for row, value in zip(scores, values, strict=True):
+                        row.setdefault(result.cell.method.name, {})[column] = value
         for place, title in enumerate(titles):
             photo = batch.pixels[place].permute(1, 2, 0).numpy()  # type: ignore[index]
-            rows.append(Explained(photo, title, saliency[place]))
+            rows.append(Explained(photo, title, saliency[place], scores[place]))
     if not rows:
         raise CamkitError("none of the photos could be read")
     return rows

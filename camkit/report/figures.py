@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+
+from camkit.report.scores import known_scores
 
 # Perceptually even, unlike the field's usual jet, whose bands draw edges that are not in the map.
 COLOUR_MAPS = ("inferno", "viridis", "jet")
@@ -21,17 +23,21 @@ class Explained:
         photo: the crop that the model saw, uint8 (H, W, 3).
         title: class and probability.
         saliency: method -> saliency map (H, W) in [0, 1].
+        scores: method -> column -> score; shown below the maps as far as they are known scores.
     """
 
     photo: np.ndarray
     title: str
-    saliency: dict[str, np.ndarray]
+    saliency: Mapping[str, np.ndarray]
+    scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
-def saliency_figure(rows: Sequence[Explained]) -> Figure:
+def saliency_figure(rows: Sequence[Explained], colour_map: str = COLOUR_MAPS[0]) -> Figure:
     """Photos in the first column, then each method's saliency map laid over the photo."""
     columns = 1 + max(len(row.saliency) for row in rows)
-    figure = Figure(figsize=(1.6 * columns, 1.85 * len(rows)), dpi=120, layout="constrained")
+    lines = max(len(_score_lines(scores)) for row in rows for scores in (row.scores.values() or [{}]))
+    height = (1.85 + 0.1 * lines) * len(rows)
+    figure = Figure(figsize=(1.6 * columns, height), dpi=120, layout="constrained")
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for place, (row, line) in enumerate(zip(rows, axes, strict=True)):
         for axis in line:
@@ -40,10 +46,18 @@ def saliency_figure(rows: Sequence[Explained]) -> Figure:
         line[0].set_title(row.title, fontsize=7)
         for axis, (method, saliency) in zip(line[1:], row.saliency.items(), strict=False):
             axis.imshow(row.photo)
-            axis.imshow(saliency, cmap=COLOUR_MAPS[0], alpha=0.6, vmin=0, vmax=1)
+            axis.imshow(saliency, cmap=colour_map, alpha=0.6, vmin=0, vmax=1)
             if place == 0:
                 axis.set_title(method, fontsize=8)
+            words = "\n".join(_score_lines(row.scores.get(method, {})))
+            axis.text(0.5, -0.03, words, transform=axis.transAxes, ha="center", va="top", fontsize=5.5)
     return figure
+
+
+def _score_lines(scores: Mapping[str, float]) -> list[str]:
+    """Scores in percent, two a line."""
+    words = [f"{score.heading} {100 * scores[score.column]:.1f}" for score in known_scores(scores)]
+    return ["   ".join(words[place : place + 2]) for place in range(0, len(words), 2)]
 
 
 def save_figure(figure: Figure, path: Path) -> None:

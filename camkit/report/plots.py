@@ -1,0 +1,170 @@
+"""Figures of a study for a paper: scores with intervals, two scores, curves, critical differences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from camkit.report.analysis import Analysis
+from camkit.report.comparisons import RankTable, rank_tables
+from camkit.report.figures import save_figure
+from camkit.results import file_name
+
+FORMATS = ("png", "svg", "pdf")
+METHOD, CONTROL = "#0b57a4", "#8a929b"
+# Letters stay letters, to be searched and edited.
+STYLE = {"svg.fonttype": "none", "pdf.fonttype": 42, "savefig.dpi": 200, "font.size": 8}
+
+
+def write_figures(analyses: Sequence[Analysis], folder: Path, formats: Sequence[str]) -> list[Path]:
+    """All figures in all formats; the paths written."""
+    written = []
+    with mpl.rc_context(STYLE):
+        for name, figure in _figures(analyses):
+            for suffix in formats:
+                written.append(folder / f"{name}.{suffix}")
+                save_figure(figure, written[-1])
+    return written
+
+
+def _figures(analyses: Sequence[Analysis]) -> Iterator[tuple[str, Figure]]:
+    sources = {analysis.block.source for analysis in analyses}
+    for analysis in analyses:
+        block = analysis.block
+        parts = [block.source] * (len(sources) > 1) + [block.model, block.layer, block.utility]
+        name = "-".join(file_name(part) for part in parts)
+        yield f"{name}-scores", scores_figure(analysis)
+        if {"average_drop", "adcc"} <= set(block.columns):
+            yield f"{name}-scatter", scatter_figure(analysis, "average_drop", "adcc")
+    for table in rank_tables(analyses):
+        place = "-".join(file_name(part) for part in (table.layer, table.utility, table.score.column))
+        yield f"ranks-{place}", rank_figure(table)
+
+
+def scores_figure(analysis: Analysis) -> Figure:
+    """One panel a score: means and 95 % intervals; the dotted line is the best control."""
+    block = analysis.block
+    low, high = (100 * ends for ends in analysis.intervals)
+    value = 100 * analysis.own.value
+    panels = len(block.scores)
+    columns = panels if panels <= 4 else -(-panels // 2)
+    lines = -(-panels // columns)
+    height = (0.16 * len(block.methods) + 0.55) * lines + 0.3
+    figure = Figure(figsize=(1.1 + 1.5 * columns, height), layout="constrained")
+    axes = figure.subplots(lines, columns, squeeze=False, sharey=True)
+    rows = np.arange(len(block.methods))
+    colours = np.where(block.controls, CONTROL, METHOD)
+    for column, axis in enumerate(axes.flat):
+        if column >= panels:
+            axis.remove()
+            continue
+        axis.hlines(rows, low[:, column], high[:, column], colors=colours, linewidth=1.2)
+        axis.scatter(value[:, column], rows, c=colours, s=10, zorder=3)
+        if analysis.best_control is not None:
+            best = value[analysis.best_control[column], column]
+            axis.axvline(best, color=CONTROL, linestyle=":", linewidth=0.8)
+        axis.set_title(block.scores[column].heading, fontsize=8)
+        axis.tick_params(labelsize=7)
+        axis.grid(axis="x", linewidth=0.3)
+    axes[0, 0].set_yticks(rows, block.methods)
+    axes[0, 0].invert_yaxis()
+    figure.suptitle(block.title, fontsize=8)
+    return figure
+
+
+def scatter_figure(analysis: Analysis, across: str, up: str) -> Figure:
+    """Two scores of every method, with their intervals; squares are controls."""
+    block = analysis.block
+    x, y = block.columns.index(across), block.columns.index(up)
+    value, (low, high) = 100 * analysis.own.value, analysis.intervals
+    figure = Figure(figsize=(4.2, 3.2), layout="constrained")
+    axis = figure.subplots()
+    for row, control in enumerate(block.controls):
+        axis.errorbar(
+            value[row, x],
+            value[row, y],
+            xerr=[[value[row, x] - 100 * low[row, x]], [100 * high[row, x] - value[row, x]]],
+            yerr=[[value[row, y] - 100 * low[row, y]], [100 * high[row, y] - value[row, y]]],
+            fmt="s" if control else "o",
+            markersize=4,
+            linewidth=0.7,
+            color=CONTROL if control else METHOD,
+        )
+    _names_beside(axis, block.methods, value[:, [x, y]])
+    axis.set_xlabel(f"{block.scores[x].heading}, percent")
+    axis.set_ylabel(f"{block.scores[y].heading}, percent")
+    axis.set_title(block.title, fontsize=8)
+    return figure
+
+
+def _names_beside(axis: Axes, names: Sequence[str], points: np.ndarray) -> None:
+    """Names in a column on the right, each as near to its point's height as the others let it."""
+    low, high = axis.get_ylim()
+    step = 0.052 * (high - low)
+    shown = [row for row in np.argsort(-points[:, 1], kind="stable") if np.isfinite(points[row]).all()]
+    heights = points[shown, 1].copy()
+    for place in range(1, len(shown)):
+        heights[place] = min(heights[place], heights[place - 1] - step)
+    floor = low
+    for place in reversed(range(len(shown))):  # what has been pushed out below goes up again
+        heights[place] = max(heights[place], floor)
+        floor = heights[place] + step
+    right = axis.get_xlim()[1]
+    for row, height in zip(shown, heights, strict=True):
+        axis.annotate(
+            names[row],
+            points[row],
+            xytext=(right + 0.03 * (right - axis.get_xlim()[0]), height),
+            va="center",
+            fontsize=6,
+            annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "linewidth": 0.3, "color": CONTROL},
+        )
+
+
+def alike(average: np.ndarray, critical_difference: float) -> list[tuple[float, float]]:
+    """The longest spans of sorted average ranks that are closer than the critical difference."""
+    ordered = np.sort(average)
+    spans: list[tuple[float, float]] = []
+    for place, first in enumerate(ordered):
+        last = ordered[ordered - first < critical_difference][-1]
+        if last > first and (not spans or last > spans[-1][1]):
+            spans.append((float(ordered[place]), float(last)))
+    return spans
+
+
+def rank_figure(table: RankTable) -> Figure:
+    """Critical-difference diagram (Demsar, JMLR 2006): bars join methods that cannot be told apart."""
+    average = table.ranks.average
+    methods = len(average)
+    order = np.argsort(average, kind="stable")
+    spans = alike(average, table.ranks.critical_difference)
+    left = (methods + 1) // 2
+    depth = 0.35 * len(spans) + 0.8
+    figure = Figure(figsize=(6, 0.22 * (depth + left) / 0.5 + 0.6), layout="constrained")
+    axis = figure.subplots()
+    axis.set_xlim(0, methods + 1)
+    axis.set_ylim(depth + 0.6 * left, -0.9)
+    axis.axis("off")
+    axis.hlines(0, 1, methods, colors="black", linewidth=1)
+    for rank in range(1, methods + 1):
+        axis.vlines(rank, -0.12, 0.12, colors="black", linewidth=1)
+        axis.text(rank, -0.25, str(rank), ha="center", va="bottom")
+    for number, (first, last) in enumerate(spans):
+        axis.hlines(0.45 + 0.35 * number, first - 0.05, last + 0.05, colors="black", linewidth=3)
+    for place, method in enumerate(order):
+        on_left = place < left
+        row = depth + 0.6 * (place if on_left else methods - 1 - place)
+        end = 0.7 if on_left else methods + 0.3
+        axis.plot([average[method], average[method], end], [0, row, row], color=METHOD, linewidth=0.8)
+        words = f"{table.methods[method]}  {average[method]:.2f}"
+        axis.text(end, row, f" {words} ", ha="right" if on_left else "left", va="center")
+    over = f"{len(table.models)} models ({table.layer}, {table.utility})"
+    difference = f"critical difference {table.ranks.critical_difference:.2f}"
+    axis.set_title(f"{table.score.heading}, average rank over {over}; {difference}", fontsize=8)
+    return figure
