@@ -11,6 +11,7 @@ import camkit
 
 ORDER = (
     "errors",
+    "csv_text",
     "config",
     "registry",
     "data",
@@ -26,11 +27,14 @@ ORDER = (
     "statistics",
     "results",
     "prepare",
+    "accuracy",
+    "check",
     "run",
     "bench",
     "dryrun",
     "report",
     "explain",
+    "cli_data",
     "cli",
     "__main__",
 )

@@ -1,0 +1,101 @@
+"""A row depends on its image alone: not on the batch, its neighbours, the order or the number of processes."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny import TINY, noise
+
+from camkit.bench import bench
+from camkit.config import RunConfig
+from camkit.models import calibrate, load_model
+from camkit.registry import METHODS
+
+
+def rows(data: Path, out: Path, **options: object) -> dict[tuple[str, str, str], dict[str, str]]:
+    """(layer and utility, method, image) -> its row, as text."""
+    grid = {"method": ("all",), "layer": ("conv", "features.3"), "utility": ("rest",)}
+    bench(RunConfig(**(TINY | grid | {"data": str(data), "out": out} | options)), say=lambda line: None)
+    found = {}
+    for path in sorted(out.glob("*/*/*.csv")):
+        with path.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                found[path.parent.name, path.stem, row["image"]] = row
+    return found
+
+
+@pytest.fixture(scope="module")
+def six_at_once(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
+    return rows(photos, tmp_path_factory.mktemp("six"), batch_size=6)
+
+
+def test_there_is_something_to_compare(six_at_once: dict) -> None:
+    assert len(six_at_once) == 2 * 14 * 6
+    mine = [row for key, row in six_at_once.items() if key[:2] == ("features.3-rest", "shapleycam")]
+    for column in list(mine[0])[3:]:
+        if column != "increase":  # may be the same for all
+            assert np.std([float(row[column]) for row in mine]) > 1e-4, column
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_any_batch_size(six_at_once: dict, photos: Path, tmp_path: Path, size: int) -> None:
+    """4 leaves a last batch that is padded.
+
+    A CAM's saliency has pairs of pixels that differ in the last bit: their order decides its curves here,
+    where a pixel counts much. The controls' order is fixed.
+    """
+    found = rows(photos, tmp_path, batch_size=size)
+    assert found.keys() == six_at_once.keys()
+    for key, row in found.items():
+        for column, value in list(row.items())[2:]:
+            if not column.endswith("_auc") or METHODS[key[1]].saliency:
+                assert float(value) == pytest.approx(float(six_at_once[key][column]), abs=2e-5), (key, column)
+
+
+def test_same_shape_gives_the_same_text_whatever_the_neighbours(photos: Path, tmp_path: Path) -> None:
+    """Two folders that share two photos, which meet other neighbours, in other places, in another order."""
+    shared = ["photo_1.png", "photo_4.png"]
+    results = []
+    for name, others in (("a", ["photo_0.png", "photo_2.png"]), ("b", ["photo_3.png", "photo_5.png"])):
+        folder = tmp_path / name
+        folder.mkdir()
+        for photo in [*shared, *others]:
+            (folder / photo).write_bytes((photos / photo).read_bytes())
+        results.append(rows(folder, tmp_path / f"out_{name}", batch_size=3, weights=str(weights(tmp_path))))
+    first, second = ({key: row for key, row in found.items() if key[2] in shared} for found in results)
+    assert len(first) == 2 * 14 * 2
+    assert first == second
+
+
+def weights(folder: Path) -> Path:
+    """Weights whose batch norm does not come from the run's own images."""
+    path = folder / "weights.pth"
+    if not path.exists():
+        model = load_model("timm/camkit_tiny", "random").model
+        calibrate(model, noise(8, 3, 64, 64))
+        torch.save(model.state_dict(), path)
+    return path
+
+
+def test_processes_that_decode_change_nothing(six_at_once: dict, photos: Path, tmp_path: Path) -> None:
+    found = rows(photos, tmp_path, batch_size=6, workers=2)
+    assert found == six_at_once
+
+
+def test_a_cell_is_the_same_alone_and_among_others(six_at_once: dict, photos: Path, tmp_path: Path) -> None:
+    alone = rows(
+        photos, tmp_path, method=("gradcam",), layer=("features.3",), batch_size=6
+    )
+    assert len(alone) == 6
+    assert all(row == six_at_once[key] for key, row in alone.items())
+
+
+def test_the_seed_moves_randomcam_only(photos: Path, tmp_path: Path) -> None:
+    options = {"method": ("paper",), "batch_size": 6, "weights": str(weights(tmp_path))}
+    first, second = (rows(photos, tmp_path / f"seed_{seed}", seed=seed, **options) for seed in (0, 1))
+    differ = {key[1] for key in first if first[key] != second[key]}
+    assert differ == {"randomcam"}
