@@ -17,11 +17,12 @@ from tqdm import tqdm
 
 from camkit.config import RunConfig
 from camkit.data import DataSet, Item, find_images
-from camkit.errors import CamkitError, UsageError
+from camkit.errors import CamkitError, PluginError, UsageError, is_out_of_memory
 from camkit.evaluate import CellScores, Evaluation
 from camkit.lock import hold
 from camkit.merge import refresh_summary, set_aside, wait_for_parts
 from camkit.pixels import Batch, batches
+from camkit.plugins import load_plugins
 from camkit.prepare import Prepared, Say, find_methods, find_models, find_utilities, numerics, prepare
 from camkit.registry import METRICS
 from camkit.results import ERRORS, file_name
@@ -29,8 +30,6 @@ from camkit.run import ModelRun
 from camkit.share import Share
 from camkit.stop import Stop, stop_signals
 
-# How the allocators of MPS and of the CPU say it, which raise plain RuntimeErrors.
-NO_MEMORY = ("backend out of memory", "DefaultCPUAllocator")
 # Without --max-errors: 1 %, and in folders where that is less than three, three.
 DEFAULT_MAX_ERRORS, FEW_ERRORS = 0.01, 3
 # Where `--batch-size auto` starts, by kind of device.
@@ -47,6 +46,7 @@ def select(config: RunConfig, say: Say) -> tuple[list[str], DataSet, list[Item]]
     Raises:
         UsageError: a name does not exist, there are no images, or they lack the labels that are needed.
     """
+    load_plugins(config.plugin)
     models = find_models(config.model)
     find_methods(config.method)
     for name in config.metrics:
@@ -86,21 +86,26 @@ def bench(config: RunConfig, say: Say = print) -> pd.DataFrame | None:
         UsageError: a name does not exist, or the folder holds results of another protocol.
         CamkitError: weights or images cannot be had, the folder cannot be written, or another run is at
             work in it.
+        PluginError: a plugin's method or metric failed; all other rows and the summary are written.
         KeyboardInterrupt: SIGINT or SIGTERM came; the batch in hand was finished and written first.
     """
     models, data, items = select(config, say)
     share = Share.from_environment()
     if config.force:
         _start_afresh(config.out, share, say)
+    failures: list[str] = []
     with stop_signals(say) as stop:
         for name in models:
             with numerics(config.tf32, config.deterministic) as record:
-                _bench_model(name, config, data, items, record, share, stop, say)
+                failures += _bench_model(name, config, data, items, record, share, stop, say)
             gc.collect()
             if stop.asked:
                 break
         summary = None if share.rank else refresh_summary(config.out)
         stop.check()
+    if failures:
+        others = f"\n({len(failures) - 1} more; all in failures.csv)" if len(failures) > 1 else ""
+        raise PluginError(f"{failures[0]}{others}\nAll else is finished: {config.out / 'summary.csv'}")
     return summary
 
 
@@ -123,7 +128,8 @@ def _bench_model(
     share: Share,
     stop: Stop,
     say: Say,
-) -> None:
+) -> list[str]:
+    """What plugins did wrong, a line each."""
     with ExitStack() as locks:
         folders = [share.folder(config.out)] if share.rank else [config.out, share.folder(config.out)]
         for folder in dict.fromkeys(folders):
@@ -156,6 +162,7 @@ def _bench_model(
         say(f"{name}: {len(run.errors.known)} images could not be read; see {errors}")
     if share.rank == 0 and not run.predicted:
         raise CamkitError(f"none of the {len(items)} images could be read; see {errors}")
+    return run.failure_lines()
 
 
 def first_batch_size(config: RunConfig, device: torch.device, images: int) -> int:
@@ -274,7 +281,7 @@ def _failures_named(batch_size: int) -> Iterator[None]:
         yield
     except RuntimeError as error:
         reason = str(error)
-        if isinstance(error, torch.OutOfMemoryError) or any(words in reason for words in NO_MEMORY):
+        if is_out_of_memory(error):
             raise OutOfMemory(
                 f"out of memory at --batch-size {batch_size}. Finished rows are kept: start again with a "
                 "smaller one, or with --batch-size auto."

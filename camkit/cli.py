@@ -95,6 +95,16 @@ def _use_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> Pa
     return path
 
 
+def _plugin_option(command: Callable) -> Callable:
+    return click.option(
+        "--plugin",
+        multiple=True,
+        callback=_split,
+        metavar="FILE",
+        help="Python file that registers methods, metrics or models of your own (docs/extend.md).",
+    )(command)
+
+
 def _explanation_options(command: Callable) -> Callable:
     """What bench and explain have in common, in the order of the help text."""
     for option in reversed(
@@ -103,7 +113,7 @@ def _explanation_options(command: Callable) -> Callable:
                 "--method",
                 default=["shapleycam"],
                 show_default=True,
-                help="CAM methods, or groups: paper (the ten), controls (the five), all.",
+                help="CAM methods, or groups: paper (the ten), controls (the five), aumann, all.",
             ),
             click.option(
                 "--weights",
@@ -129,6 +139,7 @@ def _explanation_options(command: Callable) -> Callable:
             click.option(
                 "--seed", default=0, show_default=True, help="Of the images' order and all that is random."
             ),
+            _plugin_option,
             debug_option,
         ]
     ):
@@ -388,15 +399,18 @@ def explain(
 @click.option(
     "--format", "style", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True
 )
-def list_command(what: str, style: str) -> None:
+@_plugin_option
+def list_command(what: str, style: str, plugin: tuple[str, ...]) -> None:
     """List what can be named: models, methods, metrics or utilities.
 
     \b
     Example:
       camkit list methods --format csv
     """
+    from camkit.plugins import load_plugins
     from camkit.report.tables import listing
 
+    load_plugins(plugin)
     frame = listing(what)
     if style == "csv":
         click.echo(frame.to_csv(index=False, lineterminator="\n"), nl=False)

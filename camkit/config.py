@@ -43,6 +43,7 @@ class RunConfig:
         seed: of the order of images, random methods and random weights.
         on_error: `continue` past images that cannot be read, or `stop` at the first.
         max_errors: share of such images, of all in the run, above which it stops; None: 1 %, at least three.
+        plugin: files that register methods, metrics or models of one's own.
         save_maps: write the signed maps beside each per-image CSV.
         out: results folder.
         force: move the results that are there aside first.
@@ -74,6 +75,7 @@ class RunConfig:
     seed: int = 0
     on_error: str = "continue"
     max_errors: float | None = None
+    plugin: tuple[str, ...] = ()
     save_maps: bool = False
     out: Path = Path("results/local")
     force: bool = False
@@ -92,6 +94,8 @@ class RunConfig:
                     if value not in ("pretrained", "random")
                     else value
                 )
+            if item.name == "plugin":
+                value = tuple(Path(file).name for file in value)
             if isinstance(value, tuple):
                 value = ",".join(value)
             words.append(option if value is True else f"{option} {value}")

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from camkit.config import DEFAULT_BUDGET
 from camkit.data import Item
-from camkit.errors import CamkitError, UsageError
+from camkit.errors import PluginError, UsageError
 from camkit.metrics import Subject
 from camkit.pixels import Batch, Preprocess, pad
-from camkit.registry import METRICS, Method
+from camkit.plugins import blamed, expect_shape
+from camkit.registry import METRICS, Method, Metric
 from camkit.saliency import is_degenerate, to_saliency
 from camkit.tracing import Network, Trace, TracedPass
 from camkit.utilities import UTILITIES
+
+NOT_FINITE = "gives values that are not finite"
 
 
 @dataclass(frozen=True)
@@ -67,32 +71,73 @@ class CellScores:
     saliency: Tensor
 
 
+@dataclass(frozen=True)
+class CellFailure:
+    """What a plugin did wrong in one cell, on one batch or on some of its images."""
+
+    cell: Cell
+    items: tuple[Item, ...]
+    reason: str
+
+
+Result = Predictions | CellScores | CellFailure
+
+
 def explain(method: Method, trace: Trace) -> tuple[Tensor, Tensor]:
     """Signed maps (B, h, w) and saliency maps (B, H, W) of a method.
 
     Raises:
-        CamkitError: the method gives another shape.
+        PluginError: a plugin's method fails, or gives another shape.
     """
-    with torch.no_grad():
+    images, activation = trace.images, trace.activation
+    grid = images if method.saliency else activation
+    with torch.no_grad(), blamed("method", method):
         maps = method.function(trace)
-        images, activation = trace.images, trace.activation
-        grid = images if method.saliency else activation
-        expected = (len(images), *grid.shape[2:])
-        if tuple(maps.shape) != expected:
-            raise CamkitError(f"method {method.name!r} gives {tuple(maps.shape)}, expected {expected}")
+        expect_shape(maps, (len(images), *grid.shape[2:]))
         size = (images.shape[2], images.shape[3])
         return maps, maps.where(maps.isfinite(), 0) if method.saliency else to_saliency(maps, size)
 
 
-def _defined(columns: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+def score(metric: Metric, subject: Subject, *arguments: Any) -> dict[str, Tensor]:
+    """The columns (B,) of a metric.
+
+    Raises:
+        PluginError: a plugin's metric, or a plugin's method that it calls again, fails.
+    """
+    with blamed("metric", metric):
+        columns = metric.function(subject, *arguments)
+        for name in metric.columns:
+            if name not in columns:
+                raise PluginError(f"gives {', '.join(map(repr, columns))}, expected {name!r}")
+            expect_shape(columns[name], (len(subject.images),))
+        return columns
+
+
+def _not_finite(cell: Cell, maps: Tensor, items: tuple[Item, ...]) -> Iterator[CellFailure]:
+    """Images for which a plugin's map holds NaN or infinities: named, besides counting as degenerate."""
+    if not cell.method.origin:
+        return
+    finite = maps.flatten(1).isfinite().all(dim=1).tolist()
+    wrong = tuple(item for item, fine in zip(items, finite, strict=True) if not fine)
+    if wrong:
+        reason = f"plugin {cell.method.origin}: method {cell.method.name!r}: {NOT_FINITE}"
+        yield CellFailure(cell, wrong, reason)
+
+
+def _defined(
+    columns: Mapping[str, Tensor], optional: Container[str]
+) -> tuple[dict[str, Tensor], Tensor]:
     """Scores (B,) with NaN for whatever is not finite, and where (B,) there is such a one.
+
+    Columns in `optional` are NaN where a map has no such score.
 
     Logits that are not finite give no probability. Without p_c of the image none of its scores is defined;
     without that of a changed image, those that need it are not.
     """
     known = columns["probability"].isfinite()
     kept = {name: column.where(column.isfinite() & known, torch.nan) for name, column in columns.items()}
-    return kept, torch.stack([column.isnan() for column in kept.values()]).any(dim=0)
+    required = [column.isnan() for name, column in kept.items() if name not in optional]
+    return kept, torch.stack(required).any(dim=0)
 
 
 class Evaluation:
@@ -135,7 +180,7 @@ class Evaluation:
         batch: Batch,
         wanted: Mapping[Cell, Sequence[str]],
         predicted_before: Mapping[str, int] | None = None,
-    ) -> Iterator[Predictions | CellScores]:
+    ) -> Iterator[Result]:
         """Predictions of a batch, then the scores of every cell in the metric groups wanted for it.
 
         Args:
@@ -181,15 +226,26 @@ class Evaluation:
             view = partial(self._view, batch, target, cell)
             if trace is None or (trace.layer, trace.utility) != (cell.path, UTILITIES[cell.utility]):
                 trace = view(images, traced, draw=0)  # what one method asks of it, the next one has
-            maps, saliency = explain(cell.method, trace)
+            try:
+                maps, saliency = explain(cell.method, trace)
+            except PluginError as error:
+                yield CellFailure(cell, items, str(error))
+                continue
+            yield from _not_finite(cell, maps[kept], items)
             columns = {"probability": probability}
             flags = {"degenerate": is_degenerate(saliency), "zero_probability": probability == 0}
             again = partial(self._explain_again, cell, view, target)
             for name in metrics:
                 also = (None if cell.method.saliency else maps, trace) if METRICS[name].needs_trace else ()
-                for column, value in METRICS[name].function(subject, saliency, again, *also).items():
+                try:
+                    found = score(METRICS[name], subject, saliency, again, *also)
+                except PluginError as error:
+                    yield CellFailure(cell, items, str(error))
+                    continue
+                for column, value in found.items():
                     (flags if value.dtype == torch.bool else columns)[column] = value
-            columns, flags["not_finite"] = _defined(columns)
+            optional = {column for name in metrics for column in METRICS[name].optional}
+            columns, flags["not_finite"] = _defined(columns, optional)
             values = torch.stack([column.double() for column in (*columns.values(), *flags.values())])
             rows = values.cpu()[:, kept].tolist()  # one transfer
             yield CellScores(

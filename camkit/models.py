@@ -19,11 +19,9 @@ from timm.data import create_transform, resolve_data_config
 from torch import Tensor, nn
 from torchvision.transforms import CenterCrop, Compose, PILToTensor, Resize
 
-from camkit.errors import CamkitError, UsageError
+from camkit.errors import CamkitError, PluginError, UsageError
 from camkit.pixels import PAPER_CROP, Preprocess
-from camkit.registry import unknown_name
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+from camkit.registry import IMAGENET_MEAN, IMAGENET_STD, MODELS, unknown_name
 
 
 @dataclass(frozen=True)
@@ -31,7 +29,7 @@ class ModelRow:
     """A model by the name it has here.
 
     Attributes:
-        library: `torchvision` or `timm`, where `entry` is its name.
+        library: `torchvision` or `timm`, where `entry` is its name; or `plugin`.
         tag: the pretrained weights' tag in that library.
         conv, prepool: module paths of the two layers; None: the last feature layer, found when loaded.
         top1: accuracy in the paper, percent.
@@ -93,9 +91,14 @@ def find_row(name: str) -> ModelRow:
     """
     if name in ROWS:
         return ROWS[name]
+    if name in MODELS:
+        added = MODELS[name]
+        return ModelRow(name, "plugin", name, added.origin, added.conv, added.prepool)
     library, slash, entry = name.partition("/")
     if not slash or library not in ("timm", "torchvision"):
-        raise unknown_name("model", name, ROWS, also="; any other as timm/NAME or torchvision/NAME")
+        raise unknown_name(
+            "model", name, [*ROWS, *MODELS], also="; any other as timm/NAME or torchvision/NAME"
+        )
     if library == "timm":
         architecture, _, tag = entry.partition(".")
         known = timm.list_models()
@@ -193,7 +196,25 @@ def calibrate(model: nn.Module, images: Tensor) -> None:
         norm.eval()
 
 
+def _from_plugin(row: ModelRow, pretrained: bool) -> nn.Module:
+    added = MODELS[row.entry]
+    try:
+        model = added.build(pretrained=pretrained)
+    except Exception as error:
+        raise PluginError(
+            f"plugin {added.origin}: model {row.name!r}: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(model, nn.Module):
+        given = type(model).__name__
+        raise PluginError(
+            f"plugin {added.origin}: model {row.name!r} gives {given}, expected torch.nn.Module"
+        )
+    return model
+
+
 def _build(row: ModelRow) -> nn.Module:
+    if row.library == "plugin":
+        return _from_plugin(row, pretrained=False)
     if row.library == "torchvision":
         with warnings.catch_warnings():
             warnings.simplefilter(
@@ -204,6 +225,8 @@ def _build(row: ModelRow) -> nn.Module:
 
 
 def _pretrained(row: ModelRow) -> nn.Module:
+    if row.library == "plugin":
+        return _from_plugin(row, pretrained=True)
     try:
         if row.module is not None:
             model = _build(row)
@@ -334,5 +357,7 @@ def _native_timm(model: nn.Module) -> tuple[Callable, tuple, tuple]:
 
 
 def _preprocess(row: ModelRow, model: nn.Module, name: str) -> Preprocess:
+    if row.library == "plugin":
+        return Preprocess(name, PAPER_CROP, MODELS[row.entry].mean, MODELS[row.entry].std)
     crop, mean, std = _native_torchvision(row) if row.library == "torchvision" else _native_timm(model)
     return Preprocess(name, PAPER_CROP if name == "paper" else crop, mean, std)

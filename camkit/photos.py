@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from camkit.benchmark import first_batch_size
+from camkit.benchmark import first_batch_size, make_evaluation
 from camkit.config import RunConfig
 from camkit.data import Item, class_name, find_images, sample_items
 from camkit.errors import CamkitError, UsageError
-from camkit.evaluate import Cell, CellScores, Evaluation, Predictions
+from camkit.evaluate import Cell, CellFailure, CellScores, Predictions
 from camkit.pixels import batches
+from camkit.plugins import load_plugins
 from camkit.prepare import Say, find_methods, find_models, find_utilities, prepare
 from camkit.report.figures import Explained
 
@@ -54,6 +55,7 @@ def explain_images(
         UsageError: a photo, or a name in `config`, does not exist.
         CamkitError: no photo could be read, or the weights cannot be had.
     """
+    load_plugins(config.plugin)
     (model,) = find_models(config.model)
     methods = find_methods(config.method)
     (utility,) = find_utilities(config.utility)
@@ -63,7 +65,7 @@ def explain_images(
     cells = {Cell(layer, path, utility, method): ("adcc",) if with_scores else () for method in methods}
     batch_size = first_batch_size(config, prepared.network.device, len(photos))
     preprocess = prepared.loaded.preprocess
-    evaluation = Evaluation(prepared.network, preprocess, [path], batch_size=batch_size, seed=config.seed)
+    evaluation = make_evaluation(prepared, config, batch_size)
     rows: list[Explained] = []
     for batch in batches(photos, preprocess, batch_size, workers=0):
         for item, reason in batch.errors:
@@ -77,6 +79,8 @@ def explain_images(
                     f"{class_name(index, result.classes)}, {100 * probability:.1f} %"
                     for index, probability in zip(result.predicted, result.probability, strict=True)
                 ]
+            elif isinstance(result, CellFailure):
+                say(f"{result.reason} ({', '.join(item.id for item in result.items)})")
             elif isinstance(result, CellScores):
                 for maps, one in zip(saliency, result.saliency.cpu().numpy(), strict=True):
                     maps[result.cell.method.name] = one

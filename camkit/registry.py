@@ -4,13 +4,30 @@ from __future__ import annotations
 
 import difflib
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 from camkit.errors import UsageError
 
-T = TypeVar("T")
+T = TypeVar("T", bound="Entry")
+
+
+def first_line(function: Callable[..., Any]) -> str:
+    """The first line of a function's docstring."""
+    function = getattr(function, "func", function)  # of a partial, what it is made from
+    return (function.__doc__ or "").strip().split("\n")[0]
+
+
+def origin_of(function: Callable[..., Any]) -> str:
+    """Where a registered function comes from: "" for camkit's own, else its file's or module's name."""
+    name = getattr(function, "__module__", None) or "an unnamed module"
+    if name.partition(".")[0] == "camkit":
+        return ""
+    file = getattr(sys.modules.get(name), "__file__", None)
+    return Path(file).name if file else name
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str], also: str = "") -> UsageError:
@@ -20,6 +37,16 @@ def unknown_name(kind: str, name: str, known: Iterable[str], also: str = "") -> 
     nearest = f" Did you mean {near[0]!r}?" if near else ""
     plural = f"{kind.removesuffix('y')}ies" if kind.endswith("y") else f"{kind}s"
     return UsageError(f"unknown {kind} {name!r}.{nearest}\n{plural}: {', '.join(names)}{also}")
+
+
+class Entry(Protocol):
+    """What a registry holds."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def origin(self) -> str: ...
 
 
 class Registry(Mapping[str, T]):
@@ -32,12 +59,14 @@ class Registry(Mapping[str, T]):
         self._members: dict[str, T] = {}
 
     def add(self, name: str, entry: T) -> None:
-        """Register `entry`; a name can be taken once only.
+        """Register `entry`; a name can be taken once only, but for a plugin that is loaded again.
 
         Raises:
             ValueError: the name is taken.
         """
-        if name in self._entries:
+        known = self._entries.get(name)
+        again = known is not None and known.origin and known.origin == entry.origin
+        if known is not None and not again:
             raise ValueError(f"{self.kind} {name!r} exists already")
         self._entries[name] = entry
 
@@ -52,9 +81,9 @@ class Registry(Mapping[str, T]):
         self._families[form] = re.compile(pattern), find
 
     @property
-    def forms(self) -> tuple[str, ...]:
-        """How the names of the families are written."""
-        return tuple(self._families)
+    def forms(self) -> dict[str, str]:
+        """How the names of the families are written, and one line on each."""
+        return {form: first_line(find) for form, (_, find) in self._families.items()}
 
     def __getitem__(self, name: str) -> T:
         if name in self._entries:
@@ -91,6 +120,7 @@ class Method:
         source: the paper, or where the method is defined.
         saliency: the result is taken as it stands: no ReLU, resize or min-max.
         value: the map divides the utility among the positions, as a Shapley value does.
+        origin: the plugin it comes from; "" for camkit's own.
     """
 
     name: str
@@ -99,6 +129,7 @@ class Method:
     source: str
     saliency: bool = False
     value: bool = False
+    origin: str = ""
 
 
 @dataclass(frozen=True)
@@ -114,6 +145,8 @@ class Metric:
         source: the paper where the scores are defined.
         needs_trace: the function also takes the signed maps (B, h, w), or None from methods that give
             saliency maps, and the :class:`camkit.tracing.Trace`.
+        optional: columns that are NaN for maps that have no such score.
+        origin: the plugin it comes from; "" for camkit's own.
     """
 
     name: str
@@ -121,14 +154,38 @@ class Metric:
     directions: Mapping[str, str]
     source: str
     needs_trace: bool = False
+    optional: tuple[str, ...] = ()
+    origin: str = ""
 
     @property
     def columns(self) -> tuple[str, ...]:
         return tuple(self.directions)
 
 
+@dataclass(frozen=True)
+class Model:
+    """A model that a plugin adds.
+
+    Attributes:
+        build: takes `pretrained`, true or false; gives the module, logits (B, K) of images (B, 3, H, W).
+        conv, prepool: module paths of the layers of these names; None: the last feature layer.
+        mean, std: of the images it takes, per channel, in units of [0, 1].
+    """
+
+    name: str
+    build: Callable[..., Any]
+    conv: str | None
+    prepool: str | None
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    origin: str
+
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
 METHODS: Registry[Method] = Registry("method")
 METRICS: Registry[Metric] = Registry("metric")
+MODELS: Registry[Model] = Registry("model")
 
 
 def method(
@@ -142,7 +199,7 @@ def method(
     """Register a function as a CAM method; see :class:`Method` for what it takes and returns."""
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
-        METHODS.add(name, Method(name, function, groups, source, saliency, value))
+        METHODS.add(name, Method(name, function, groups, source, saliency, value, origin_of(function)))
         return function
 
     return register
@@ -167,12 +224,35 @@ def family(
 
 
 def metric(
-    name: str, *, directions: Mapping[str, str], source: str = "", needs_trace: bool = False
+    name: str,
+    *,
+    directions: Mapping[str, str],
+    source: str = "",
+    needs_trace: bool = False,
+    optional: tuple[str, ...] = (),
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a function as a metric group; see :class:`Metric` for what it takes and returns."""
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
-        METRICS.add(name, Metric(name, function, directions, source, needs_trace))
+        origin = origin_of(function)
+        METRICS.add(name, Metric(name, function, directions, source, needs_trace, optional, origin))
         return function
+
+    return register
+
+
+def model(
+    name: str,
+    *,
+    conv: str | None = None,
+    prepool: str | None = None,
+    mean: tuple[float, float, float] = IMAGENET_MEAN,
+    std: tuple[float, float, float] = IMAGENET_STD,
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register a function that builds a model; see :class:`Model`."""
+
+    def register(build: Callable[..., Any]) -> Callable[..., Any]:
+        MODELS.add(name, Model(name, build, conv, prepool, mean, std, origin_of(build)))
+        return build
 
     return register

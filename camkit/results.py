@@ -3,6 +3,7 @@
 OUT/summary.csv                                  one row a cell
 OUT/<model>/predictions.csv                      what the model says of each image
 OUT/<model>/errors.csv                           images that could not be read (only if there are any)
+OUT/<model>/failures.csv                         what plugins did wrong (likewise)
 OUT/<model>/flags.csv                            degenerate maps and other odd cases (likewise)
 OUT/<model>/<layer>-<utility>/run.json           all that decided the numbers
 OUT/<model>/<layer>-<utility>/<method>.csv       one row an image
@@ -29,10 +30,12 @@ from camkit.tables import ODD_NAMES, UTF8, Table, complete, merge_rows, write_at
 DEFINITIONS_VERSION = 1
 KEYS = ("image", "label", "target", "probability")
 PREDICTIONS, ERRORS, FLAGS = "predictions.csv", "errors.csv", "flags.csv"
+FAILURES = "failures.csv"
 # Of each table of a model: its columns, and those that identify a row.
 MODEL_TABLES = {
     PREDICTIONS: (("image", "label", "predicted", "probability"), ("image",)),
     ERRORS: (("image", "stage", "reason"), ("image",)),
+    FAILURES: (("layer", "utility", "method", "image", "reason"),) * 2,
     FLAGS: (
         ("layer", "utility", "method", "image", "flag"),
         ("layer", "utility", "method", "image", "flag"),

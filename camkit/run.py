@@ -8,7 +8,7 @@ from typing import Any
 
 from camkit.config import RunConfig
 from camkit.data import DataSet, Item
-from camkit.evaluate import Cell, CellScores, Predictions
+from camkit.evaluate import NOT_FINITE, Cell, CellFailure, Predictions, Result
 from camkit.lock import hold
 from camkit.merge import PATIENCE, fold, write_order
 from camkit.prepare import Prepared, Say, find_methods
@@ -24,6 +24,7 @@ from camkit.provenance import (
 from camkit.registry import METRICS
 from camkit.results import (
     ERRORS,
+    FAILURES,
     FLAGS,
     KEYS,
     PREDICTIONS,
@@ -103,9 +104,10 @@ class ModelRun:
             if self.config.save_maps and not cell.method.saliency:
                 path = self._path(cell, ".npz")
                 self.maps[cell] = Maps(path, also=self._elsewhere(path))
-        self.predictions, self.errors, self.flags = (
-            model_table(self.folder, name, self.others) for name in (PREDICTIONS, ERRORS, FLAGS)
+        self.predictions, self.errors, self.flags, self.failures = (
+            model_table(self.folder, name, self.others) for name in (PREDICTIONS, ERRORS, FLAGS, FAILURES)
         )
+        self.failed: list[tuple[str, ...]] = []
         self._read_predictions()
 
     def _read_predictions(self) -> None:
@@ -191,7 +193,7 @@ class ModelRun:
             if self._cell_folder(cell) == folder
         }
 
-    def write(self, result: Predictions | CellScores) -> None:
+    def write(self, result: Result) -> None:
         """Append one batch's rows; they are on disk when this returns."""
         if isinstance(result, Predictions):
             for item, predicted in zip(result.items, result.predicted, strict=True):
@@ -209,6 +211,11 @@ class ModelRun:
             )
             return
         cell = result.cell
+        if isinstance(result, CellFailure):
+            rows = [self._failure(cell, item, result.reason) for item in result.items]
+            self.failures.append(rows)
+            self.failed += [tuple(row.values()) for row in rows]
+            return
         self.flags.append(
             {
                 "layer": cell.layer,
@@ -233,6 +240,35 @@ class ModelRun:
             for place, item in enumerate(result.items)
         )
 
+    def _failure(self, cell: Cell, item: Item, reason: str) -> dict[str, str]:
+        return {
+            "layer": cell.layer,
+            "utility": cell.utility,
+            "method": cell.method.name,
+            "image": item.id,
+            "reason": reason,
+        }
+
+    def failure_lines(self) -> list[str]:
+        """What plugins did wrong in this process, a line each with the first image."""
+        images: dict[str, list[str]] = {}
+        for *_, image, reason in self.failed:
+            images.setdefault(reason, []).append(image)
+        more = {reason: f" and {len(names) - 1} more" if names[1:] else "" for reason, names in images.items()}
+        return [f"{reason} (image {names[0]}{more[reason]})" for reason, names in images.items()]
+
+    def _mended(self) -> set[tuple[str, ...]]:
+        """Failures of earlier runs whose rows are there now."""
+        tables = {(c.layer, c.utility, c.method.name): table for c, table in self.tables.items()}
+        return {
+            key
+            for key in self.failures.known
+            if key not in self.failed
+            and not key[-1].endswith(NOT_FINITE)
+            and key[:3] in tables
+            and tables[key[:3]].has(key[3:4])
+        }
+
     def write_errors(self, errors: Iterable[tuple[Item, str]]) -> None:
         self.errors.append({"image": item.id, "stage": "read", "reason": reason} for item, reason in errors)
 
@@ -243,6 +279,7 @@ class ModelRun:
         for table in (*self.tables.values(), self.predictions, self.flags):
             table.compact(self.order)
         self.errors.compact(self.order, without=self.predictions.known)
+        self.failures.compact(self.order, without=self._mended())
         for maps in self.maps.values():
             maps.finish(self.order)
 

@@ -5,6 +5,7 @@
 from camkit.methods import gradient
 from camkit.methods import shapley
 from camkit.methods import aumann
+from camkit.methods import adapters
 from camkit.methods import baseline
 
-__all__ = ["aumann", "baseline", "gradient", "shapley"]
+__all__ = ["adapters", "aumann", "baseline", "gradient", "shapley"]

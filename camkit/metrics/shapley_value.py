@@ -20,6 +20,8 @@ from camkit.tracing import Trace
 
 # The method `shapley` draws from another stream: its row shows its own noise, not 0.
 YARDSTICK = "yardstick"
+# Columns without a value for methods that give saliency maps: those have no sign and no scale.
+UNKNOWN_OF_SALIENCY = ("shapley_error", "shapley_error_scaled", "shapley_correlation", "efficiency_gap")
 
 
 @metric(
@@ -34,6 +36,7 @@ YARDSTICK = "yardstick"
     },
     source="Shapley 1953; the game of a layer's positions",
     needs_trace=True,
+    optional=UNKNOWN_OF_SALIENCY,
 )
 def shapley(
     subject: Subject, saliency: Tensor, explain: Callable, maps: Tensor | None, trace: Trace
@@ -55,8 +58,7 @@ def shapley(
     }
     if maps is None:
         unknown = torch.full_like(trace.game.nonadditivity, torch.nan)
-        names = ("shapley_error", "shapley_error_scaled", "shapley_correlation", "efficiency_gap")
-        return scores | dict.fromkeys(names, unknown)
+        return scores | dict.fromkeys(UNKNOWN_OF_SALIENCY, unknown)
     none, everyone = trace.game.ends
     gain = everyone - none
     # NaN where the map is 0 everywhere: no multiple of it is nearer than another.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
-from camkit.models import ROWS
-from camkit.registry import METHODS, METRICS
+from camkit.models import ROWS, find_row
+from camkit.registry import METHODS, METRICS, MODELS, first_line
 from camkit.report.analysis import Analysis
 from camkit.report.audit import audit
 from camkit.report.grid import Cell, Grid, terminal
@@ -148,13 +148,20 @@ def listing(what: str) -> pd.DataFrame:
                 "prepool": row.prepool,
                 "top1_paper": row.top1,
             }
-            for row in ROWS.values()
+            for row in (*ROWS.values(), *map(find_row, MODELS))
         ]
     elif what == "methods":
         rows = [
-            {"name": m.name, "groups": ",".join(m.groups), "map": _first_line(m.function), "source": m.source}
+            {
+                "name": m.name,
+                "groups": ",".join(m.groups),
+                "value": "yes" if m.value else "",
+                "map": first_line(m.function),
+                "source": m.origin or m.source,
+            }
             for m in METHODS.values()
         ]
+        rows += [{"name": form, "map": text} for form, text in METHODS.forms.items()]
     elif what == "metrics":
         rows = [
             {"name": m.name, "column": column, "better": better, "source": m.source}
@@ -162,9 +169,5 @@ def listing(what: str) -> pd.DataFrame:
             for column, better in m.directions.items()
         ]
     else:
-        rows = [{"name": name, "utility": _first_line(function)} for name, function in UTILITIES.items()]
+        rows = [{"name": name, "utility": first_line(function)} for name, function in UTILITIES.items()]
     return pd.DataFrame(rows)
-
-
-def _first_line(function: Callable[..., object]) -> str:
-    return (function.__doc__ or "").strip().split("\n")[0]

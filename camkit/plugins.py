@@ -1,0 +1,107 @@
+"""Methods, metrics and models from outside: files named with --plugin, and installed packages."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from importlib.metadata import entry_points
+from pathlib import Path
+
+from camkit.errors import CamkitError, PluginError, UsageError, is_out_of_memory
+from camkit.registry import Entry
+
+GROUPS = ("camkit.methods", "camkit.metrics", "camkit.models")
+
+
+def load_plugins(files: Iterable[Path | str] = ()) -> None:
+    """Load the installed packages' entry points, then plugin files: all register what they hold.
+
+    Raises:
+        UsageError: a file does not exist.
+        CamkitError: a plugin fails while it is loaded; the message names it.
+    """
+    load_entry_points()
+    for file in files:
+        load_file(Path(file))
+
+
+@cache
+def load_entry_points() -> None:
+    """Import what packages name under `camkit.methods`, `camkit.metrics` and `camkit.models`.
+
+    An entry point names a module (or something in one); importing it registers what is in it.
+
+    Raises:
+        CamkitError: one fails; the message names it.
+    """
+    for group in GROUPS:
+        for point in entry_points(group=group):
+            try:
+                point.load()
+            except Exception as error:
+                source = point.dist.name if point.dist else point.value
+                raise CamkitError(
+                    f"plugin {point.name!r} of the package {source}: {_reason(error)}"
+                ) from error
+
+
+def load_file(path: Path) -> None:
+    """Run a plugin file, as a module of its own.
+
+    Raises:
+        UsageError: there is no such file, or it is no Python file.
+        CamkitError: it fails; the message gives the line.
+    """
+    if not path.is_file():
+        raise UsageError(f"--plugin {path}: no such file")
+    name = f"camkit_plugin_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"--plugin {path}: not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise CamkitError(f"plugin {path.name}{_line(error, path)}: {_reason(error)}") from error
+
+
+def _line(error: BaseException, path: Path) -> str:
+    """`, line N` of the innermost call in the plugin's own file."""
+    lines = [error.lineno] if isinstance(error, SyntaxError) else []
+    step = error.__traceback__
+    while step is not None:
+        if step.tb_frame.f_code.co_filename == str(path):
+            lines.append(step.tb_lineno)
+        step = step.tb_next
+    return f", line {lines[-1]}" if lines else ""
+
+
+def _reason(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+
+
+@contextmanager
+def blamed(kind: str, entry: Entry) -> Iterator[None]:
+    """What a plugin raises becomes a PluginError that names it; camkit's own faults stay as they are."""
+    try:
+        yield
+    except Exception as error:
+        # A pass that does not fit into memory may fit with a smaller batch: that is no fault of the plugin.
+        if not entry.origin or is_out_of_memory(error):
+            raise
+        said = str(error) if isinstance(error, PluginError) else _reason(error)
+        raise PluginError(f"plugin {entry.origin}: {kind} {entry.name!r}: {said}") from error
+
+
+def expect_shape(given: object, shape: tuple[int, ...]) -> None:
+    """Raise a PluginError unless `given` is a tensor of this shape."""
+    found = getattr(given, "shape", None)
+    if found is None or tuple(found) != shape:
+        text = type(given).__name__ if found is None else tuple(found)
+        raise PluginError(f"gives {text}, expected {shape}")

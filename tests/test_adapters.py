@@ -1,0 +1,112 @@
+"""Other packages' explainers beside our own methods of the same name: the real packages."""
+
+import sys
+
+import pytest
+import torch
+from polynomials import trace
+from test_head import Net
+from torch import Tensor
+
+import camkit.methods  # noqa: F401  (fills the registry)
+from camkit.errors import UsageError
+from camkit.evaluate import explain
+from camkit.registry import METHODS
+from camkit.saliency import min_max
+from camkit.utilities import UTILITIES
+
+
+@pytest.fixture
+def traced():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Net().eval()
+    for parameter in model.parameters():
+        parameter.data *= 3  # the logits then differ from image to image
+    images = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    return trace(model, images, "block", utility=UTILITIES["rest"])
+
+
+def maps(name: str, traced) -> Tensor:
+    return explain(METHODS[name], traced)[0]
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("captum:LayerGradCam", "gradcam"),
+        ("torchcam:GradCAM", "gradcam"),
+        ("torchcam:LayerCAM", "layercam"),
+    ],
+)
+def test_maps_agree_with_our_own(traced, theirs, ours):
+    pytest.importorskip(theirs.partition(":")[0])
+    expected = maps(ours, traced)
+    found = maps(theirs, traced)
+    if theirs.startswith("torchcam"):
+        expected = expected.relu()
+    # each package scales in its own way
+    scale = (expected * found).sum() / found.square().sum()
+    torch.testing.assert_close(scale * found, expected, rtol=1e-4, atol=1e-6)
+    assert expected.abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [("GradCAM", "gradcam"), ("HiResCAM", "hirescam")])
+def test_grad_cams_saliency_maps_agree_with_our_own(traced, theirs, ours):
+    pytest.importorskip("pytorch_grad_cam")
+    found, saliency = explain(METHODS[f"grad_cam:{theirs}"], traced)
+    assert found is saliency
+    torch.testing.assert_close(saliency, explain(METHODS[ours], traced)[1], rtol=0, atol=1e-3)
+
+
+def test_grad_cams_score_cam_runs_in_our_layouts(traced):
+    pytest.importorskip("pytorch_grad_cam")
+    saliency = maps("grad_cam:ScoreCAM", traced)
+    assert saliency.shape == (2, 8, 8)
+    assert saliency.amin() >= 0
+    assert saliency.amax() <= 1
+
+
+def test_pixel_attributions_are_absolute_values_summed_over_colours(traced):
+    pytest.importorskip("captum")
+    leaf = traced.images.clone().requires_grad_()
+    utility = traced.utility(traced.network.model(leaf), traced.target)
+    (gradient,) = torch.autograd.grad(utility.sum(), leaf)
+    expected = min_max(gradient.abs().sum(dim=1))
+    torch.testing.assert_close(maps("captum:Saliency", traced), expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        maps("captum:InputXGradient", traced), min_max((gradient * leaf.detach()).abs().sum(dim=1))
+    )
+
+
+def test_integrated_gradients_explain_each_images_own_class(traced):
+    pytest.importorskip("captum")
+    steps = (torch.arange(400) + 0.5) / 400
+    total = torch.zeros_like(traced.images)
+    for step in steps:
+        leaf = (step * traced.images).requires_grad_()
+        utility = traced.utility(traced.network.model(leaf), traced.target)
+        total += torch.autograd.grad(utility.sum(), leaf)[0] / 400
+    expected = min_max((total * traced.images).abs().sum(dim=1))
+    assert (maps("captum:IntegratedGradients", traced) - expected).abs().max() < 0.02
+
+
+def test_an_unknown_class_gets_the_nearest():
+    pytest.importorskip("captum")
+    with pytest.raises(UsageError, match="Did you mean 'Saliency'"):
+        METHODS["captum:Saliensy"]
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "install"),
+    [
+        ("captum:Saliency", "captum.attr", "captum"),
+        ("grad_cam:GradCAM", "pytorch_grad_cam", "grad-cam"),
+        ("torchcam:GradCAM", "torchcam.methods", "torchcam"),
+    ],
+)
+def test_an_absent_package_is_named_with_its_install_line(monkeypatch, name, module, install):
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setattr(METHODS, "_members", {})
+    with pytest.raises(UsageError, match=f"pip install {install}$"):
+        METHODS[name]
