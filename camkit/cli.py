@@ -107,42 +107,41 @@ def _plugin_option(command: Callable) -> Callable:
 
 def _explanation_options(command: Callable) -> Callable:
     """What bench and explain have in common, in the order of the help text."""
-    for option in reversed(
-        [
-            _names(
-                "--method",
-                default=["shapleycam"],
-                show_default=True,
-                help="CAM methods, or groups: paper (the ten), controls (the five), aumann, all.",
-            ),
-            click.option(
-                "--weights",
-                default="pretrained",
-                show_default=True,
-                metavar="pretrained|random|FILE",
-                help="Weights: the published ones, seeded random ones, or a .pth, .pt or .safetensors file.",
-            ),
-            click.option(
-                "--preprocess",
-                type=click.Choice(["paper", "native"]),
-                default="paper",
-                show_default=True,
-                help="paper: resize to 256, crop 224, bilinear; native: the weights' own transform.",
-            ),
-            click.option(
-                "--device",
-                default="auto",
-                show_default=True,
-                metavar="auto|cpu|cuda[:N]|mps",
-                help="Where the network runs.",
-            ),
-            click.option(
-                "--seed", default=0, show_default=True, help="Of the images' order and all that is random."
-            ),
-            _plugin_option,
-            debug_option,
-        ]
-    ):
+    options: list[Callable] = [
+        _names(
+            "--method",
+            default=["shapleycam"],
+            show_default=True,
+            help="CAM methods, or groups: paper (the ten), controls (the five), aumann, all.",
+        ),
+        click.option(
+            "--weights",
+            default="pretrained",
+            show_default=True,
+            metavar="pretrained|random|FILE",
+            help="Weights: the published ones, seeded random ones, or a .pth, .pt or .safetensors file.",
+        ),
+        click.option(
+            "--preprocess",
+            type=click.Choice(["paper", "native"]),
+            default="paper",
+            show_default=True,
+            help="paper: resize to 256, crop 224, bilinear; native: the weights' own transform.",
+        ),
+        click.option(
+            "--device",
+            default="auto",
+            show_default=True,
+            metavar="auto|cpu|cuda[:N]|mps",
+            help="Where the network runs.",
+        ),
+        click.option(
+            "--seed", default=0, show_default=True, help="Of the images' order and all that is random."
+        ),
+        _plugin_option,
+        debug_option,
+    ]
+    for option in reversed(options):
         command = option(command)
     return command
 

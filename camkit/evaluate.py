@@ -124,9 +124,7 @@ def _not_finite(cell: Cell, maps: Tensor, items: tuple[Item, ...]) -> Iterator[C
         yield CellFailure(cell, wrong, reason)
 
 
-def _defined(
-    columns: Mapping[str, Tensor], optional: Container[str]
-) -> tuple[dict[str, Tensor], Tensor]:
+def _defined(columns: Mapping[str, Tensor], optional: Container[str]) -> tuple[dict[str, Tensor], Tensor]:
     """Scores (B,) with NaN for whatever is not finite, and where (B,) there is such a one.
 
     Columns in `optional` are NaN where a map has no such score.

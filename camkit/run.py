@@ -254,12 +254,16 @@ class ModelRun:
         images: dict[str, list[str]] = {}
         for *_, image, reason in self.failed:
             images.setdefault(reason, []).append(image)
-        more = {reason: f" and {len(names) - 1} more" if names[1:] else "" for reason, names in images.items()}
+        more = {
+            reason: f" and {len(names) - 1} more" if names[1:] else "" for reason, names in images.items()
+        }
         return [f"{reason} (image {names[0]}{more[reason]})" for reason, names in images.items()]
 
     def _mended(self) -> set[tuple[str, ...]]:
         """Failures of earlier runs whose rows are there now."""
-        tables = {(c.layer, c.utility, c.method.name): table for c, table in self.tables.items()}
+        tables: dict[tuple[str, ...], Table] = {
+            (c.layer, c.utility, c.method.name): table for c, table in self.tables.items()
+        }
         return {
             key
             for key in self.failures.known

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from camkit.bench import bench
 from tiny import TINY, TinyNet
 
-from camkit.bench import bench
 from camkit.config import RunConfig
 
 BATCH = 2

@@ -24,7 +24,7 @@ STYLE = {"svg.fonttype": "none", "pdf.fonttype": 42, "savefig.dpi": 200, "font.s
 def write_figures(analyses: Sequence[Analysis], folder: Path, formats: Sequence[str]) -> list[Path]:
     """All figures in all formats; the paths written."""
     written = []
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context(STYLE):  # type: ignore[arg-type]
         for name, figure in _figures(analyses):
             for suffix in formats:
                 written.append(folder / f"{name}.{suffix}")
