@@ -20,8 +20,31 @@ from tiny import TINY, TinyNet
 from camkit.config import RunConfig
 from camkit.errors import UsageError
 
-PER_IMAGE = ["image", "label", "target", "probability", "average_drop", "increase", "drop_in_deletion", "coherency", "complexity", "adcc", "deletion_auc", "insertion_auc"]
-SUMMARY = ["model", "layer", "utility", "method", "target_rule", "images", "degenerate", "degenerate_masked", "top1"]
+PER_IMAGE = [
+    "image",
+    "label",
+    "target",
+    "probability",
+    "average_drop",
+    "increase",
+    "drop_in_deletion",
+    "coherency",
+    "complexity",
+    "adcc",
+    "deletion_auc",
+    "insertion_auc",
+]
+SUMMARY = [
+    "model",
+    "layer",
+    "utility",
+    "method",
+    "target_rule",
+    "images",
+    "degenerate",
+    "degenerate_masked",
+    "top1",
+]
 SCORES = PER_IMAGE[4:]
 
 
