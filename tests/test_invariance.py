@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny import TINY, noise
 
-from camkit.bench import bench
+from camkit.benchmark import bench
 from camkit.config import RunConfig
 from camkit.models import calibrate, load_model
 from camkit.registry import METHODS
@@ -18,7 +18,7 @@ from camkit.registry import METHODS
 
 def rows(data: Path, out: Path, **options: object) -> dict[tuple[str, str, str], dict[str, str]]:
     """(layer and utility, method, image) -> its row, as text."""
-    grid = {"method": ("all",), "layer": ("conv", "features.3"), "utility": ("rest",)}
+    grid = {"method": ("paper", "controls"), "layer": ("conv", "features.3"), "utility": ("rest",)}
     bench(RunConfig(**(TINY | grid | {"data": str(data), "out": out} | options)), say=lambda line: None)
     found = {}
     for path in sorted(out.glob("*/*/*.csv")):
