@@ -172,13 +172,10 @@ def prepare(name: str, layers: Sequence[str], data: Sequence[Item], config: RunC
     if config.weights == "random":
         images = _first_images(data, loaded.preprocess)
         calibrate(loaded.model, loaded.preprocess.normalise(images.to(device)))
-    paths: dict[str, str] = {}
-    for layer in layers:
-        named = {"conv": loaded.row.conv, "prepool": loaded.row.prepool}
-        if layer in named:
-            paths[layer] = named[layer] or _last_layer(network, probe, name, say)
-        else:
-            paths[layer] = layer
+    named: Mapping[str, str | None] = {"conv": loaded.row.conv, "prepool": loaded.row.prepool}
+    if any(layer in named and named[layer] is None for layer in layers):
+        named = dict.fromkeys(named, _last_layer(network, probe, name, say))
+    paths = {layer: named.get(layer) or layer for layer in layers}
     network.trace(probe, list(dict.fromkeys(paths.values())))
     return Prepared(loaded, network, paths)
 

@@ -6,45 +6,28 @@ import csv
 import itertools
 import json
 import math
+import os
 import shutil
+import signal
 from pathlib import Path
 
-import camkit.bench
 import numpy as np
 import pandas as pd
 import pytest
-from camkit.bench import bench
 from conftest import ALL_UTILITIES, write_photo
 from tiny import TINY, TinyNet
 
+import camkit.benchmark
+from camkit.benchmark import bench
 from camkit.config import RunConfig
 from camkit.errors import UsageError
+from camkit.evaluate import CellScores
 
-PER_IMAGE = [
-    "image",
-    "label",
-    "target",
-    "probability",
-    "average_drop",
-    "increase",
-    "drop_in_deletion",
-    "coherency",
-    "complexity",
-    "adcc",
-    "deletion_auc",
-    "insertion_auc",
-]
-SUMMARY = [
-    "model",
-    "layer",
-    "utility",
-    "method",
-    "target_rule",
-    "images",
-    "degenerate",
-    "degenerate_masked",
-    "top1",
-]
+PER_IMAGE = (
+    "image,label,target,probability,average_drop,increase,drop_in_deletion,coherency,complexity,adcc,"
+    "deletion_auc,insertion_auc"
+).split(",")
+SUMMARY = "model,layer,utility,method,target_rule,images,degenerate,degenerate_masked,top1".split(",")
 SCORES = PER_IMAGE[4:]
 
 
@@ -126,11 +109,7 @@ class TestPerImage:
     def test_adcc_comes_from_its_parts(self, out: Path) -> None:
         for path in out.glob("*/*/*.csv"):
             for row in read(path):
-                factors = (
-                    float(row["coherency"]),
-                    1 - float(row["complexity"]),
-                    1 - float(row["average_drop"]),
-                )
+                factors = float(row["coherency"]), 1 - float(row["complexity"]), 1 - float(row["average_drop"])
                 expected = 0 if min(factors) <= 0 else 3 / sum(1 / factor for factor in factors)
                 assert float(row["adcc"]) == pytest.approx(expected, rel=1e-5)
 
@@ -159,7 +138,7 @@ class TestPerImage:
         assert not list(out.rglob("*.tmp"))
 
     def test_slashes_and_colons_of_names(self, photos: Path, tmp_path: Path) -> None:
-        assert camkit.bench.METRICS  # the registries are filled
+        assert camkit.benchmark.METRICS  # the registries are filled
         from camkit.results import file_name
 
         assert file_name("timm/a:b") == "timm__a__b"
@@ -170,7 +149,7 @@ class TestPerImage:
 class TestSummary:
     def test_columns_and_cells(self, out: Path) -> None:
         rows = read(out / "summary.csv")
-        assert list(rows[0]) == [*SUMMARY, *SCORES, "adcc_image_mean"]
+        assert list(rows[0]) == [*SUMMARY, *SCORES, "adcc_image_mean", "zero_probability", "not_finite"]
         cells = [(row["layer"], row["utility"], row["method"]) for row in rows]
         assert sorted(cells) == sorted(
             itertools.product(
@@ -225,9 +204,7 @@ class TestSummary:
         run(photos, tmp_path, method=("sometimes", "shapleycam"), metrics=("adcc",))
         rows = {row["method"]: row for row in read(tmp_path / "summary.csv")}
         assert (rows["sometimes"]["degenerate"], rows["sometimes"]["images"]) == ("2", "6")
-        masked = {
-            row["image"] for row in read(cell(tmp_path, "conv-rest/sometimes")) if row["coherency"] == "0"
-        }
+        masked = {row["image"] for row in read(cell(tmp_path, "conv-rest/sometimes")) if row["coherency"] == "0"}
         assert {"photo_0.png", "photo_1.png", "photo_4.png"} <= masked
         assert int(rows["sometimes"]["degenerate_masked"]) >= 1
         scores = [float(row[c]) for row in read(cell(tmp_path, "conv-rest/sometimes")) for c in SCORES[:6]]
@@ -254,9 +231,7 @@ class TestRunJson:
         assert protocol["module"].startswith("features")
         assert len(protocol["weights_sha256"]) == len(protocol["data_fingerprint"]) == 64
         assert "mean [0.5, 0.4, 0.3]" in protocol["transform"]
-        assert {"torch", "torchvision", "timm", "numpy", "pillow", "python", "camkit"} <= set(
-            segment["versions"]
-        )
+        assert {"torch", "torchvision", "timm", "numpy", "pillow", "python", "camkit"} <= set(segment["versions"])
         assert segment["device"] == "cpu"
         assert segment["batch_size"] == 4
         assert segment["images"] == 6
@@ -269,7 +244,7 @@ class TestRunJson:
     def test_no_absolute_path(self, out: Path, labelled: Path) -> None:
         for path in out.rglob("*.json"):
             text = path.read_text()
-            for folder in (out, labelled, Path.home(), Path(camkit.bench.__file__).parent):
+            for folder in (out, labelled, Path.home(), Path(camkit.benchmark.__file__).parent):
                 assert str(folder) not in text
             assert str(labelled.parent) not in text
             assert labelled.name in text
@@ -329,19 +304,19 @@ class TestAgain:
     def test_ctrl_c_keeps_the_finished_batches(
         self, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
     ) -> None:
-        score = camkit.bench.Evaluation.run
-        calls = itertools.count()
+        score = camkit.benchmark.Evaluation.run
+        calls = itertools.count(1)
 
-        def interrupted(self, batch, wanted):
+        def interrupted(*arguments):
             if next(calls) == stop:
-                raise KeyboardInterrupt
-            yield from score(self, batch, wanted)
+                os.kill(os.getpid(), signal.SIGINT)
+            yield from score(*arguments)
 
         with monkeypatch.context() as patch:
-            patch.setattr(camkit.bench.Evaluation, "run", interrupted)
+            patch.setattr(camkit.benchmark.Evaluation, "run", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 run(photos, tmp_path / "a", batch_size=2)
-        assert len(read(cell(tmp_path / "a"))) == 2 * stop
+        assert len(read(cell(tmp_path / "a"))) == 2 * stop  # the batch in hand is finished first
         lines = run(photos, tmp_path / "a", batch_size=2)
         assert any(f"going on with {6 - 2 * stop} of 6 images" in line for line in lines)
         run(photos, tmp_path / "b", batch_size=2)
@@ -351,17 +326,17 @@ class TestAgain:
     def test_rows_are_on_disk_before_the_next_batch(
         self, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        score = camkit.bench.Evaluation.run
+        score = camkit.benchmark.Evaluation.run
         on_disk: list[int] = []
 
-        def watched(self, batch, wanted):
+        def watched(*arguments):
             path = cell(tmp_path)
-            on_disk.append(len(path.read_text().splitlines()) - 1 if path.exists() else 0)
-            yield from score(self, batch, wanted)
+            on_disk.append(len(read(path)) if path.exists() else 0)
+            yield from score(*arguments)
 
-        monkeypatch.setattr(camkit.bench.Evaluation, "run", watched)
+        monkeypatch.setattr(camkit.benchmark.Evaluation, "run", watched)
         run(photos, tmp_path, batch_size=2)
-        assert [max(0, rows) for rows in on_disk] == [0, 2, 4]
+        assert on_disk == [0, 2, 4]
 
     @pytest.mark.parametrize(
         ("change", "named"),
@@ -436,9 +411,7 @@ class TestTargets:
         assert any("nothing to do" in line for line in lines)
 
 
-def test_conv_and_prepool_stand_for_the_last_feature_layer_and_that_is_said(
-    photos: Path, tmp_path: Path
-) -> None:
+def test_conv_and_prepool_stand_for_the_last_feature_layer_and_that_is_said(photos: Path, tmp_path: Path) -> None:
     lines = run(photos, tmp_path, layer=("conv", "prepool"), limit=1, metrics=("adcc",))
     said = [line for line in lines if "last feature layer" in line]
     assert len(said) == 1
@@ -450,9 +423,7 @@ def test_the_sample_photos_are_called_a_demonstration(golden_run: Path, tmp_path
     lines: list[str] = []
     bench(RunConfig(**(TINY | {"out": tmp_path, "limit": 1, "metrics": ("adcc",)})), say=lines.append)
     assert any("demonstration, not a benchmark" in line for line in lines)
-    images = {
-        row["image"] for row in read(golden_run / "tf_efficientnet_lite0" / "conv-rest" / "gradcam.csv")
-    }
+    images = {row["image"] for row in read(golden_run / "tf_efficientnet_lite0" / "conv-rest" / "gradcam.csv")}
     assert images == {
         "astronaut.png", "camera.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg"
     }  # fmt: skip

@@ -10,45 +10,20 @@ import pytest
 import camkit
 
 ORDER = (
-    "errors",
-    "csv_text",
-    "config",
-    "registry",
-    "plugins",
-    "share",
-    "stop",
-    "data",
-    "cache",
-    "pixels",
-    "models",
-    "utilities",
-    "seeding",
-    "game",
-    "layers",
-    "head",
-    "tracing",
-    "saliency",
-    "methods",
-    "metrics",
-    "evaluate",
-    "statistics",
-    "tables",
-    "lock",
-    "results",
-    "prepare",
-    "provenance",
-    "merge",
-    "accuracy",
-    "check",
-    "run",
-    "benchmark",
-    "dryrun",
-    "report",
-    "photos",
-    "cli_data",
-    "cli_report",
-    "cli",
-    "__main__",
+    # what all need
+    *("errors", "stop", "csv_text", "seeding", "config", "registry", "plugins", "share"),
+    # images and models
+    *("data", "cache", "pixels", "models"),
+    # the network, what is made of it, and its scores
+    *("utilities", "layers", "game", "head", "tracing", "saliency", "methods", "metrics", "evaluate"),
+    # results on disk
+    *("statistics", "tables", "lock", "results"),
+    # a run
+    *("prepare", "provenance", "merge", "run", "benchmark", "dryrun"),
+    # what is done beside runs
+    *("accuracy", "check", "report", "photos"),
+    # the command line
+    *("cli_data", "cli_report", "cli", "__main__"),
 )
 ROOT = Path(camkit.__file__).parent
 FILES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")

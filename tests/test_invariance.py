@@ -1,4 +1,4 @@
-"""A row depends on its image alone: not on batch, neighbours, order or the number of processes."""
+"""A row depends on its image alone: not on the batch, its neighbours, the order or the number of processes."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from camkit.bench import bench
 from tiny import TINY, noise
 
+from camkit.benchmark import bench
 from camkit.config import RunConfig
 from camkit.models import calibrate, load_model
 from camkit.registry import METHODS
@@ -18,7 +18,7 @@ from camkit.registry import METHODS
 
 def rows(data: Path, out: Path, **options: object) -> dict[tuple[str, str, str], dict[str, str]]:
     """(layer and utility, method, image) -> its row, as text."""
-    grid = {"method": ("all",), "layer": ("conv", "features.3"), "utility": ("rest",)}
+    grid = {"method": ("paper", "controls"), "layer": ("conv", "features.3"), "utility": ("rest",)}
     bench(RunConfig(**(TINY | grid | {"data": str(data), "out": out} | options)), say=lambda line: None)
     found = {}
     for path in sorted(out.glob("*/*/*.csv")):
@@ -87,7 +87,9 @@ def test_processes_that_decode_change_nothing(six_at_once: dict, photos: Path, t
 
 
 def test_a_cell_is_the_same_alone_and_among_others(six_at_once: dict, photos: Path, tmp_path: Path) -> None:
-    alone = rows(photos, tmp_path, method=("gradcam",), layer=("features.3",), batch_size=6)
+    alone = rows(
+        photos, tmp_path, method=("gradcam",), layer=("features.3",), batch_size=6
+    )
     assert len(alone) == 6
     assert all(row == six_at_once[key] for key, row in alone.items())
 

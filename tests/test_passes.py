@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from camkit.bench import bench
 from tiny import TINY, TinyNet
 
+from camkit.benchmark import bench
 from camkit.config import RunConfig
 
 BATCH = 2
@@ -27,7 +27,7 @@ def passes(photos: Path, out: Path, **options: object) -> float:
 
 @pytest.mark.parametrize(
     ("method", "methods"),
-    [(("gradcam",), 1), (("paper",), 10), (("all",), 14), (("shapleycam", "flat", "edges"), 3)],
+    [(("gradcam",), 1), (("paper",), 10), (("paper", "controls"), 14), (("shapleycam", "flat", "edges"), 3)],
 )
 def test_adcc_costs_one_traced_pass_and_two_a_method(
     photos: Path, tmp_path: Path, method: tuple[str, ...], methods: int
