@@ -139,7 +139,7 @@ def _bench_model(
         missing, mine = sum(map(len, run.todo())), len(share.of(items))
         if not missing:
             say(f"{name}: nothing to do, all {mine} images are there")
-        elif missing < mine:
+        elif run.begun:
             say(f"{name}: going on with {missing} of {mine} images")
         size = first_batch_size(config, prepared.network.device, len(items))
         while missing:

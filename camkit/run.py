@@ -123,6 +123,11 @@ class ModelRun:
     def _path(self, cell: Cell, suffix: str) -> Path:
         return self._cell_folder(cell) / (file_name(cell.method.name) + suffix)
 
+    @property
+    def begun(self) -> bool:
+        """Whether an earlier run left rows."""
+        return any(table.known or table.elsewhere for table in self.tables.values())
+
     def todo(self) -> list[list[Item]]:
         """This process's images that lack something, those that lack the same together, in order."""
         groups: dict[tuple, list[Item]] = {}
@@ -133,13 +138,19 @@ class ModelRun:
         return list(groups.values())
 
     def unfinished(self) -> list[Item]:
-        """Images of the whole run that lack something, those that could not be read aside; read anew."""
-        for table in (*self.tables.values(), self.errors):
+        """Images of the whole run that lack something that nobody has tried to make; read anew."""
+        for table in (*self.tables.values(), self.errors, self.failures):
             table.reload()
         for maps in self.maps.values():
             maps.reload()
         self._read_predictions()
-        return [item for item in self.items if self.wanted([item]) and not self.errors.has((item.id,))]
+        failed = {key[:4] for key in (*self.failures.known, *self.failures.elsewhere)}
+
+        def lacks(item: Item) -> bool:
+            cells = [(cell.layer, cell.utility, cell.method.name, item.id) for cell in self.wanted([item])]
+            return not failed.issuperset(cells) and not self.errors.has((item.id,))
+
+        return [item for item in self.items if lacks(item)]
 
     def wanted(self, items: Iterable[Item]) -> dict[Cell, list[str]]:
         """The cells that lack something for any of `items`, and the metric groups to compute for them."""
@@ -304,6 +315,7 @@ class ModelRun:
         there = read_run(folder) if (folder / "run.json").exists() else {}
         methods = [cell.method.name for cell in self.cells if self._cell_folder(cell) == folder]
         return {
+            **there,
             "protocol": self.protocols[folder],
             "methods": list(dict.fromkeys([*there.get("methods", ()), *methods])),
             "metrics": list(dict.fromkeys([*there.get("metrics", ()), *self.config.metrics])),
