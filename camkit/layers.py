@@ -18,7 +18,12 @@ MAX_PREFIX_TOKENS = 8
 
 @dataclass(frozen=True)
 class Layout:
-    """How a layer's output becomes an activation map (B, C, h, w) and back."""
+    """How a layer's output becomes an activation map (B, C, h, w) and back.
+
+    The map has the memory order that the rest of the network works best in: channels last where the layer
+    gives them last; else channels first, as the gradient of a pooling comes (a backward pass in which the
+    two orders meet takes several times as long).
+    """
 
     to_map: Callable[[Tensor], Tensor]
     from_map: Callable[[Tensor, Tensor], Tensor]  # (map, the layer's output) -> tensor handed on
@@ -34,7 +39,7 @@ def layout_of(output: Tensor) -> Layout | None:
         _, first, second, third = output.shape
         if first == second != third:  # the two equal sides are the positions: channels come last
             return Layout(lambda t: t.permute(0, 3, 1, 2), lambda m, _: m.permute(0, 2, 3, 1))
-        return Layout(lambda t: t, lambda m, _: m)
+        return Layout(lambda t: t.contiguous(), lambda m, _: m)
     if output.ndim == 3:
         side = math.isqrt(output.shape[1])
         prefix = output.shape[1] - side * side

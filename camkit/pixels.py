@@ -65,8 +65,8 @@ class Preprocess:
     def normalise(self, pixels: Tensor) -> Tensor:
         """uint8 (B, 3, H, W) -> float32, channels last in memory."""
         mean, std = self._statistics(pixels.device)
-        images = (pixels.float() / 255 - mean) / std
-        return images.contiguous(memory_format=torch.channels_last)
+        images = pixels.contiguous(memory_format=torch.channels_last).float()
+        return images.div_(255).sub_(mean).div_(std)
 
     def denormalise(self, images: Tensor) -> Tensor:
         """The inverse of :meth:`normalise`, in [0, 1] where `images` came from pixels."""

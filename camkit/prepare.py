@@ -14,6 +14,7 @@ from PIL import Image
 
 import camkit.methods
 import camkit.metrics  # noqa: F401  (both fill the registries)
+from camkit.allocator import keep_freed_memory
 from camkit.config import RunConfig
 from camkit.data import Item
 from camkit.errors import CamkitError, UsageError
@@ -150,6 +151,8 @@ def prepare(name: str, layers: Sequence[str], data: Sequence[Item], config: RunC
         CamkitError: the weights cannot be had or do not fit.
     """
     device = find_device(config.device)
+    if device.type == "cpu":
+        keep_freed_memory()
     loaded = load_model(name, config.weights, config.preprocess, config.seed)
     loaded = replace(loaded, preprocess=replace(loaded.preprocess, orient=config.exif == "apply"))
     height, width = _input_size(loaded.preprocess)

@@ -58,7 +58,7 @@ def edges(trace: Trace) -> Tensor:
     padded = F.pad(grey, (1, 1, 1, 1), mode="replicate")
     sobel = pixels.new_tensor([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]])
     kernels = torch.stack([sobel, sobel.T])[:, None]  # (2, 1, 3, 3)
-    return min_max(F.conv2d(padded, kernels).norm(dim=1))
+    return min_max(F.conv2d(padded, kernels).square().sum(dim=1).sqrt())
 
 
 def _uniform(seed: int, image_id: str, draw: int, channels: int) -> Tensor:

@@ -27,7 +27,6 @@ def gradcam_plus_plus(trace: Trace) -> Tensor:
     activation, gradient = trace.activation, trace.gradient
     total = activation.sum(dim=(2, 3), keepdim=True)  # (B, C, 1, 1)
     alpha = gradient**2 / (2 * gradient**2 + total * gradient**3 + 1e-6)
-    alpha = alpha.where(gradient != 0, 0)
     weights = (alpha * gradient.relu()).sum(dim=(2, 3), keepdim=True)
     return (weights * activation).sum(dim=1)
 
