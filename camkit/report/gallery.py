@@ -69,7 +69,7 @@ def agreement(maps: Sequence[np.ndarray]) -> np.ndarray:
     Args:
         maps: of each method, (images, h, w).
     """
-    total, methods = np.zeros(1), len(maps)
+    total, varied, methods = np.zeros(1), np.zeros(1), len(maps)
     for one in maps:
         flat = one.reshape(len(one), -1).astype(np.float64)
         flat = flat - flat.mean(axis=1, keepdims=True)
