@@ -69,6 +69,7 @@ class Analysis:
         place = np.zeros(self.own.value.shape, dtype=int)
         shown = np.round(self.own.value * self.sign, SHOWN_DECIMALS)
         shown[self.block.controls] = np.nan
+        shown[:, self.sign == 0] = np.nan
         for column in range(shown.shape[1]):
             values = np.unique(shown[:, column])
             values = values[~np.isnan(values)]
@@ -78,11 +79,12 @@ class Analysis:
 
     @cached_property
     def best_control(self) -> np.ndarray | None:
-        """Row of the best control in each score, (scores,); None without controls."""
+        """Row of the best control in each score, -1 where there is none, (scores,); None without controls."""
         if not self.block.controls.any():
             return None
-        values = np.where(self.block.controls[:, None], self.common.value * self.sign, -np.inf)
-        return np.nanargmax(np.where(np.isnan(values), -np.inf, values), axis=0)
+        values = np.where(self.block.controls[:, None], self.common.value * self.sign, np.nan)
+        rows = np.where(np.isnan(values), -np.inf, values).argmax(axis=0)
+        return np.where(np.isnan(values).all(axis=0) | (self.sign == 0), -1, rows)
 
     @cached_property
     def unbeaten(self) -> np.ndarray:
@@ -93,7 +95,8 @@ class Analysis:
         difference = self.common - self.common[rows, np.arange(rows.shape[1])[None]]
         low, high = difference.interval()
         better = np.where(self.sign > 0, low > 0, high < 0)
-        return ~better & ~self.block.controls[:, None] & ~np.isnan(difference.value)
+        asked = ~self.block.controls[:, None] & ~np.isnan(difference.value) & (self.best_control >= 0)
+        return ~better & asked
 
     @cached_property
     def blind_winners(self) -> dict[str, str]:
@@ -101,7 +104,7 @@ class Analysis:
         winners = {}
         for place, score in enumerate(self.block.scores):
             values = self.common.value[:, place] * score.sign
-            if np.isnan(values).all():
+            if np.isnan(values).all() or score.sign == 0:
                 continue
             name = self.block.methods[int(np.nanargmax(values))]
             if name in BLIND:

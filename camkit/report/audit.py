@@ -54,8 +54,6 @@ def _images(analysis: Analysis) -> list[str]:
         )
     if block.errors:
         lines.append(f"{block.errors} images could not be read (errors.csv).")
-    if block.no_probability:
-        lines.append(f"{block.no_probability} images have probability 0: their AD and ADD are 0.")
     if block.unknown:
         lines.append(f"Score columns that no metric here declares are left out: {', '.join(block.unknown)}.")
     return lines
@@ -121,6 +119,8 @@ def _flags(block: Block) -> list[str]:
     described = {
         "degenerate": "degenerate maps (constant or not finite)",
         "degenerate_masked": "degenerate maps of the masked image (coherency 0)",
+        "zero_probability": "images of probability 0 (AD and ADD 0)",
+        "not_finite": "scores that are not finite (left empty)",
     }
     lines = []
     for flag, words in described.items():

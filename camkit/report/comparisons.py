@@ -44,7 +44,7 @@ def comparison_grids(comparison: Comparison) -> list[Grid]:
     baseline = block.methods[comparison.baseline]
     grids = []
     for column, score in enumerate(block.scores):
-        if np.isnan(comparison.difference[:, column]).all():
+        if np.isnan(comparison.difference[:, column]).all() or score.sign == 0:
             continue
         rows = {
             control: tuple(
@@ -154,7 +154,12 @@ def rank_tables(analyses: Sequence[Analysis]) -> list[RankTable]:
             if not is_control(name) and all(name in a.block.methods for a in members)
         ]
         for score in members[0].block.scores:
-            if len(members) < 2 or len(methods) < 2 or any(score not in a.block.scores for a in members):
+            if (
+                score.sign == 0
+                or len(members) < 2
+                or len(methods) < 2
+                or any(score not in a.block.scores for a in members)
+            ):
                 continue
             values = np.stack(
                 [

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 from PIL import Image
 
 from camkit.data import class_name, find_images
@@ -17,7 +16,8 @@ from camkit.errors import CamkitError, UsageError
 from camkit.models import ROWS, load_model
 from camkit.pixels import PAPER_CROP, Preprocess, read_file
 from camkit.report.study import Block
-from camkit.results import file_name
+from camkit.results import PREDICTIONS, file_name
+from camkit.tables import merge_rows
 
 MOST_PHOTOS = 200  # in one page, whatever the number of models: small enough to mail
 PER_LIST = 12
@@ -69,14 +69,15 @@ def agreement(maps: Sequence[np.ndarray]) -> np.ndarray:
     Args:
         maps: of each method, (images, h, w).
     """
-    total, methods = np.zeros(1), len(maps)
+    total, varied, methods = np.zeros(1), np.zeros(1), len(maps)
     for one in maps:
         flat = one.reshape(len(one), -1).astype(np.float64)
         flat = flat - flat.mean(axis=1, keepdims=True)
         norm = np.linalg.norm(flat, axis=1, keepdims=True)
+        varied = varied + (norm[:, 0] > 0)
         total = total + np.divide(flat, norm, out=np.zeros_like(flat), where=norm > 0)
     # |sum of M unit vectors|^2 is M and twice the sum over all pairs of their products.
-    return ((total**2).sum(axis=1) - methods) / (methods * (methods - 1))
+    return ((total**2).sum(axis=1) - varied) / (methods * (methods - 1))
 
 
 def select(block: Block, maps: Mapping[str, np.ndarray]) -> Selection:
@@ -186,11 +187,9 @@ def small_map(one: np.ndarray) -> str:
 
 def predictions(block: Block) -> dict[str, str]:
     """Image -> the explained class and its probability, in words."""
-    table = pd.read_csv(
-        block.folder.parent / "predictions.csv", converters={"image": str}, encoding_errors="surrogateescape"
-    )
     classes = IMAGENET_CLASSES if block.model in ROWS else 0  # else it is not known how many the model has
+    rows = merge_rows([block.folder.parent / PREDICTIONS])[1]
     return {
-        row.image: f"{class_name(int(row.predicted), classes)}, {100 * row.probability:.1f} %"
-        for row in table.itertuples()
+        image: f"{class_name(int(row['predicted']), classes)}, {100 * float(row['probability']):.1f} %"
+        for (image,), row in rows.items()
     }

@@ -65,7 +65,7 @@ def scores_figure(analysis: Analysis) -> Figure:
             continue
         axis.hlines(rows, low[:, column], high[:, column], colors=colours, linewidth=1.2)
         axis.scatter(value[:, column], rows, c=colours, s=10, zorder=3)
-        if analysis.best_control is not None:
+        if analysis.best_control is not None and analysis.best_control[column] >= 0:
             best = value[analysis.best_control[column], column]
             axis.axvline(best, color=CONTROL, linestyle=":", linewidth=0.8)
         axis.set_title(block.scores[column].heading, fontsize=8)

@@ -23,7 +23,7 @@ class Score:
         column: its name in the CSV files.
         short: the field's name for it.
         plain: what it means, one sentence.
-        sign: 1 where higher is better, -1 where lower is.
+        sign: 1 where higher is better, -1 where lower is, 0 where it is no score of the map.
     """
 
     column: str
@@ -34,11 +34,11 @@ class Score:
     @property
     def heading(self) -> str:
         """The short name with an arrow to the better side."""
-        return f"{self.short} {'↑' if self.sign > 0 else '↓'}"
+        return f"{self.short} {' ↑↓'[self.sign]}".rstrip()
 
     @property
     def better(self) -> str:
-        return "higher" if self.sign > 0 else "lower"
+        return ("neither", "higher", "lower")[self.sign]
 
 
 # In the order of the paper's table, then deletion and insertion.
@@ -54,6 +54,15 @@ PLAIN = {
     ),
     "deletion_auc": ("Deletion", "Area under the probability as pixels are blanked, the most salient first."),
     "insertion_auc": ("Insertion", "Area under the probability as pixels come in, the most salient first."),
+    "shapley_error": ("SV error", "Distance of the map from the Shapley values, over their length."),
+    "shapley_error_scaled": ("SV error, scaled", "The same for the best multiple of the map."),
+    "shapley_correlation": ("SV corr.", "Correlation of the map with the Shapley values."),
+    "efficiency_gap": ("Efficiency gap", "What the sum of the map leaves unaccounted for of the utility."),
+    "saliency_distance": (
+        "SV distance",
+        "Mean distance of the saliency map from that of the Shapley values.",
+    ),
+    "nonadditivity": ("Non-additivity", "Of the game, not of a map: at 0 all Shapley values are trivial."),
 }
 
 
@@ -65,7 +74,11 @@ def known_scores(columns: Iterable[str]) -> list[Score]:
     order = list(dict.fromkeys([*PLAIN, *directions]))
     present = set(columns)
     return [
-        Score(column, *PLAIN.get(column, (column, column)), 1 if directions[column] == "higher" else -1)
+        Score(
+            column,
+            *PLAIN.get(column, (column, column)),
+            {"higher": 1, "lower": -1}.get(directions[column], 0),
+        )
         for column in order
         if column in present and column in directions
     ]

@@ -13,7 +13,8 @@ import pandas as pd
 
 from camkit.errors import CamkitError, UsageError
 from camkit.report.scores import Score, is_control, known_scores, method_place
-from camkit.results import KEYS, ODD_NAMES, UTF8, file_name, flag_counts, read_run, run_folders, top1
+from camkit.results import KEYS, PREDICTIONS, file_name, model_counts, read_run, run_folders, top1
+from camkit.tables import ODD_NAMES, UTF8, complete
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,6 @@ class Block:
         protocol: all that decided the numbers; `segments`: with what, and when, they were made.
         methods: the controls last.
         images: names, those of all methods together, in the run's order.
-        target: the explained class of each image.
         values: scores as fractions, float32 (images, methods, scores); NaN where there is none.
         top1: share of labelled images that the model gets right; NaN without labels.
         flags: (method, flag) -> number of images.
@@ -41,9 +41,7 @@ class Block:
     methods: tuple[str, ...]
     scores: tuple[Score, ...]
     images: tuple[str, ...]
-    target: np.ndarray = field(repr=False)
     values: np.ndarray = field(repr=False)
-    no_probability: int
     top1: float
     flags: Mapping[tuple[str, str], int]
     errors: int
@@ -122,7 +120,9 @@ def _load_block(root: Path, folder: Path) -> Block | None:
     if not tables:
         return None
     methods = tuple(tables)
-    images = pd.Index(list(dict.fromkeys(image for rows in tables.values() for image in rows.index)))
+    images = pd.Index(
+        list(dict.fromkeys(image for rows in tables.values() for image in rows.index)), dtype=object
+    )
     columns = dict.fromkeys(
         c for rows in tables.values() for c in rows if c not in KEYS and rows[c].notna().any()
     )
@@ -131,12 +131,8 @@ def _load_block(root: Path, folder: Path) -> Block | None:
     values = np.stack(
         [rows.reindex(index=images, columns=names).to_numpy(np.float32) for rows in tables.values()], axis=1
     )
-    every = pd.concat([rows[["target", "probability"]] for rows in tables.values()])
-    every = every[~every.index.duplicated()].reindex(images)
     protocol = run["protocol"]
-    flags = flag_counts(folder.parent / "flags.csv")
-    place = (protocol["layer"], protocol["utility"])
-    errors = folder.parent / "errors.csv"
+    counts = model_counts(folder, protocol)
     return Block(
         folder=folder,
         source=root.resolve().name,
@@ -145,28 +141,27 @@ def _load_block(root: Path, folder: Path) -> Block | None:
         methods=methods,
         scores=tuple(scores),
         images=tuple(images),
-        target=every["target"].to_numpy(),
         values=values,
-        no_probability=int((every["probability"] == 0).sum()),
-        top1=top1(folder.parent / "predictions.csv"),
-        flags={(m, flag): count for (*cell, m, flag), count in flags.items() if tuple(cell) == place},
-        errors=len(pd.read_csv(errors, usecols=["image"])) if errors.exists() else 0,
+        top1=top1(folder.parent / PREDICTIONS),
+        flags={(name, flag): n for name, found in counts["flags"].items() for flag, n in found.items()},
+        errors=counts["errors"],
         unknown=tuple(column for column in columns if column not in names),
     )
 
 
 def read_rows(path: Path) -> pd.DataFrame:
-    """A cell's rows by image; a torn last line is left out, rows of one image are merged.
+    """A cell's rows by image, also while a run is writing them; the first value of a score stands.
 
     Raises:
         CamkitError: the file is no table of scores.
     """
-    text = path.read_text(encoding=UTF8, errors=ODD_NAMES)
-    whole = text[: text.rfind("\n") + 1]
+    data = io.BytesIO(complete(path.read_bytes()))
     try:
-        # The converter keeps names such as `NA` as text.
-        rows = pd.read_csv(io.StringIO(whole), converters={"image": str}).set_index("image")
-        rows = rows.drop(columns="label").apply(pd.to_numeric)
+        # Latin-1 takes any bytes, and pandas' own strings cannot hold names that are no valid UTF-8.
+        rows = pd.read_csv(data, dtype=str, keep_default_na=False, on_bad_lines="skip", encoding="latin-1")
+        names = [name.encode("latin-1").decode(UTF8, ODD_NAMES) for name in rows.pop("image")]
+        rows = rows.drop(columns="label").apply(pd.to_numeric, errors="coerce")
+        rows.index = pd.Index(names, dtype=object)
     except (KeyError, ValueError) as error:
         raise CamkitError(f"{path}: not a table of scores ({str(error).splitlines()[0]})") from error
-    return rows if rows.index.is_unique else rows.groupby(level=0, sort=False).last()
+    return rows if rows.index.is_unique else rows.groupby(level=0, sort=False).first()

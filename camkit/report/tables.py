@@ -65,7 +65,7 @@ def score_grid(analysis: Analysis, study: Sequence[Block]) -> Grid:
     controls = [row for row, control in zip(rows, block.controls, strict=True) if control]
     groups = [methods, tuple(controls)]
     if analysis.best_control is not None:
-        best = [block.methods[row] for row in analysis.best_control]
+        best = [block.methods[row] if row >= 0 else "" for row in analysis.best_control]
         groups.append(((Cell("best control"), *(Cell(name) for name in best)),))
     return Grid(
         block.title,
@@ -122,9 +122,11 @@ def score_frame(analyses: Sequence[Analysis]) -> pd.DataFrame:
                         "low": low[row, column],
                         "high": high[row, column],
                         "place": analysis.place[row, column] or "",
-                        "best_control": "" if control is None else block.methods[control[column]],
+                        "best_control": ""
+                        if control is None or control[column] < 0
+                        else block.methods[control[column]],
                         "beats_best_control": ""
-                        if control is None or is_control(name)
+                        if control is None or control[column] < 0 or is_control(name)
                         else not analysis.unbeaten[row, column],
                     }
                 )
