@@ -101,7 +101,8 @@ def trace(
     pixels: Tensor | None = None,
 ) -> Trace:
     """One traced pass, as a method sees it; the target is the predicted class unless given."""
-    passed = Network(model, CPU).trace(images, [layer])
+    network = Network(model, CPU)
+    passed = network.trace(images, [layer])
     classes = passed.logits.argmax(dim=1) if target is None else torch.as_tensor(target)
     return Trace(
         images=images,
@@ -111,6 +112,8 @@ def trace(
         utility=UTILITIES[utility] if isinstance(utility, str) else utility,
         seed=seed,
         draw=draw,
+        network=network,
+        layer=layer,
         _logits=passed.logits,
         _leaf=passed.leaves[layer],
     )
