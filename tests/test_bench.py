@@ -21,13 +21,32 @@ import camkit.benchmark
 from camkit.benchmark import bench
 from camkit.config import RunConfig
 from camkit.errors import UsageError
-from camkit.evaluate import CellScores
 
-PER_IMAGE = (
-    "image,label,target,probability,average_drop,increase,drop_in_deletion,coherency,complexity,adcc,"
-    "deletion_auc,insertion_auc"
-).split(",")
-SUMMARY = "model,layer,utility,method,target_rule,images,degenerate,degenerate_masked,top1".split(",")
+PER_IMAGE = [
+    "image",
+    "label",
+    "target",
+    "probability",
+    "average_drop",
+    "increase",
+    "drop_in_deletion",
+    "coherency",
+    "complexity",
+    "adcc",
+    "deletion_auc",
+    "insertion_auc",
+]
+SUMMARY = [
+    "model",
+    "layer",
+    "utility",
+    "method",
+    "target_rule",
+    "images",
+    "degenerate",
+    "degenerate_masked",
+    "top1",
+]
 SCORES = PER_IMAGE[4:]
 
 
@@ -109,7 +128,11 @@ class TestPerImage:
     def test_adcc_comes_from_its_parts(self, out: Path) -> None:
         for path in out.glob("*/*/*.csv"):
             for row in read(path):
-                factors = float(row["coherency"]), 1 - float(row["complexity"]), 1 - float(row["average_drop"])
+                factors = (
+                    float(row["coherency"]),
+                    1 - float(row["complexity"]),
+                    1 - float(row["average_drop"]),
+                )
                 expected = 0 if min(factors) <= 0 else 3 / sum(1 / factor for factor in factors)
                 assert float(row["adcc"]) == pytest.approx(expected, rel=1e-5)
 
@@ -204,7 +227,9 @@ class TestSummary:
         run(photos, tmp_path, method=("sometimes", "shapleycam"), metrics=("adcc",))
         rows = {row["method"]: row for row in read(tmp_path / "summary.csv")}
         assert (rows["sometimes"]["degenerate"], rows["sometimes"]["images"]) == ("2", "6")
-        masked = {row["image"] for row in read(cell(tmp_path, "conv-rest/sometimes")) if row["coherency"] == "0"}
+        masked = {
+            row["image"] for row in read(cell(tmp_path, "conv-rest/sometimes")) if row["coherency"] == "0"
+        }
         assert {"photo_0.png", "photo_1.png", "photo_4.png"} <= masked
         assert int(rows["sometimes"]["degenerate_masked"]) >= 1
         scores = [float(row[c]) for row in read(cell(tmp_path, "conv-rest/sometimes")) for c in SCORES[:6]]
@@ -231,7 +256,9 @@ class TestRunJson:
         assert protocol["module"].startswith("features")
         assert len(protocol["weights_sha256"]) == len(protocol["data_fingerprint"]) == 64
         assert "mean [0.5, 0.4, 0.3]" in protocol["transform"]
-        assert {"torch", "torchvision", "timm", "numpy", "pillow", "python", "camkit"} <= set(segment["versions"])
+        assert {"torch", "torchvision", "timm", "numpy", "pillow", "python", "camkit"} <= set(
+            segment["versions"]
+        )
         assert segment["device"] == "cpu"
         assert segment["batch_size"] == 4
         assert segment["images"] == 6
@@ -411,7 +438,9 @@ class TestTargets:
         assert any("nothing to do" in line for line in lines)
 
 
-def test_conv_and_prepool_stand_for_the_last_feature_layer_and_that_is_said(photos: Path, tmp_path: Path) -> None:
+def test_conv_and_prepool_stand_for_the_last_feature_layer_and_that_is_said(
+    photos: Path, tmp_path: Path
+) -> None:
     lines = run(photos, tmp_path, layer=("conv", "prepool"), limit=1, metrics=("adcc",))
     said = [line for line in lines if "last feature layer" in line]
     assert len(said) == 1
@@ -423,7 +452,9 @@ def test_the_sample_photos_are_called_a_demonstration(golden_run: Path, tmp_path
     lines: list[str] = []
     bench(RunConfig(**(TINY | {"out": tmp_path, "limit": 1, "metrics": ("adcc",)})), say=lines.append)
     assert any("demonstration, not a benchmark" in line for line in lines)
-    images = {row["image"] for row in read(golden_run / "tf_efficientnet_lite0" / "conv-rest" / "gradcam.csv")}
+    images = {
+        row["image"] for row in read(golden_run / "tf_efficientnet_lite0" / "conv-rest" / "gradcam.csv")
+    }
     assert images == {
         "astronaut.png", "camera.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg"
     }  # fmt: skip

@@ -11,7 +11,7 @@ import camkit
 
 ORDER = (
     # what all need
-    *("errors", "stop", "csv_text", "seeding", "config", "registry", "plugins", "share"),
+    *("errors", "allocator", "stop", "csv_text", "seeding", "config", "registry", "plugins", "share"),
     # images and models
     *("data", "cache", "pixels", "models"),
     # the network, what is made of it, and its scores

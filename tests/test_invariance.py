@@ -1,4 +1,4 @@
-"""A row depends on its image alone: not on the batch, its neighbours, the order or the number of processes."""
+"""A row depends on its image alone: not on batch, neighbours, order or the number of processes."""
 
 from __future__ import annotations
 
@@ -87,9 +87,7 @@ def test_processes_that_decode_change_nothing(six_at_once: dict, photos: Path, t
 
 
 def test_a_cell_is_the_same_alone_and_among_others(six_at_once: dict, photos: Path, tmp_path: Path) -> None:
-    alone = rows(
-        photos, tmp_path, method=("gradcam",), layer=("features.3",), batch_size=6
-    )
+    alone = rows(photos, tmp_path, method=("gradcam",), layer=("features.3",), batch_size=6)
     assert len(alone) == 6
     assert all(row == six_at_once[key] for key, row in alone.items())
 
