@@ -37,7 +37,17 @@ def special(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
 
 
 @pytest.mark.parametrize(
-    "name", ["../out.jpg", "/etc/out.jpg", "a/../../out.jpg", "a/..", "C:/out.jpg", "//host/share/out.jpg"]
+    "name",
+    [
+        "../out.jpg",
+        "/etc/out.jpg",
+        "a/../../out.jpg",
+        "a/..",
+        "C:/out.jpg",
+        "..\\out.jpg",
+        "\\\\host\\out.jpg",
+        "//host/share/out.jpg",
+    ],
 )
 def test_names_that_lead_outside_are_refused(name: str, tmp_path: Path) -> None:
     path = tar_of(tmp_path / "a.tar", tarfile.TarInfo("good.jpg"), tarfile.TarInfo(name))

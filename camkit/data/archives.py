@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import tarfile
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath
 
+from camkit.data.names import file_of
 from camkit.data.sources import Source, TarMember
 from camkit.errors import CamkitError
 
 EXTENSIONS = (
     ".jpeg", ".jpg", ".jfif", ".png", ".bmp", ".webp", ".avif", ".tif", ".tiff", ".gif", ".ppm", ".pgm"
 )  # fmt: skip
+DRIVE = re.compile(r"[A-Za-z]:|\\")
 SIDECARS = (".cls", ".json", ".txt")
 MAX_SIDECAR = 2**20
 MAX_MEMBERS = 5_000_000
@@ -21,7 +24,7 @@ MAX_MEMBERS = 5_000_000
 
 def is_image(name: str) -> bool:
     """By its ending; what begins with a dot is hidden (macOS leaves `._photo.jpg` beside `photo.jpg`)."""
-    return name.lower().endswith(EXTENSIONS) and not PurePosixPath(name).name.startswith(".")
+    return name.lower().endswith(EXTENSIONS) and not file_of(name).startswith(".")
 
 
 def safe_name(name: str) -> str:
@@ -30,11 +33,11 @@ def safe_name(name: str) -> str:
     Raises:
         CamkitError: it is absolute, leads outside with `..`, or is no path at all.
     """
-    path = PurePosixPath(name)
-    absolute = path.is_absolute() or PureWindowsPath(name).drive
-    if absolute or ".." in path.parts or "\0" in name or not path.name:
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    absolute = name.startswith("/") or DRIVE.match(name)
+    if absolute or ".." in name.replace("\\", "/").split("/") or "\0" in name or not parts:
         raise CamkitError(f"the member name {name!r} leads outside the archive")
-    return path.as_posix()
+    return "/".join(parts)
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,8 @@ class Listing:
 
 def key_of(name: str) -> str:
     """WebDataset's key: the path, and the file name up to its first dot."""
-    path = PurePosixPath(name)
-    return (path.parent / path.name.partition(".")[0]).as_posix()
+    folder, slash, file = name.rpartition("/")
+    return folder + slash + file.partition(".")[0]
 
 
 def list_tar(archive: Path) -> Listing:

@@ -8,7 +8,7 @@ import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from camkit.data.archives import EXTENSIONS, Listing, is_image, list_tar
 from camkit.data.classes import WNID
@@ -97,14 +97,14 @@ def _walk(root: Path) -> Contents:
         seen.add(real)
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         here = Path(folder)
+        prefix = "" if here == root else f"{here.relative_to(root).as_posix()}/"
         if WNID.fullmatch(here.name) and not names and not subfolders:
-            faults[here.relative_to(root).as_posix()] = "the class folder is empty"
-        paths = [here / name for name in names]
-        images += [(path.relative_to(root).as_posix(), path) for path in paths if is_image(path.name)]
-        files += [path for path in paths if path.suffix in (".tar", ".parquet") and path.name[0] != "."]
+            faults[prefix.rstrip("/")] = "the class folder is empty"
+        images += [(prefix + name, here / name) for name in names if is_image(name)]
+        files += [here / name for name in names if name.endswith((".tar", ".parquet")) and name[0] != "."]
     contents = Contents(
         root,
-        tuple(sorted(images, key=lambda image: Path(image[0]))),
+        tuple(sorted(images)),
         tuple(sorted(path for path in files if path.suffix == ".tar")),
         tuple(sorted(path for path in files if path.suffix == ".parquet")),
         faults,
@@ -121,10 +121,9 @@ def _walk(root: Path) -> Contents:
 
 def split_of(name: str) -> str | None:
     """The split that a path names: by a folder `train` or `val`, or in the name of an archive."""
-    path = PurePosixPath(name)
-    words = [part.lower() for part in path.parts[:-1]]
-    if path.suffix in (".tar", ".parquet"):
-        words += re.split(r"[^a-z]+", path.stem.lower())
+    *words, file = name.lower().split("/")
+    if file.endswith((".tar", ".parquet")):
+        words += re.split(r"[^a-z]+", file)
     return next((SPLITS[word] for word in words if word in SPLITS), None)
 
 

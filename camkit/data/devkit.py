@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 import tarfile
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 from scipy.io import loadmat
 
-from camkit.data.labels import Labels, by_wnid, folders_up, validation_number
+from camkit.data.labels import Labels, by_wnid, folders_up, is_file, validation_number
+from camkit.data.names import file_of
 from camkit.errors import CamkitError, UsageError
 
 TRUTH, META = "ILSVRC2012_validation_ground_truth.txt", "meta.mat"
@@ -53,11 +54,11 @@ def _find_devkit(root: Path) -> tuple[str, bytes, bytes | None] | None:
     """The ground truth and meta.mat, with the name of where they come from."""
     for folder in folders_up(root):
         for place in (folder, folder / "data", folder / "ILSVRC2012_devkit_t12" / "data"):
-            if (place / TRUTH).is_file():
+            if is_file(place / TRUTH):
                 meta = place / META
-                return TRUTH, (place / TRUTH).read_bytes(), meta.read_bytes() if meta.is_file() else None
+                return TRUTH, (place / TRUTH).read_bytes(), meta.read_bytes() if is_file(meta) else None
         packed = folder / "ILSVRC2012_devkit_t12.tar.gz"
-        if packed.is_file():
+        if is_file(packed):
             members = _unpacked(packed, (TRUTH, META))
             if TRUTH in members:
                 return f"{packed.name}/{TRUTH}", members[TRUTH], members.get(META)
@@ -70,7 +71,7 @@ def _unpacked(archive: Path, names: Sequence[str]) -> dict[str, bytes]:
     try:
         with tarfile.open(archive, "r:gz") as tar:
             for member in tar:
-                name = PurePosixPath(member.name).name
+                name = file_of(member.name)
                 if name in names and member.isreg():
                     if member.size > MAX_FILE:
                         raise CamkitError(f"{archive.name}: {name} has {member.size} bytes: refused")

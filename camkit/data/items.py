@@ -8,9 +8,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from camkit.data import sources
+from camkit.data.names import folder_of
 from camkit.data.sources import Source
 from camkit.errors import CamkitError
 
@@ -61,7 +62,7 @@ def make_items(entries: Iterable[tuple[str, Source]], labels: Mapping[str, int])
     items = []
     for name, source in entries:
         label = labels.get(name)
-        group = PurePosixPath(name).parent.as_posix() if label is None else str(label)
+        group = folder_of(name) or "." if label is None else str(label)
         items.append(Item(name, source, label, group))
     return items
 

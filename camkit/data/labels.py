@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from camkit.data.classes import CLASSES, WNID, parse_label, wnid_to_index
+from camkit.data.names import file_of, folder_of
 from camkit.errors import CamkitError, UsageError
 
 VALIDATION_NAME = re.compile(r"ILSVRC2012_val_(\d{8})(?=[._])")
@@ -58,7 +59,7 @@ def by_wnid(wnids: Iterable[tuple[str, str | None]], origin: str, reason: str) -
 
 def folder_wnid(name: str) -> str | None:
     """The wnid that an image's folder is named by."""
-    folder = PurePosixPath(name).parent.name
+    folder = file_of(folder_of(name))
     return folder if WNID.fullmatch(folder) else None
 
 
@@ -70,7 +71,7 @@ def from_folders(names: Iterable[str]) -> Labels:
 
 def folder_index(name: str) -> int | None:
     """The class index that an image's folder is named by, 0 to 999."""
-    folder = PurePosixPath(name).parent.name
+    folder = file_of(folder_of(name))
     return int(folder) if re.fullmatch(r"0|[1-9]\d{0,2}", folder) else None
 
 
@@ -88,7 +89,7 @@ def from_index_folders(names: Iterable[str]) -> Labels:
 
 def name_wnid(name: str) -> str | None:
     """The wnid at the end of a file name, as in `ILSVRC2012_val_00000001_n01751748.JPEG`."""
-    found = NAME_SUFFIX.search(PurePosixPath(name).name)
+    found = NAME_SUFFIX.search(file_of(name))
     return found.group(1) if found else None
 
 
@@ -102,7 +103,7 @@ def from_names(names: Sequence[str]) -> Labels | None:
 
 def validation_number(name: str) -> int | None:
     """7 for `ILSVRC2012_val_00000007.JPEG`."""
-    found = VALIDATION_NAME.match(PurePosixPath(name).name)
+    found = VALIDATION_NAME.match(file_of(name))
     return int(found.group(1)) if found else None
 
 
@@ -111,13 +112,21 @@ def folders_up(root: Path) -> list[Path]:
     return [start, *start.parents][: FOLDERS_UP + 1 + (not start.is_dir())]
 
 
+def is_file(path: Path) -> bool:
+    """Whether there is a file; a folder that may not be looked into has none."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
 def from_kaggle(root: Path, names: Sequence[str]) -> Labels | None:
     """By Kaggle's `LOC_val_solution.csv` (`ImageId,PredictionString`: a wnid and a box), near the folder.
 
     Raises:
         UsageError: it is another kind of file.
     """
-    path = next((f / KAGGLE for f in folders_up(root) if (f / KAGGLE).is_file()), None)
+    path = next((f / KAGGLE for f in folders_up(root) if is_file(f / KAGGLE)), None)
     if path is None:
         return None
     rows = _read_csv(path, ("ImageId", "PredictionString"))
@@ -152,7 +161,7 @@ def from_file(path: Path, names: Sequence[str]) -> Labels:
     """
     by_name: dict[str, list[str]] = defaultdict(list)
     for name in names:
-        by_name[PurePosixPath(name).name].append(name)
+        by_name[file_of(name)].append(name)
     ids = set(names)
     known: dict[str, int] = {}
     strangers = 0

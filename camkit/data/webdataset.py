@@ -32,6 +32,7 @@ def sidecars(contents: Contents) -> dict[TarMember, Mapping[str, TarMember]]:
     return {
         source: listing.sidecars[key_of(name)]
         for listing in contents.listings.values()
+        if listing.sidecars
         for name, source in listing.images
         if isinstance(source, TarMember) and key_of(name) in listing.sidecars
     }
