@@ -60,8 +60,12 @@ def data() -> None:
 @click.option(
     "--weights", default="pretrained", show_default=True, metavar="pretrained|random|FILE", help="Of --model."
 )
-@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:N]|mps")
-@click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
+@click.option(
+    "--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:N]|mps", help="Where --model runs."
+)
+@click.option(
+    "--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Images in a pass."
+)
 @click.option(
     "--workers",
     type=click.IntRange(min=0),

@@ -37,7 +37,11 @@ def layout_of(output: Tensor) -> Layout | None:
     """
     if output.ndim == 4:
         _, first, second, third = output.shape
-        if first == second != third:  # the two equal sides are the positions: channels come last
+        channels_last = first == second != third  # the two equal sides are the positions
+        sides = (first, second) if channels_last else (second, third)
+        if sides == (1, 1):
+            return None
+        if channels_last:
             return Layout(lambda t: t.permute(0, 3, 1, 2), lambda m, _: m.permute(0, 2, 3, 1))
         return Layout(lambda t: t.contiguous(), lambda m, _: m)
     if output.ndim == 3:

@@ -219,6 +219,7 @@ class TestRefusals:
         message = self.refused(model, "fc", UsageError)
         assert "'fc' (Linear) gives (1, 1000)" in message
         assert "(B, C, h, w)" in message
+        assert "gives (1, 16, 1, 1)" in self.refused(model, "pool", UsageError)
 
     @pytest.mark.parametrize(
         ("path", "nearest", "listed"),
