@@ -9,6 +9,7 @@ network that a map costs. See results/shapley/README.md for what came out.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import click
@@ -175,16 +176,19 @@ def main(
     network, path = prepared.network, prepared.paths[layer]
     rows = []
     for batch in batches(images.items[:limit], prepared.loaded.preprocess, 6, 0):
-        pixels = prepared.loaded.preprocess.normalise(batch.pixels)
+        if batch.pixels is None:
+            continue
+        preprocess = prepared.loaded.preprocess
+        pixels = preprocess.normalise(batch.pixels)
         passed = network.trace(pixels, [path])
         trace = Trace(
-            pixels, [item.id for item in batch.items], None, passed.logits.argmax(dim=1),
-            UTILITIES[utility], config.seed, 0, network, path, passed.logits, passed.leaves[path],
-            budget=budget,
+            pixels, [item.id for item in batch.items], partial(preprocess.denormalise, pixels),
+            passed.logits.argmax(dim=1), UTILITIES[utility], config.seed, 0, network, path,
+            passed.logits, passed.leaves[path], budget=budget,
         )  # fmt: skip
         values, errors = trace.game.shapley(YARDSTICK)
         noise = errors.flatten(1).norm(dim=1) / values.flatten(1).norm(dim=1)
-        found = {"noise of the yardstick, subtracted": ("", noise)}
+        found: dict[str, tuple[int | str, Tensor]] = {"noise of the yardstick, subtracted": ("", noise)}
         with torch.no_grad():
             for name, (cost, candidate) in CANDIDATES.items():
                 found[name] = (cost, relative_error(candidate(trace), values, errors))

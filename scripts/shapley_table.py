@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -28,7 +29,7 @@ UTILITIES = ("rest", "log-softmax", "softmax", "logit")
 VALUES = ("hirescam", "shapleycam-h", "aumann-1", "aumann-2", "aumann-3", "shapley")
 OTHERS = ("gradcam", "shapleycam", "aumann-2-gap", "aumann-2-e", "controls")
 # Part -> what is run. Where the rest of the network mixes positions, a coalition costs a pass through it.
-PARTS = {
+PARTS: dict[str, dict[str, Any]] = {
     "values": {
         "model": MODELS,
         "layer": ("prepool", "conv"),

@@ -33,7 +33,7 @@ from tiny_run import make_images, result_files, table_rows, tiny_bench  # noqa: 
 
 import camkit.tables  # noqa: E402
 from camkit.errors import CamkitError  # noqa: E402
-from camkit.evaluate import CellScores  # noqa: E402
+from camkit.evaluate import CellFailure, CellScores, Predictions  # noqa: E402
 from camkit.run import ModelRun  # noqa: E402
 
 IMAGES = 14
@@ -94,14 +94,14 @@ def die_before_rename(after: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return replace(self, target)
 
-    Path.replace = never  # type: ignore[method-assign]
+    Path.replace = never  # type: ignore[assignment,method-assign]
 
 
 def log_computed(path: Path) -> None:
     """Arrange for every (table, image) that is computed to be noted before it is written."""
     write = ModelRun.write
 
-    def noted(self: ModelRun, result: object) -> None:
+    def noted(self: ModelRun, result: Predictions | CellScores | CellFailure) -> None:
         if isinstance(result, CellScores):
             table = self.tables[result.cell].path.relative_to(self.config.out).as_posix()
             with path.open("a") as file:
