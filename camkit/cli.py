@@ -254,6 +254,7 @@ def main() -> None:
     help="Activation of an absent position: of Shapley values and of aumann-N.",
 )
 @click.option("--save-maps", is_flag=True, help="Also write the signed maps, an .npz beside each CSV.")
+@click.option("--curves", is_flag=True, help="Keep every point of the deletion and insertion curves, not 29.")
 @click.option(
     "-o",
     "--out",

@@ -45,6 +45,7 @@ class RunConfig:
         max_errors: share of such images, of all in the run, above which it stops; None: 1 %, at least three.
         plugin: files that register methods, metrics or models of one's own.
         save_maps: write the signed maps beside each per-image CSV.
+        curves: keep deletion and insertion curves whole, not thinned.
         out: results folder.
         force: move the results that are there aside first.
     """
@@ -77,6 +78,7 @@ class RunConfig:
     max_errors: float | None = None
     plugin: tuple[str, ...] = ()
     save_maps: bool = False
+    curves: bool = False
     out: Path = Path("results/local")
     force: bool = False
 

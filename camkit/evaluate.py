@@ -57,6 +57,7 @@ class CellScores:
     Attributes:
         target: the explained classes.
         scores: column -> one value an image.
+        curves: name -> (B, points), what a metric's score is the summary of.
         flags: name (as `degenerate`) -> the images it holds for, true or false.
         maps: signed maps (B, h, w) at the layer's resolution; None for methods that give saliency maps.
         saliency: saliency maps (B, H, W).
@@ -66,6 +67,7 @@ class CellScores:
     items: tuple[Item, ...]
     target: tuple[int, ...]
     scores: Mapping[str, tuple[float, ...]]
+    curves: Mapping[str, Tensor]
     flags: Mapping[str, tuple[bool, ...]]
     maps: Tensor | None
     saliency: Tensor
@@ -231,6 +233,7 @@ class Evaluation:
                 continue
             yield from _not_finite(cell, maps[kept], items)
             columns = {"probability": probability}
+            curves: dict[str, Tensor] = {}
             flags = {"degenerate": is_degenerate(saliency), "zero_probability": probability == 0}
             again = partial(self._explain_again, cell, view, target)
             for name in metrics:
@@ -241,7 +244,8 @@ class Evaluation:
                     yield CellFailure(cell, items, str(error))
                     continue
                 for column, value in found.items():
-                    (flags if value.dtype == torch.bool else columns)[column] = value
+                    kind = curves if value.ndim == 2 else flags if value.dtype == torch.bool else columns
+                    kind[column] = value
             optional = {column for name in metrics for column in METRICS[name].optional}
             columns, flags["not_finite"] = _defined(columns, optional)
             values = torch.stack([column.double() for column in (*columns.values(), *flags.values())])
@@ -251,6 +255,7 @@ class Evaluation:
                 items,
                 tuple(target[kept].tolist()),
                 dict(zip(columns, map(tuple, rows[: len(columns)]), strict=True)),
+                {name: curve[kept] for name, curve in curves.items()},
                 {name: tuple(map(bool, row)) for name, row in zip(flags, rows[len(columns) :], strict=True)},
                 None if cell.method.saliency else maps[kept],
                 saliency[kept],

@@ -31,7 +31,17 @@ from camkit.results import (
 )
 from camkit.share import PARTS, part_folders
 from camkit.stop import Stop
-from camkit.tables import Maps, Table, merge_rows, remove_temporaries, render, write_atomically, writing
+from camkit.tables import (
+    Curves,
+    Maps,
+    Table,
+    curve_paths,
+    merge_rows,
+    remove_temporaries,
+    render,
+    write_atomically,
+    writing,
+)
 
 if TYPE_CHECKING:
     from camkit.prepare import Say
@@ -140,6 +150,8 @@ def _fold_cells(out: Path, folder: Path, parts: Sequence[Path], order: Mapping[s
             rows = merge_rows([part / name])[1]
             credit(run["segments"], {method: [order[image] for (image,) in rows if image in order]})
         Table(folder / name, columns, also=[part / name for part in parts]).compact(order)
+        for name in {path.name for part in parts for path in curve_paths(part, file_name(method))}:
+            Curves(folder / name, also=[part / name for part in parts]).finish(order)
         Maps(
             folder / f"{file_name(method)}.npz", [part / f"{file_name(method)}.npz" for part in parts]
         ).finish(order)

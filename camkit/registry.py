@@ -138,7 +138,8 @@ class Metric:
 
     Attributes:
         function: takes a :class:`camkit.metrics.Subject`, saliency maps (B, H, W) and the function that
-            explains other images the same way; returns column -> scores (B,).
+            explains other images the same way; returns column -> scores (B,), and may return a curve
+            (B, points), which is kept beside the scores.
         columns: the columns of the per-image CSV that it fills.
         directions: column -> "higher" or "lower", whichever is better; "neither" where it is no score of
             the map.

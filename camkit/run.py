@@ -6,9 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from camkit.config import RunConfig
 from camkit.data import DataSet, Item
-from camkit.evaluate import NOT_FINITE, Cell, CellFailure, Predictions, Result
+from camkit.evaluate import NOT_FINITE, Cell, CellFailure, CellScores, Predictions, Result
 from camkit.lock import hold
 from camkit.merge import PATIENCE, fold, write_order
 from camkit.prepare import Prepared, Say, find_methods
@@ -36,7 +38,7 @@ from camkit.results import (
     write_run,
 )
 from camkit.share import Share, part_folders
-from camkit.tables import Maps, Table, merge_rows, number, remove_temporaries
+from camkit.tables import Curves, Maps, Table, curve_paths, merge_rows, number, remove_temporaries, thin
 
 
 class ModelRun:
@@ -98,6 +100,7 @@ class ModelRun:
         columns = [*KEYS, *score_columns(metrics)]
         self.tables: dict[Cell, Table] = {}
         self.maps: dict[Cell, Maps] = {}
+        self.curves: dict[tuple[Cell, str], Curves] = {}
         for cell in self.cells:
             path = self._path(cell, ".csv")
             self.tables[cell] = Table(path, columns, also=self._elsewhere(path))
@@ -239,6 +242,8 @@ class ModelRun:
             for item, value in zip(result.items, values, strict=True)
             if value
         )
+        for name, curves in result.curves.items():
+            self._write_curves(result, name, curves.float().cpu().numpy())
         if cell in self.maps and result.maps is not None:
             self.maps[cell].append([item.id for item in result.items], result.maps.float().cpu().numpy())
         self.tables[cell].append(
@@ -284,6 +289,14 @@ class ModelRun:
             and tables[key[:3]].has(key[3:4])
         }
 
+    def _write_curves(self, result: CellScores, name: str, curves: np.ndarray) -> None:
+        """Before the rows: an image with a row has its curve."""
+        place = (result.cell, name)
+        if place not in self.curves:
+            self.curves[place] = Curves(self._path(result.cell, f".{name}"))
+        images = [item.id for item in result.items]
+        self.curves[place].append(images, curves if self.config.curves else thin(curves))
+
     def write_errors(self, errors: Iterable[tuple[Item, str]]) -> None:
         self.errors.append({"image": item.id, "stage": "read", "reason": reason} for item, reason in errors)
 
@@ -297,6 +310,9 @@ class ModelRun:
         self.failures.compact(self.order, without=self._mended())
         for maps in self.maps.values():
             maps.finish(self.order)
+        for cell in self.cells:
+            for path in curve_paths(self._cell_folder(cell), file_name(cell.method.name)):
+                Curves(path).finish(self.order)
 
     def end(self, counts: Mapping[str, float]) -> None:
         """Complete run.json: what :meth:`start` began has ended.

@@ -12,6 +12,7 @@ import io
 import os
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,8 @@ from camkit.errors import CamkitError
 
 # Names of files that are no valid UTF-8 survive the way through a CSV.
 UTF8, ODD_NAMES = "utf-8", "surrogateescape"
+# Kept of a deletion or insertion curve, if not all: enough for a picture, no more bytes than its CSV row.
+CURVE_POINTS = 29
 
 Row = dict[str, str]
 Key = tuple[str, ...]
@@ -288,11 +291,7 @@ class Maps:
 
     def append(self, images: Sequence[str], maps: np.ndarray) -> None:
         """Add maps (N, h, w); they are on disk when this returns."""
-        buffer = io.BytesIO()
-        np.save(buffer, np.array(images))
-        np.save(buffer, maps)
-        with writing(self.spool):
-            _append(self.spool, buffer.getvalue())
+        _spool(self.spool, images, maps)
         self._learn(dict(zip(images, maps, strict=True)))
 
     def finish(self, order: Mapping[str, int]) -> None:
@@ -306,6 +305,70 @@ class Maps:
         )
         write_atomically(self.path, buffer.getvalue())
         self.spool.unlink(missing_ok=True)
+
+
+class Curves:
+    """The curves of a cell under one metric: appended batch by batch, at the end one array.
+
+    An image that is there twice (its row never reached the disk) counts once.
+
+    Args:
+        also: the paths of other runs' curves of the same cell.
+    """
+
+    def __init__(self, path: Path, also: Iterable[Path] = ()) -> None:
+        self.path = path
+        self.also = list(also)
+        if path.exists():
+            with writing(path):
+                os.truncate(path, _read_spool(path)[1])
+
+    def append(self, images: Sequence[str], curves: np.ndarray) -> None:
+        """Add curves (N, points); they are on disk when this returns."""
+        _spool(self.path, images, curves)
+
+    def finish(self, order: Mapping[str, int]) -> None:
+        """Write the curves in the order of the run's images, `also` included, each image once."""
+        curves: dict[str, np.ndarray] = {}
+        for path in (*reversed(self.also), self.path):
+            curves |= read_curves(path)
+        names = sorted(curves, key=lambda name: (len(curves[name]), order.get(name, len(order)), name))
+        # Whole curves and thinned ones, where a run had both, stand in arrays of their own.
+        data = b"".join(
+            _packed(list(group), np.stack([curves[name] for name in group]))
+            for group in (list(found) for _, found in groupby(names, key=lambda name: len(curves[name])))
+        )
+        if data and (not self.path.exists() or self.path.read_bytes() != data):
+            write_atomically(self.path, data)
+
+
+def curve_paths(folder: Path, method: str) -> list[Path]:
+    """The files of curves of a cell; `method` as in its file's name."""
+    return sorted(path for path in folder.glob("*_curve") if path.name.startswith(f"{method}."))
+
+
+def read_curves(path: Path) -> dict[str, np.ndarray]:
+    """Image -> curve (points,), p_c at the start and after each step; empty without a file."""
+    return _read_spool(path)[0]
+
+
+def thin(curves: np.ndarray) -> np.ndarray:
+    """At most :data:`CURVE_POINTS` evenly spaced points of curves (N, points), ends included, as float16."""
+    points = curves.shape[1]
+    kept = np.round(np.linspace(0, points - 1, min(points, CURVE_POINTS))).astype(int)
+    return curves[:, kept].astype(np.float16)
+
+
+def _packed(images: Sequence[str], arrays: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, np.array(images))
+    np.save(buffer, arrays)
+    return buffer.getvalue()
+
+
+def _spool(path: Path, images: Sequence[str], arrays: np.ndarray) -> None:
+    with writing(path):
+        _append(path, _packed(images, arrays))
 
 
 def _read_spool(path: Path) -> tuple[dict[str, np.ndarray], int]:

@@ -19,10 +19,10 @@ def pixel_ranks(saliency: Tensor) -> Tensor:
     return torch.empty_like(order).scatter_(1, order, places).view_as(saliency)
 
 
-def area_under_curve(
+def curve(
     start: Tensor, end: Tensor, ranks: Tensor, steps: int, score_first: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """Area (B,) by the trapezoid rule over [0, 1] under p_c after each step, points equally spaced.
+    """p_c at the start and after each step, (B, points).
 
     Args:
         start, end: p_c before the first and after the last step, (B,).
@@ -32,33 +32,36 @@ def area_under_curve(
     """
     pixels = ranks[0].numel()
     stride = math.ceil(pixels / steps)
-    total = (start + end) / 2
-    for changed in range(stride, pixels, stride):
-        total = total + score_first((ranks < changed)[:, None])
-    return total / math.ceil(pixels / stride)
+    between = [score_first((ranks < changed)[:, None]) for changed in range(stride, pixels, stride)]
+    return torch.stack([start, *between, end], dim=1)
+
+
+def area(curve: Tensor) -> Tensor:
+    """Area (B,) by the trapezoid rule over [0, 1] under curves (B, points), points equally spaced."""
+    return torch.trapezoid(curve, dim=1) / (curve.shape[1] - 1)
 
 
 @metric("deletion", directions={"deletion_auc": "lower"}, source="RISE, arXiv 1806.07421")
 def deletion(subject: Subject, saliency: Tensor, explain: Callable) -> dict[str, Tensor]:
     """Pixels are set to 0 in the normalised image, the most salient first."""
-    auc = area_under_curve(
+    probability = curve(
         subject.probability,
         subject.blank_probability,
         pixel_ranks(saliency),
         subject.steps,
         lambda changed: subject.score(subject.images * ~changed),
     )
-    return {"deletion_auc": auc}
+    return {"deletion_auc": area(probability), "deletion_curve": probability}
 
 
 @metric("insertion", directions={"insertion_auc": "higher"}, source="RISE, arXiv 1806.07421")
 def insertion(subject: Subject, saliency: Tensor, explain: Callable) -> dict[str, Tensor]:
     """Pixels of the image are put into its blurred version, the most salient first."""
-    auc = area_under_curve(
+    probability = curve(
         subject.blurred_probability,
         subject.probability,
         pixel_ranks(saliency),
         subject.steps,
         lambda changed: subject.score(torch.where(changed, subject.images, subject.blurred)),
     )
-    return {"insertion_auc": auc}
+    return {"insertion_auc": area(probability), "insertion_curve": probability}

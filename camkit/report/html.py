@@ -14,6 +14,7 @@ from markupsafe import Markup
 from matplotlib import colormaps
 
 from camkit.report.analysis import Analysis
+from camkit.report.curves import mean_curves
 from camkit.report.figures import COLOUR_MAPS
 from camkit.report.gallery import Selection, predictions, read_maps, small_map
 from camkit.report.grid import Grid
@@ -107,7 +108,13 @@ def _block(analysis: Analysis, gallery: dict[str, Any] | None) -> dict[str, Any]
         "value": _numbers(analysis.own.value),
         "low": _numbers(low),
         "high": _numbers(high),
-        "curves": {},
+        "curves": {
+            kind: {
+                method: {"mean": _numbers(one.mean), "half": _numbers(one.half)}
+                for method, one in lines.items()
+            }
+            for kind, lines in mean_curves(block).items()
+        },
         "gallery": gallery,
     }
 

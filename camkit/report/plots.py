@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
@@ -12,7 +12,9 @@ from matplotlib.figure import Figure
 
 from camkit.report.analysis import Analysis
 from camkit.report.comparisons import RankTable, rank_tables
+from camkit.report.curves import MeanCurve, mean_curves
 from camkit.report.figures import save_figure
+from camkit.report.study import Block
 from camkit.results import file_name
 
 FORMATS = ("png", "svg", "pdf")
@@ -41,6 +43,8 @@ def _figures(analyses: Sequence[Analysis]) -> Iterator[tuple[str, Figure]]:
         yield f"{name}-scores", scores_figure(analysis)
         if {"average_drop", "adcc"} <= set(block.columns):
             yield f"{name}-scatter", scatter_figure(analysis, "average_drop", "adcc")
+        if curves := mean_curves(block):
+            yield f"{name}-curves", curves_figure(block, curves)
     for table in rank_tables(analyses):
         place = "-".join(file_name(part) for part in (table.layer, table.utility, table.score.column))
         yield f"ranks-{place}", rank_figure(table)
@@ -125,6 +129,31 @@ def _names_beside(axis: Axes, names: Sequence[str], points: np.ndarray) -> None:
             annotation_clip=False,
             arrowprops={"arrowstyle": "-", "linewidth": 0.3, "color": CONTROL},
         )
+
+
+def curves_figure(block: Block, curves: Mapping[str, Mapping[str, MeanCurve]]) -> Figure:
+    """Mean deletion and insertion curves; bands are the 95 % intervals of the means, controls dashed."""
+    figure = Figure(figsize=(3.4 * len(curves) + 1.0, 2.9), layout="constrained")
+    axes = figure.subplots(1, len(curves), squeeze=False, sharey=True)[0]
+    palette = mpl.colormaps["tab10"]
+    for axis, (kind, lines) in zip(axes, curves.items(), strict=True):
+        for method, one in lines.items():
+            row = block.methods.index(method)
+            control = bool(block.controls[row])
+            colour = CONTROL if control else palette(row % 10)
+            share = 100 * np.linspace(0, 1, len(one.mean))
+            dashes = ("--", ":", "-.")[row % 3] if control else "-"
+            axis.plot(share, 100 * one.mean, dashes, color=colour, linewidth=1, label=method)
+            low, high = 100 * (one.mean - one.half), 100 * (one.mean + one.half)
+            axis.fill_between(
+                share, low.clip(0, 100), high.clip(0, 100), color=colour, alpha=0.1, linewidth=0
+            )
+        axis.set_xlabel(f"pixels {'deleted' if kind == 'deletion' else 'put in'}, percent")
+        axis.set_title(kind.capitalize(), fontsize=8)
+    axes[0].set_ylabel("probability, percent")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=6, frameon=False)
+    figure.suptitle(block.title, fontsize=8)
+    return figure
 
 
 def alike(average: np.ndarray, critical_difference: float) -> list[tuple[float, float]]:
