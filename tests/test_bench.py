@@ -9,19 +9,42 @@ import math
 import shutil
 from pathlib import Path
 
-import camkit.bench
+import camkit.benchmark
 import numpy as np
 import pandas as pd
 import pytest
-from camkit.bench import bench
+from camkit.benchmark import bench
 from conftest import ALL_UTILITIES, write_photo
 from tiny import TINY, TinyNet
 
 from camkit.config import RunConfig
 from camkit.errors import UsageError
 
-PER_IMAGE = ["image", "label", "target", "probability", "average_drop", "increase", "drop_in_deletion", "coherency", "complexity", "adcc", "deletion_auc", "insertion_auc"]
-SUMMARY = ["model", "layer", "utility", "method", "target_rule", "images", "degenerate", "degenerate_masked", "top1"]
+PER_IMAGE = [
+    "image",
+    "label",
+    "target",
+    "probability",
+    "average_drop",
+    "increase",
+    "drop_in_deletion",
+    "coherency",
+    "complexity",
+    "adcc",
+    "deletion_auc",
+    "insertion_auc",
+]
+SUMMARY = [
+    "model",
+    "layer",
+    "utility",
+    "method",
+    "target_rule",
+    "images",
+    "degenerate",
+    "degenerate_masked",
+    "top1",
+]
 SCORES = PER_IMAGE[4:]
 
 
@@ -136,7 +159,7 @@ class TestPerImage:
         assert not list(out.rglob("*.tmp"))
 
     def test_slashes_and_colons_of_names(self, photos: Path, tmp_path: Path) -> None:
-        assert camkit.bench.METRICS  # the registries are filled
+        assert camkit.benchmark.METRICS  # the registries are filled
         from camkit.results import file_name
 
         assert file_name("timm/a:b") == "timm__a__b"
@@ -246,7 +269,7 @@ class TestRunJson:
     def test_no_absolute_path(self, out: Path, labelled: Path) -> None:
         for path in out.rglob("*.json"):
             text = path.read_text()
-            for folder in (out, labelled, Path.home(), Path(camkit.bench.__file__).parent):
+            for folder in (out, labelled, Path.home(), Path(camkit.benchmark.__file__).parent):
                 assert str(folder) not in text
             assert str(labelled.parent) not in text
             assert labelled.name in text
@@ -306,7 +329,7 @@ class TestAgain:
     def test_ctrl_c_keeps_the_finished_batches(
         self, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
     ) -> None:
-        score = camkit.bench.Evaluation.run
+        score = camkit.benchmark.Evaluation.run
         calls = itertools.count()
 
         def interrupted(self, batch, wanted):
@@ -315,7 +338,7 @@ class TestAgain:
             yield from score(self, batch, wanted)
 
         with monkeypatch.context() as patch:
-            patch.setattr(camkit.bench.Evaluation, "run", interrupted)
+            patch.setattr(camkit.benchmark.Evaluation, "run", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 run(photos, tmp_path / "a", batch_size=2)
         assert len(read(cell(tmp_path / "a"))) == 2 * stop
@@ -328,7 +351,7 @@ class TestAgain:
     def test_rows_are_on_disk_before_the_next_batch(
         self, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        score = camkit.bench.Evaluation.run
+        score = camkit.benchmark.Evaluation.run
         on_disk: list[int] = []
 
         def watched(self, batch, wanted):
@@ -336,7 +359,7 @@ class TestAgain:
             on_disk.append(len(path.read_text().splitlines()) - 1 if path.exists() else 0)
             yield from score(self, batch, wanted)
 
-        monkeypatch.setattr(camkit.bench.Evaluation, "run", watched)
+        monkeypatch.setattr(camkit.benchmark.Evaluation, "run", watched)
         run(photos, tmp_path, batch_size=2)
         assert [max(0, rows) for rows in on_disk] == [0, 2, 4]
 

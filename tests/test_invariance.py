@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from camkit.bench import bench
+from camkit.benchmark import bench
 from tiny import TINY, noise
 
 from camkit.config import RunConfig

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from camkit.bench import bench
+from camkit.benchmark import bench
 from tiny import TINY, TinyNet
 
 from camkit.config import RunConfig
