@@ -1,1 +1,20 @@
-"""camkit: benchmark class activation maps (CAMs) over ImageNet."""
+"""camkit: benchmark class activation maps (CAMs) over ImageNet.
+
+For scripts and notebooks: `load_model`, `explain` and `bench`; for plugins: `method`, `metric` and `model`.
+"""
+
+from typing import Any
+
+from camkit.registry import method, metric, model
+
+__all__ = ["bench", "explain", "load_model", "method", "metric", "model"]
+
+API = ("load_model", "explain", "bench")
+
+
+def __getattr__(name: str) -> Any:
+    if name not in API:
+        raise AttributeError(f"module 'camkit' has no attribute {name!r}")
+    import camkit.api  # not before it is needed: it brings torch
+
+    return getattr(camkit.api, name)

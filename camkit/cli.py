@@ -17,7 +17,7 @@ from camkit.config import ABSENT, DEFAULT_BUDGET, DEFAULT_METRICS, RunConfig, re
 from camkit.errors import CamkitError, UsageError
 
 if TYPE_CHECKING:
-    import pandas as pd
+    pass
 
 
 class _Commands(click.Group):
@@ -282,13 +282,13 @@ def bench(config: Path | None, data: str | None, dry_run: bool, **options: Any) 
         _show_estimate(run_config)
         return
     from camkit.benchmark import bench as run
+    from camkit.prepare import cells_of
     from camkit.report.tables import terminal_table
 
     summary = run(run_config, say=_say)
     if summary is None:  # one of several processes: the first one shows the table
         return
-    mine = _of_run(summary, run_config)
-    click.echo(terminal_table(mine))
+    click.echo(terminal_table(cells_of(summary, run_config)))
     click.echo(f"\n{run_config.out / 'summary.csv'}: {len(summary)} cells; per-image scores beside it")
 
 
@@ -311,6 +311,35 @@ def _show_estimate(config: RunConfig) -> None:
 
 
 @main.command()
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@_names("--metrics", required=True, help="Groups of scores to add (camkit list metrics).")
+@click.option(
+    "--data", metavar="PATH|sample", help="The images of the run.  [default: $CAMKIT_DATA, else sample]"
+)
+@click.option("--weights", metavar="FILE", help="The weights file, where the run had one.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
+@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:N]|mps")
+@_plugin_option
+@debug_option
+def score(folder: Path, data: str | None, **options: Any) -> None:
+    """Add scores to a results folder from its saved maps (bench --save-maps), without explaining again.
+
+    Scores that explain changed images, as adcc does for coherency, need camkit bench.
+
+    \b
+    Example:
+      camkit score results/imagenet --metrics deletion,insertion --data /data/imagenet/val
+    """
+    from camkit.report.tables import terminal_table
+    from camkit.rescore import rescore
+
+    data = data or os.environ.get("CAMKIT_DATA") or "sample"
+    summary = rescore(folder, data=data, say=_say, **options)
+    click.echo(terminal_table(summary))
+    click.echo(f"\n{folder / 'summary.csv'}: {len(summary)} cells")
+
+
+@main.command()
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 def merge(folder: Path) -> None:
     """Fold the parts of a run that several processes divided into its results folder DIR.
@@ -327,19 +356,6 @@ def merge(folder: Path) -> None:
     summary = fold_parts(folder)
     click.echo(terminal_table(summary))
     click.echo(f"\n{folder / 'summary.csv'}: {len(summary)} cells")
-
-
-def _of_run(summary: pd.DataFrame, config: RunConfig) -> pd.DataFrame:
-    """The rows of this run's cells, where the folder holds others too."""
-    from camkit.prepare import find_methods, find_models
-
-    methods = [method.name for method in find_methods(config.method)]
-    return summary[
-        summary["model"].isin(find_models(config.model))
-        & summary["layer"].isin(config.layer)
-        & summary["utility"].isin(config.utility)
-        & summary["method"].isin(methods)
-    ]
 
 
 @main.command()

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import pandas as pd
 import torch
 from PIL import Image
 
@@ -68,6 +69,17 @@ def find_models(names: Iterable[str]) -> list[str]:
     """
     listed = [row.name for name in names for row in (PAPER_ROWS if name == "all" else [find_row(name)])]
     return list(dict.fromkeys(listed))
+
+
+def cells_of(summary: pd.DataFrame, config: RunConfig) -> pd.DataFrame:
+    """The rows of a run's cells in a summary that may hold others too."""
+    methods = [method.name for method in find_methods(config.method)]
+    return summary[
+        summary["model"].isin(find_models(config.model))
+        & summary["layer"].isin(config.layer)
+        & summary["utility"].isin(config.utility)
+        & summary["method"].isin(methods)
+    ]
 
 
 def find_device(name: str) -> torch.device:
