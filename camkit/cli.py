@@ -435,7 +435,9 @@ def list_command(what: str, style: str, plugin: tuple[str, ...]) -> None:
     else:
         from tabulate import tabulate
 
-        click.echo(tabulate(frame.astype(object).fillna(""), headers="keys", tablefmt="simple", showindex=False))
+        click.echo(
+            tabulate(frame.astype(object).fillna(""), headers="keys", tablefmt="simple", showindex=False)
+        )
 
 
 main.add_command(data_commands)
