@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from camkit.benchmark import load_batches, make_evaluation
+from camkit.benchmark import first_batch_size, load_batches, make_evaluation
 from camkit.config import RunConfig
 from camkit.data import DataSet, find_images
 from camkit.errors import UsageError
@@ -117,7 +117,7 @@ def _rescore_folder(
     with hold(config.out / file_name(name)), numerics(config.tf32, config.deterministic) as record:
         prepared = prepare(name, config.layer, data.items, config, say)
         run = ModelRun(prepared, config, data, items, Share())
-        size = min(config.batch_size, len(items))
+        size = first_batch_size(config, prepared.network.device, len(items))
         evaluation = make_evaluation(prepared, config, size)
         originals = {_with_saved_map(cell, saved): cell for cell in run.cells}
         run.start(size, record, say)
