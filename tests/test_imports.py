@@ -21,7 +21,7 @@ ORDER = (
     # a run
     *("prepare", "provenance", "merge", "run", "benchmark", "dryrun"),
     # what is done beside runs
-    *("accuracy", "check", "report", "photos"),
+    *("accuracy", "check", "report", "photos", "rescore", "api"),
     # the command line
     *("cli_data", "cli_report", "cli", "__main__"),
 )
