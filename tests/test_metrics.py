@@ -220,6 +220,6 @@ class TestCurves:
 
 @pytest.mark.parametrize("name", METRICS)
 def test_every_metric_names_its_columns_and_source(name: str) -> None:
-    assert set(METRICS[name].directions.values()) <= {"higher", "lower"}
+    assert set(METRICS[name].directions.values()) <= {"higher", "lower", "neither"}
     assert METRICS[name].columns
     assert METRICS[name].source
