@@ -72,7 +72,6 @@ def merge(out: Path) -> pd.DataFrame:
     ):
         with hold(out / model):
             fold(out, model, order)
-    remove_parts(out)
     return refresh_summary(out)
 
 
@@ -80,6 +79,7 @@ def refresh_summary(out: Path) -> pd.DataFrame:
     """Write summary.csv from the rows that are there; the last run to end has them all."""
     with hold(out, PATIENCE):
         remove_temporaries(out)
+        _remove_folded_parts(out)
         summary = summarise(out)
         write_summary(out, summary)
     return summary
@@ -97,9 +97,9 @@ def read_order(out: Path) -> dict[str, int]:
     return {image: place for place, (image,) in enumerate(merge_rows([out / PARTS / ORDER])[1])}
 
 
-def remove_parts(out: Path) -> None:
+def _remove_folded_parts(out: Path) -> None:
     """Remove the parts' folder once all models in it have been folded."""
-    with hold(out, PATIENCE), suppress(OSError):  # another run's parts are there
+    with suppress(OSError):  # it is not there, or parts are still in it
         for part in part_folders(out):
             part.rmdir()
         (out / PARTS / ORDER).unlink(missing_ok=True)
@@ -188,7 +188,6 @@ def wait_for_parts(run: ModelRun, stop: Stop, say: Say) -> None:
         time.sleep(1)
     with hold(out / model):
         fold(out, model, run.order, wait=PATIENCE)
-    remove_parts(out)
 
 
 def set_aside(out: Path) -> Path | None:
