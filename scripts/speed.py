@@ -1,0 +1,204 @@
+"""Measure camkit against its floor and against other packages; write results/speed/.
+
+    make speed
+    python scripts/speed.py --only floor --repetitions 7 --data /data/imagenet/val
+
+Floor: as many bare passes `model(x)` as the scores need, in inference mode, channels last, same batch size,
+threads and process. The two sides of a ratio take turns (A B A B …); a line gives the median of the ratios
+pair by pair, with their range. Needs a quiet machine, about a quarter of an hour on two cores, and the
+packages of `pip install -e '.[demo,speed]'`; no network.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import torch
+from speed_jobs import Job, Line, Setting, interleaved, temporary_folder, write_photos
+from speed_processes import allocator, memory
+from speed_report import Change, write_report
+
+from camkit.errors import CamkitError
+from camkit.models import load_model
+
+LITE, RESNET = "tf_efficientnet_lite0", "resnet50"
+# Model -> weights, batch size, images for one method and for ten.
+FLOOR = {LITE: ("pretrained", 16, (96, 16)), RESNET: ("random", 8, (24, 8))}
+METHODS = {"one method": ("shapleycam",), "ten methods": ("paper",)}
+CURVE_STEPS, PEER_STEPS, DTYPE_STEPS = 16, 8, 8
+PHOTOS = 200
+
+
+def floor(setting: Setting) -> list[Line]:
+    """ADCC and its parts, one method and ten, from the pixel cache and with decoding."""
+    lines = []
+    for model, (weights, size, limits) in FLOOR.items():
+        for (name, methods), images in zip(METHODS.items(), limits, strict=True):
+            for data, most in (("pixel cache", 1.10), ("decoding", 1.25)):
+                cache = setting.folder / "cache" if data == "pixel cache" else None
+                job = Job(
+                    setting, model, methods, weights=weights, batch_size=size, limit=images, cache=cache
+                )
+                pairs = interleaved(job.run, job.floor, setting.repetitions)
+                job.expect_passes()
+                case = f"{model}, ADCC scores, {name}, {data}"
+                lines.append(Line("floor", case, pairs, f"≤ {most:.2f} × floor", most))
+    return lines
+
+
+def curves(setting: Setting) -> list[Line]:
+    """Deletion and insertion; what a pass costs does not depend on the number of steps."""
+    options = {"steps": CURVE_STEPS, "batch_size": 16, "limit": 16, "cache": setting.folder / "cache"}
+    job = Job(setting, LITE, METHODS["one method"], metrics=("deletion", "insertion"), **options)
+    pairs = interleaved(job.run, job.floor, setting.repetitions)
+    job.expect_passes(CURVE_STEPS)
+    case = f"{LITE}, deletion and insertion, one method, N = {CURVE_STEPS}"
+    return [Line("curves", case, pairs, "≤ 1.10 × floor", 1.10)]
+
+
+def grad_cam(setting: Setting) -> list[Line]:
+    """ADCC scores by a loop over the grad-cam package, from image files to scores."""
+    from speed_peers import GRAD_CAM, grad_cam_scores
+
+    lines = []
+    for name, methods, images, least in (
+        ("one method", ["gradcam"], 16, 4),
+        ("ten methods", list(GRAD_CAM), 4, 6),
+    ):
+        job = Job(setting, LITE, tuple(methods), batch_size=16, limit=images)
+        loaded, layer = load_model(LITE), job.prepared.paths["conv"]
+        sources = [item.source for item in job.items]
+
+        def other(names: list[str] = methods) -> list[dict[str, float]]:
+            return grad_cam_scores(loaded, layer, names, sources)  # noqa: B023
+
+        check_agreement(job, other(["gradcam"]))
+        pairs = interleaved(job.run, other, setting.repetitions)
+        case = f"{LITE}, ADCC scores, {name}: grad-cam, image by image"
+        lines.append(Line("peers", case, pairs, f"≥ {least} × as fast", least, inverse=True))
+    return lines
+
+
+def check_agreement(job: Job, rows: list[dict[str, float]]) -> None:
+    """Stop where the other package's GradCAM has other scores than camkit's: it would be another job."""
+    ours = job.scores().loc["gradcam"].mean()
+    for column in rows[0]:
+        theirs = sum(row[column] for row in rows) / len(rows)
+        if abs(theirs - ours[column]) > 0.01:
+            raise SystemExit(f"mean {column}: {theirs:.4f} by the other package, {ours[column]:.4f} here")
+
+
+def torchcam(setting: Setting) -> list[Line]:
+    """torchcam's metrics, batch by batch: average drop and increase; deletion and insertion."""
+    from speed_peers import torchcam_curves, torchcam_drop_and_increase
+
+    size, images = 16, 16
+    options = {"batch_size": size, "limit": images, "utility": ("logit",)}
+    loaded, promise = load_model(LITE), "≥ 2 × as fast"
+    scores = Job(setting, LITE, ("gradcam",), **options)
+    both = Job(setting, LITE, ("gradcam",), metrics=("deletion", "insertion"), steps=PEER_STEPS, **options)
+    layer, sources = scores.prepared.paths["conv"], [item.source for item in scores.items]
+    pairs = interleaved(
+        scores.run, lambda: torchcam_drop_and_increase(loaded, layer, sources, size), setting.repetitions
+    )
+    curve_pairs = interleaved(
+        both.run, lambda: torchcam_curves(loaded, layer, sources, size, PEER_STEPS), setting.repetitions
+    )
+    case = f"{LITE}, GradCAM: torchcam's average drop and increase, camkit's six ADCC scores"
+    curve_case = f"{LITE}, GradCAM: torchcam's deletion and insertion, N = {PEER_STEPS}"
+    return [
+        Line("peers", case, pairs, promise, 2, inverse=True),
+        Line("peers", curve_case, curve_pairs, promise, 2, inverse=True),
+    ]
+
+
+def dtype(setting: Setting) -> tuple[list[Line], list[Change]]:
+    """Number formats: speed, and the change in every score on the sample photos."""
+    lines, changes = [], []
+    speed = {"batch_size": 16, "limit": 32, "cache": setting.folder / "cache"}
+    scores = {"data": "sample", "metrics": ("adcc", "deletion", "insertion"), "steps": DTYPE_STEPS}
+    full = Job(setting, LITE, METHODS["one method"], **speed)
+    reference = Job(setting, LITE, METHODS["ten methods"], **scores).scores()
+    for name in ("bfloat16", "float16"):
+        job = Job(setting, LITE, METHODS["one method"], dtype=name, **speed)
+        pairs = interleaved(job.run, full.run, setting.repetitions)
+        case = f"{LITE}, ADCC scores, one method: {name} against float32"
+        lines.append(Line("dtype", case, pairs, inverse=True))
+        found = Job(setting, LITE, METHODS["ten methods"], dtype=name, **scores).scores()
+        difference = (found - reference).drop(columns=["label", "target"]).abs()
+        changes += [
+            Change(name, column, float(values.max()), float(values.mean()))
+            for column, values in difference.items()
+        ]
+    return lines, changes
+
+
+def decoding(setting: Setting) -> list[Line]:
+    """A small network's first run: decoding without a cache, and while one is filled, beside a filled one."""
+    job = Job(setting, LITE, METHODS["one method"], batch_size=16, limit=48)
+
+    def filling() -> None:
+        with temporary_folder(setting.folder) as cache:
+            job.run(cache=cache)
+
+    def filled() -> None:
+        job.run(cache=setting.folder / "cache")
+
+    case = f"{LITE}, ADCC scores, one method"
+    return [
+        Line("decoding", f"{case}: no cache against a filled one", times(job.run, filled, setting)),
+        Line("decoding", f"{case}: filling the cache against a filled one", times(filling, filled, setting)),
+    ]
+
+
+def times(ours: Callable[[], None], other: Callable[[], None], setting: Setting) -> list[tuple[float, float]]:
+    return interleaved(ours, other, setting.repetitions)
+
+
+SECTIONS: dict[str, Callable] = {
+    "floor": floor,
+    "curves": curves,
+    "grad-cam": grad_cam,
+    "torchcam": torchcam,
+    "memory": memory,
+    "dtype": dtype,
+    "decoding": decoding,
+    "allocator": allocator,
+}
+
+
+@click.command()
+@click.option("--data", type=click.Path(exists=True, path_type=Path), help="Photos.  [default: the samples']")
+@click.option("--repetitions", default=5, show_default=True, type=click.IntRange(min=1))
+@click.option("--threads", default=os.cpu_count(), show_default="cores", type=click.IntRange(min=1))
+@click.option("--only", type=click.Choice(list(SECTIONS)), multiple=True, help="Sections.  [default: all]")
+@click.option("--out", default=Path("results/speed"), show_default=True, type=click.Path(path_type=Path))
+def main(data: Path | None, repetitions: int, threads: int, only: tuple[str, ...], out: Path) -> None:
+    """Measure camkit against its floor and against other packages."""
+    load = os.getloadavg()[0]
+    torch.set_num_threads(threads)
+    lines, changes = [], []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        photos = data or write_photos(folder / "photos", PHOTOS)
+        setting = Setting(photos, folder, repetitions, threads)
+        for section in only or SECTIONS:
+            click.echo(section, err=True)
+            try:
+                found = SECTIONS[section](setting)
+            except CamkitError as error:
+                sys.exit(f"error: {error}")
+            new, more = found if isinstance(found, tuple) else (found, [])
+            lines += new
+            changes += more
+    write_report(out, lines, changes, setting, load)
+    click.echo((out / "table.md").read_text())
+
+
+if __name__ == "__main__":
+    main()

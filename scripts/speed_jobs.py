@@ -1,0 +1,167 @@
+"""The two sides that scripts/speed.py sets side by side: camkit's own loop, and its floor.
+
+A job is prepared once (the model is loaded, the pixel cache is warm) and can be run again and again.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from PIL import Image
+
+from camkit.benchmark import first_batch_size, load_batches, score_images, select
+from camkit.config import RunConfig
+from camkit.data.items import sample_items
+from camkit.pixels import decode
+from camkit.prepare import find_methods, numerics, prepare
+from camkit.run import ModelRun
+from camkit.share import Share
+from camkit.stop import Stop
+
+# The sample photos as photos of ImageNet lie on a disk: most of these have a short side of 375 pixels.
+SHORT_SIDE, JPEG_QUALITY = 375, 90
+
+
+@dataclass
+class Line:
+    """One comparison: `pairs` are (camkit's, the other's) seconds or megabytes, a pair a repetition.
+
+    Attributes:
+        promise: in words; empty where nothing was promised.
+        limit: what the median ratio is held to; None where nothing was promised.
+        inverse: the ratio is other / camkit (a speed-up, at least `limit`) instead of camkit / other.
+    """
+
+    section: str
+    case: str
+    pairs: list[tuple[float, float]]
+    promise: str = ""
+    limit: float | None = None
+    inverse: bool = False
+
+    @property
+    def ratios(self) -> list[float]:
+        return [other / ours if self.inverse else ours / other for ours, other in self.pairs]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all sections share."""
+
+    photos: Path
+    folder: Path
+    repetitions: int
+    threads: int
+
+
+def silent(line: str) -> None:
+    """Nobody reads what a job that is being timed says."""
+
+
+@contextmanager
+def temporary_folder(parent: Path) -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(dir=parent))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+def write_photos(folder: Path, images: int) -> Path:
+    """`images` JPEG files made of the sample photos, again and again."""
+    folder.mkdir()
+    samples = [decode(item.source.read_bytes()) for item in sample_items()]
+    for number in range(images):
+        photo = samples[number % len(samples)]
+        scale = SHORT_SIDE / min(photo.size)
+        size = (round(photo.width * scale), round(photo.height * scale))
+        photo.resize(size).save(folder / f"{number:04}.jpg", quality=JPEG_QUALITY)
+    return folder
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    gc.collect()
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def interleaved(
+    ours: Callable[[], Any], other: Callable[[], Any], repetitions: int
+) -> list[tuple[float, float]]:
+    """Seconds of both sides in turn, A B A B …, after one of each that does not count."""
+    ours(), other()
+    return [(seconds(ours), seconds(other)) for _ in range(repetitions)]
+
+
+class Job:
+    """camkit's loop over a folder of photos: everything of `camkit bench` but loading the model.
+
+    Args:
+        options: of :class:`camkit.config.RunConfig`.
+    """
+
+    def __init__(self, setting: Setting, model: str, method: tuple[str, ...], **options: Any) -> None:
+        self.folder = setting.folder
+        settings: dict[str, Any] = {"metrics": ("adcc",), "data": str(setting.photos), "workers": 1}
+        self.config = RunConfig(model=(model,), method=method, device="cpu", **settings | options)
+        _, self.data, self.items = select(self.config, silent)
+        self.prepared = prepare(model, self.config.layer, self.data.items, self.config, silent)
+        self.size = first_batch_size(self.config, self.prepared.network.device, len(self.items))
+        self.batches = math.ceil(len(self.items) / self.size)
+        self.passes = 0
+
+    def run(self, out: Path | None = None, cache: Path | None = None) -> None:
+        """Rows of all images in a new folder, which is thrown away unless given; counts the passes.
+
+        Args:
+            cache: another pixel cache than the job's.
+        """
+        with temporary_folder(self.folder) as temporary:
+            config = replace(self.config, out=out or temporary, cache=cache or self.config.cache)
+            run = ModelRun(self.prepared, config, self.data, self.items, Share())
+            with numerics(tf32=False, deterministic=False) as record:
+                run.start(self.size, record, silent)
+                done = score_images(run, self.prepared, self.size, Stop(silent))
+                run.end(done)
+            run.finish()
+        self.passes = int(done["passes"])
+
+    def floor(self) -> None:
+        """As many bare passes as the last run took."""
+        shape = (self.size, *self.prepared.loaded.preprocess.crop(Image.new("RGB", (512, 512))).shape)
+        images = torch.rand(shape).contiguous(memory_format=torch.channels_last)
+        with torch.inference_mode():
+            for _ in range(self.passes):
+                self.prepared.network.model(images)
+
+    def expect_passes(self, steps: int | None = None) -> None:
+        """Stop where the last run took another number of passes than the cost model says."""
+        cells = len(find_methods(self.config.method))
+        expected = 1 + 2 * cells if steps is None else 1 + 2 + 2 * (steps - 1) * cells
+        if self.passes != self.batches * expected:
+            raise SystemExit(f"{self.passes} passes, {self.batches} x {expected} expected")
+
+    def warm(self) -> None:
+        """Fill the pixel cache."""
+        for _ in load_batches(self.prepared, self.config, self.items, self.size):
+            pass
+
+    def scores(self) -> pd.DataFrame:
+        """The rows of a run: one a method and image."""
+        with temporary_folder(self.folder) as out:
+            self.run(out)
+            paths = sorted(path for path in out.glob("*/*/*.csv"))
+            tables = [pd.read_csv(path).assign(method=path.stem) for path in paths]
+        return pd.concat(tables).set_index(["method", "image"]).sort_index()

@@ -1,0 +1,131 @@
+"""The same scores by other packages, as their users write them: grad-cam image by image, torchcam's metrics.
+
+Both get the network as its library gives it: contiguous memory, parameters that want gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+import numpy as np
+import pytorch_grad_cam
+import torch
+from pytorch_grad_cam import ShapleyCAM
+from pytorch_grad_cam.utils.model_targets import ClassifierOutputReST
+from torch import Tensor, nn
+from torchcam.methods import GradCAM as TorchcamGradCAM
+from torchcam.metrics import ClassificationMetric, DeletionInsertionMetric
+
+from camkit.data.sources import Source
+from camkit.layers import find_module
+from camkit.metrics.subject import blur
+from camkit.models import LoadedModel
+
+
+class ShapleyCAMHiRes(ShapleyCAM):
+    """ShapleyCAM without the mean over positions, which the package does not have."""
+
+    positive = False
+
+    def get_cam_image(
+        self,
+        input_tensor: Tensor,
+        target_layer: nn.Module,
+        targets: list,
+        activations: Tensor,
+        grads: Tensor,
+        eigen_smooth: bool = False,
+    ) -> np.ndarray:
+        (hvp,) = torch.autograd.grad(grads, activations, grad_outputs=activations)
+        product = ((grads - 0.5 * hvp) * activations).detach().cpu().numpy()
+        return (np.maximum(product, 0) if self.positive else product).sum(axis=1)
+
+
+class ShapleyCAMElementWise(ShapleyCAMHiRes):
+    positive = True
+
+
+GRAD_CAM = {
+    "gradcam": pytorch_grad_cam.GradCAM,
+    "gradcam++": pytorch_grad_cam.GradCAMPlusPlus,
+    "xgradcam": pytorch_grad_cam.XGradCAM,
+    "layercam": pytorch_grad_cam.LayerCAM,
+    "gradcam-e": pytorch_grad_cam.GradCAMElementWise,
+    "hirescam": pytorch_grad_cam.HiResCAM,
+    "shapleycam": ShapleyCAM,
+    "shapleycam-h": ShapleyCAMHiRes,
+    "shapleycam-e": ShapleyCAMElementWise,
+    "randomcam": pytorch_grad_cam.RandomCAM,
+}
+
+
+def _photo(loaded: LoadedModel, photo: Source) -> Tensor:
+    pixels = loaded.preprocess.pixels(photo.read_bytes())[None]
+    return loaded.preprocess.normalise(pixels).contiguous()
+
+
+def grad_cam_scores(
+    loaded: LoadedModel, layer: str, methods: Sequence[str], photos: Sequence[Source]
+) -> list[dict[str, float]]:
+    """The ADCC scores, a row a method and image: explain, mask, explain again, score."""
+    model = loaded.model
+    rows = []
+    for method in methods:
+        with GRAD_CAM[method](model=model, target_layers=[find_module(model, layer)]) as cam:
+            for photo in photos:
+                rows.append(_scores_of_image(model, cam, _photo(loaded, photo)))
+    return rows
+
+
+def _scores_of_image(model: nn.Module, cam: pytorch_grad_cam.GradCAM, image: Tensor) -> dict[str, float]:
+    with torch.no_grad():
+        before = model(image).softmax(dim=1)[0]
+    target = int(before.argmax())
+    explain = partial(cam, targets=[ClassifierOutputReST(target)])
+    saliency = explain(input_tensor=image)[0]
+    masked, deleted = image * torch.from_numpy(saliency), image * torch.from_numpy(1 - saliency)
+    again = explain(input_tensor=masked)[0]
+    with torch.no_grad():
+        p0 = float(before[target])
+        p1 = float(model(masked).softmax(dim=1)[0, target])
+        p2 = float(model(deleted).softmax(dim=1)[0, target])
+    drop, coherency = max(0.0, p0 - p1) / p0, (1 + np.corrcoef(saliency.ravel(), again.ravel())[0, 1]) / 2
+    complexity = float(saliency.mean())
+    return {
+        "average_drop": drop,
+        "increase": float(p1 > p0),
+        "drop_in_deletion": max(0.0, p0 - p2) / p0,
+        "coherency": float(coherency),
+        "complexity": complexity,
+        "adcc": 3 / (1 / coherency + 1 / (1 - complexity) + 1 / (1 - drop)),
+    }
+
+
+def _batches(loaded: LoadedModel, photos: Sequence[Source], size: int) -> Iterator[Tensor]:
+    for start in range(0, len(photos), size):
+        yield torch.cat([_photo(loaded, photo) for photo in photos[start : start + size]])
+
+
+def torchcam_drop_and_increase(
+    loaded: LoadedModel, layer: str, photos: Sequence[Source], size: int
+) -> dict[str, float]:
+    """Average drop and increase of GradCAM by torchcam, `size` images at a time."""
+    with TorchcamGradCAM(loaded.model, find_module(loaded.model, layer)) as extractor:
+        metric = ClassificationMetric(extractor, partial(torch.softmax, dim=-1))
+        for images in _batches(loaded, photos, size):
+            metric.update(images)
+        return metric.summary()
+
+
+def torchcam_curves(
+    loaded: LoadedModel, layer: str, photos: Sequence[Source], size: int, steps: int
+) -> dict[str, float]:
+    """Deletion and insertion of GradCAM by torchcam, from and to a blurred image."""
+    with TorchcamGradCAM(loaded.model, find_module(loaded.model, layer)) as extractor:
+        metric = DeletionInsertionMetric(
+            extractor, partial(torch.softmax, dim=-1), steps=steps, baseline=blur, batch_size=size
+        )
+        for images in _batches(loaded, photos, size):
+            metric.update(images)
+        return metric.summary()
