@@ -51,6 +51,7 @@ def write_results(
     names: Sequence[str] | None = None,
     flags: Iterable[tuple[str, str, str]] = (),
     errors: Sequence[str] = (),
+    failures: Sequence[tuple[str, str]] = (),
     protocol: Mapping[str, object] | None = None,
     data: str = "photos",
 ) -> Path:
@@ -58,6 +59,7 @@ def write_results(
 
     Args:
         flags: (method, image, flag).
+        failures: (method, image).
         protocol: entries that differ from the paper's.
     """
     folder = out / model / f"{layer}-{utility}"
@@ -92,6 +94,8 @@ def write_results(
     write_table(
         folder.parent / "errors.csv", "image,stage,reason", [(name, "read", "broken") for name in errors]
     )
+    failed = [(layer, utility, *failure, "broke") for failure in failures]
+    write_table(folder.parent / "failures.csv", "layer,utility,method,image,reason", failed)
     return out
 
 

@@ -162,11 +162,13 @@ def test_flags_errors_and_few_images_are_reported(tmp_path):
             ("layercam", "a.jpg", "degenerate_masked"),
         ],
         errors=["x.jpg", "y.jpg"],
+        failures=[("mine", "a.jpg"), ("mine", "b.jpg")],
     )
     assert "Only 12 images" in text
     assert "Degenerate maps (constant or not finite): gradcam 2." in text
     assert "coherency 0): layercam 1." in text
     assert "2 images could not be read" in text
+    assert "a plugin failed (failures.csv): mine 2." in text
 
 
 def test_missing_images_are_named_and_comparisons_use_those_that_all_have(tmp_path):

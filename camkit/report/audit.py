@@ -54,6 +54,9 @@ def _images(analysis: Analysis) -> list[str]:
         )
     if block.errors:
         lines.append(f"{block.errors} images could not be read (errors.csv).")
+    if block.failures:
+        failed = ", ".join(f"{name} {n}" for name, n in block.failures.items())
+        lines.append(f"Images on which a plugin failed (failures.csv): {failed}.")
     if block.unknown:
         lines.append(f"Score columns that no metric here declares are left out: {', '.join(block.unknown)}.")
     return lines

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +14,18 @@ import pandas as pd
 
 from camkit.errors import CamkitError, UsageError
 from camkit.report.scores import Score, is_control, known_scores, method_place
-from camkit.results import KEYS, PREDICTIONS, file_name, model_counts, read_run, run_folders, top1
-from camkit.tables import ODD_NAMES, UTF8, complete
+from camkit.results import (
+    FAILURES,
+    KEYS,
+    MODEL_TABLES,
+    PREDICTIONS,
+    file_name,
+    model_counts,
+    read_run,
+    run_folders,
+    top1,
+)
+from camkit.tables import ODD_NAMES, UTF8, complete, merge_rows
 
 
 @dataclass(frozen=True)
@@ -31,6 +42,7 @@ class Block:
         top1: share of labelled images that the model gets right; NaN without labels.
         flags: (method, flag) -> number of images.
         errors: number of images that could not be read.
+        failures: method -> number of images on which a plugin failed.
         unknown: score columns that no metric declares.
     """
 
@@ -45,6 +57,7 @@ class Block:
     top1: float
     flags: Mapping[tuple[str, str], int]
     errors: int
+    failures: Mapping[str, int]
     unknown: tuple[str, ...]
 
     @property
@@ -145,8 +158,16 @@ def _load_block(root: Path, folder: Path) -> Block | None:
         top1=top1(folder.parent / PREDICTIONS),
         flags={(name, flag): n for name, found in counts["flags"].items() for flag, n in found.items()},
         errors=counts["errors"],
+        failures=_failures(folder.parent / FAILURES, protocol),
         unknown=tuple(column for column in columns if column not in names),
     )
+
+
+def _failures(path: Path, protocol: Mapping[str, Any]) -> dict[str, int]:
+    rows = merge_rows([path], MODEL_TABLES[FAILURES][1])[1].values()
+    place = (protocol["layer"], protocol["utility"])
+    images = {(row["method"], row["image"]) for row in rows if (row["layer"], row["utility"]) == place}
+    return dict(Counter(method for method, _ in sorted(images)))
 
 
 def read_rows(path: Path) -> pd.DataFrame:
