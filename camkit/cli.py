@@ -317,8 +317,16 @@ def _show_estimate(config: RunConfig) -> None:
     "--data", metavar="PATH|sample", help="The images of the run.  [default: $CAMKIT_DATA, else sample]"
 )
 @click.option("--weights", metavar="FILE", help="The weights file, where the run had one.")
-@click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
-@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:N]|mps")
+@click.option(
+    "--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Images in a pass."
+)
+@click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    metavar="auto|cpu|cuda[:N]|mps",
+    help="Where the network runs.",
+)
 @_plugin_option
 @debug_option
 def score(folder: Path, data: str | None, **options: Any) -> None:

@@ -186,6 +186,9 @@ def in_browser(path, *, width: int = 1200) -> dict:
     command = [
         CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--window-size={width},900",
         "--virtual-time-budget=20000", f"--user-data-dir={path.parent / 'profile'}",
+        # What a browser asks of the network at its start hangs where there is none.
+        "--disable-background-networking", "--disable-component-update", "--disable-sync",
+        "--disable-quic", "--no-first-run",
         "--dump-dom", path.as_uri(),
     ]  # fmt: skip
     found = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)

@@ -155,7 +155,7 @@ def test_other_weights_are_refused(data: Path, tmp_path: Path) -> None:
 
     for seed in (1, 2):
         torch.manual_seed(seed)
-        torch.save(timm.create_model("camkit_tiny").state_dict(), tmp_path / "weights.pth")
+        torch.save(timm.create_model("camkit_tiny_run").state_dict(), tmp_path / "weights.pth")
         if seed == 1:
             tiny_bench(data, tmp_path / "out", weights=str(tmp_path / "weights.pth"))
     with pytest.raises(UsageError, match="another weights sha256"):

@@ -22,8 +22,8 @@ from camkit.results import MODEL_TABLES
 from camkit.run import ModelRun
 from camkit.tables import Row, read_records
 
-MODEL = "timm/camkit_tiny"
-FOLDER = "timm__camkit_tiny"
+MODEL = "timm/camkit_tiny_run"
+FOLDER = "timm__camkit_tiny_run"
 METHODS = ("gradcam", "shapleycam-e", "randomcam", "edges")
 ODD_NAMES = ("a,b", 'quo"te', '"', "new\nline", "tab\t \rreturn", "größe 猫", "NA", "1", "latin\udce9")
 
@@ -43,10 +43,10 @@ class Tiny(nn.Module):
         return 20 * self.head(features.mean(dim=(2, 3)))
 
 
-if not timm.is_model("camkit_tiny"):
+if not timm.is_model("camkit_tiny_run"):
 
     @register_model
-    def camkit_tiny(pretrained: bool = False, **_: Any) -> Tiny:
+    def camkit_tiny_run(pretrained: bool = False, **_: Any) -> Tiny:
         return Tiny()
 
 

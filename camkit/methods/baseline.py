@@ -54,7 +54,7 @@ def centre(trace: Trace) -> Tensor:
 def edges(trace: Trace) -> Tensor:
     """Sobel magnitude of the grey image (luma of the pixels, edge pixels repeated), scaled to [0, 1]."""
     pixels = trace.pixels()
-    grey = torch.einsum("bchw,c->bhw", pixels, pixels.new_tensor(GREY))[:, None]
+    grey = (pixels * pixels.new_tensor(GREY).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
     padded = F.pad(grey, (1, 1, 1, 1), mode="replicate")
     sobel = pixels.new_tensor([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]])
     kernels = torch.stack([sobel, sobel.T])[:, None]  # (2, 1, 3, 3)
@@ -73,4 +73,5 @@ def randomcam(trace: Trace) -> Tensor:
     weights = torch.stack(
         [_uniform(trace.seed, image_id, trace.draw, activation.shape[1]) for image_id in trace.image_ids]
     ).to(activation)
-    return torch.einsum("bc,bchw->bhw", weights, activation)
+    # Not a matrix product: its last bits depend on where in memory its operands lie.
+    return (weights[:, :, None, None] * activation).sum(dim=1)
