@@ -259,7 +259,9 @@ def _packaged(row: ModelRow) -> Path:
 
 
 def _pretrained_file(row: ModelRow, model: nn.Module) -> str:
-    """The name under which the library publishes the weights."""
+    """The name under which the library publishes the weights; "" for a plugin's own."""
+    if row.library == "plugin":
+        return ""
     if row.module is not None:
         return _packaged(row).name
     if row.library == "torchvision":

@@ -1,7 +1,7 @@
 """Measure how near CAM maps come to the Shapley values of a layer: the tables in results/shapley.
 
     python scripts/shapley_table.py run sample                          # the sample photos
-    python scripts/shapley_table.py run imagenet --data DIR             # photos of a folder, about 3 hours
+    python scripts/shapley_table.py run imagenet --data DIR             # photos of a folder
     python scripts/shapley_table.py table                               # tables.md, from the CSVs
 
 `run` writes results/shapley/NAME.csv, one row an image and cell; a run that was stopped goes on.
@@ -151,9 +151,10 @@ def tables() -> None:
             continue
         rows = pd.read_csv(path, dtype={"image": str})
         for part, here in rows.groupby("part", sort=False):
-            text.append(f"\n## {path.stem}, {part} ({here['image'].nunique()} images)\n")
+            text.append(f"\n## {path.stem}, {part}\n")
             scores = [c for c in here.columns[len(KEYS) :] if here[c].notna().any()]
-            for model, of_model in here.groupby("model", sort=False):
+            for name, of_model in here.groupby("model", sort=False):
+                model = f"{name} ({of_model['image'].nunique()} images)"
                 if part in ("scores", "curves"):
                     for layer, of_layer in of_model.groupby("layer", sort=False):
                         wide = pd.concat(
