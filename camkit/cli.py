@@ -13,6 +13,7 @@ import click
 from camkit.cli_data import data as data_commands
 from camkit.cli_data import debug_option, labels_option, layout_option
 from camkit.cli_report import compare, plot, report
+from camkit.cli_runs import merge, submit, verify
 from camkit.config import ABSENT, DEFAULT_BUDGET, DEFAULT_METRICS, RunConfig, read_config
 from camkit.errors import CamkitError, UsageError
 
@@ -348,25 +349,6 @@ def score(folder: Path, data: str | None, **options: Any) -> None:
 
 
 @main.command()
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
-def merge(folder: Path) -> None:
-    """Fold the parts of a run that several processes divided into its results folder DIR.
-
-    The first of the processes does it at the end; after a crash it can be done, and repeated, by hand.
-
-    \b
-    Example:
-      camkit merge results/imagenet
-    """
-    from camkit.merge import merge as fold_parts
-    from camkit.report.tables import terminal_table
-
-    summary = fold_parts(folder)
-    click.echo(terminal_table(summary))
-    click.echo(f"\n{folder / 'summary.csv'}: {len(summary)} cells")
-
-
-@main.command()
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE…", type=click.Path(path_type=Path))
 @click.option("--model", required=True, metavar="NAME", help="One model (camkit list models).")
 @click.option(
@@ -452,3 +434,6 @@ main.add_command(data_commands)
 main.add_command(report)
 main.add_command(compare)
 main.add_command(plot)
+main.add_command(merge)
+main.add_command(submit)
+main.add_command(verify)

@@ -109,16 +109,27 @@ def check_protocol(folders: Iterable[Path], protocol: Mapping[str, Any]) -> None
         for folder in run_folders(out):
             there = read_run(folder)["protocol"]
             same_cells = all(there.get(key) == protocol.get(key) for key in ("model", "layer", "utility"))
-            for name in {**there, **protocol} if same_cells else SHARED:
-                if there.get(name) != protocol.get(name):
-                    old, new = (
-                        json.dumps(value.get(name), ensure_ascii=False) for value in (there, protocol)
-                    )
-                    raise UsageError(
-                        f"{out} holds results with another {name.replace('_', ' ')}: {old} in "
-                        f"{folder.relative_to(out)}, now {new}.\n"
-                        "Use another --out, or --force: it moves the old results aside and starts afresh."
-                    )
+            difference = unlike(there, protocol, None if same_cells else SHARED)
+            if difference:
+                raise UsageError(
+                    f"{out} holds results with another {difference} ({folder.relative_to(out)}).\n"
+                    "Use another --out, or --force: it moves the old results aside and starts afresh."
+                )
+
+
+def unlike(
+    there: Mapping[str, Any], protocol: Mapping[str, Any], names: Iterable[str] | None = None
+) -> str | None:
+    """The first thing in which two protocols differ, as `steps: 9, now 224`; None where they agree.
+
+    Args:
+        names: what to compare; None: all that either of them has.
+    """
+    for name in {**there, **protocol} if names is None else names:
+        if there.get(name) != protocol.get(name):
+            old, new = (json.dumps(value.get(name), ensure_ascii=False) for value in (there, protocol))
+            return f"{name.replace('_', ' ')}: {old}, now {new}"
+    return None
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -152,10 +152,13 @@ def summarise(out: Path) -> pd.DataFrame:
     return pd.DataFrame(summary)
 
 
+def summary_text(summary: pd.DataFrame) -> str:
+    """What stands in summary.csv."""
+    return summary.to_csv(index=False, float_format="%.9g", lineterminator="\n")
+
+
 def write_summary(out: Path, summary: pd.DataFrame) -> None:
-    write_atomically(
-        out / "summary.csv", summary.to_csv(index=False, float_format="%.9g", lineterminator="\n")
-    )
+    write_atomically(out / "summary.csv", summary_text(summary))
 
 
 def _method_place(name: str) -> tuple[int, str]:

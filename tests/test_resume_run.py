@@ -145,7 +145,7 @@ def test_what_decides_a_number_is_refused_by_name(
         next(other.rglob("image9.png")).unlink()
         change = {"data": str(other)}
     before = result_files(reference)
-    with pytest.raises(UsageError, match=f"another ({name}): .* in .*second-rest, now .*\n.*--force"):
+    with pytest.raises(UsageError, match=f"another ({name}): .*, now .*second-rest.*\n.*--force"):
         bench(tiny_config(**{"data": data, "out": reference} | change), lambda _: None)
     assert result_files(reference) == before
 
