@@ -85,6 +85,8 @@ def verify(folder: Path, config: RunConfig, say: Say = print) -> pd.DataFrame:
 
 def _verify_cells(folder: Path, config: RunConfig, say: Say) -> Iterator[Check]:
     run = read_run(folder)
+    if not run["segments"]:
+        raise UsageError(f"{folder}: this run has not made a row yet")
     config = _as_it_ran(run, config)
     protocol = run["protocol"]
     data = find_images(config.data, config.seed, config.layout, config.labels)

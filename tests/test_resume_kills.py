@@ -16,7 +16,7 @@ def test_kills_lose_double_and_change_nothing() -> None:
     numbers = {line[:36].strip(): int(line[36:]) for line in done.stdout.splitlines()}
     assert done.returncode == 0, done.stdout + done.stderr
     ends = {name: number for name, number in numbers.items() if name.startswith("ended")}
-    assert sum(ends.values()) >= 20 and all(ends.values()), ends
+    assert sum(ends.values()) > ends["ended at a random moment"] >= 20, ends
     assert numbers["rows computed"] > 0 and numbers["files compared"] > 0
     for wrong in ("rows computed again", "rows lost", "rows doubled", "files different"):
         assert numbers[wrong] == 0

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from click.testing import CliRunner, Result
-from tiny_run import make_images
+from tiny_run import MODEL, make_images
 
 from camkit.cli import main
 from camkit.errors import CamkitError, UsageError
@@ -69,12 +69,12 @@ def test_the_jobs_run_here(tmp_path: Path) -> None:
     pytest.importorskip("submitit")
     data, out = make_images(tmp_path / "data", 3), tmp_path / "out"
     result = command(
-        "--local", 2, "--plugin", PLUGIN, "--model", "timm/camkit_tiny,timm/test_byobnet", "--data", data,
+        "--local", 2, "--plugin", PLUGIN, "--model", f"{MODEL},timm/test_byobnet", "--data", data,
         "--weights", "random", "--metrics", "adcc", "--method", "gradcam", "--workers", 0, "-o", out,
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     summary = pd.read_csv(out / "summary.csv")
-    assert sorted(summary["model"]) == ["timm/camkit_tiny", "timm/test_byobnet"]
+    assert sorted(summary["model"]) == [MODEL, "timm/test_byobnet"]
     assert (summary["images"] == 3).all()
 
 
