@@ -6,7 +6,7 @@ CAMKIT := $(VENV)/bin/camkit
 TABLES := conv_rest prepool_rest conv_log-softmax prepool_log-softmax prepool_logit
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test smoke lint reproduce has-imagenet clean
+.PHONY: help demo test soak smoke lint reproduce has-imagenet clean
 # Two installs into one environment at a time would get in each other's way.
 .NOTPARALLEL:
 
@@ -24,6 +24,9 @@ demo: $(VENV)/.demo  ## benchmark EfficientNet-Lite0 on six photos: table, CSV f
 
 test: $(VENV)/.demo $(VENV)/.test  ## run the tests
 	$(VENV)/bin/python -m pytest
+
+soak: $(VENV)/.demo $(VENV)/.test  ## kill a run some 300 times, start it again, compare (10 minutes)
+	$(VENV)/bin/python scripts/soak.py --kills 200
 
 smoke: $(VENV)/.demo  ## a short real benchmark, run twice: the second time nothing may be left to do
 	rm -rf results/local/smoke results/local/smoke-random

@@ -89,8 +89,10 @@ def bench(config: RunConfig, say: Say = print) -> pd.DataFrame | None:
         PluginError: a plugin's method or metric failed; all other rows and the summary are written.
         KeyboardInterrupt: SIGINT or SIGTERM came; the batch in hand was finished and written first.
     """
-    models, data, items = select(config, say)
     share = Share.from_environment()
+    if share.rank:  # the first of several processes speaks for all
+        say = _silent
+    models, data, items = select(config, say)
     if config.force:
         _start_afresh(config.out, share, say)
     failures: list[str] = []
@@ -107,6 +109,10 @@ def bench(config: RunConfig, say: Say = print) -> pd.DataFrame | None:
         others = f"\n({len(failures) - 1} more; all in failures.csv)" if len(failures) > 1 else ""
         raise PluginError(f"{failures[0]}{others}\nAll else is finished: {config.out / 'summary.csv'}")
     return summary
+
+
+def _silent(_: str) -> None:
+    pass
 
 
 def _start_afresh(out: Path, share: Share, say: Say) -> None:

@@ -25,6 +25,7 @@ from tiny_run import (
 
 from camkit.benchmark import bench
 from camkit.config import RunConfig
+from camkit.data import find_images
 from camkit.errors import UsageError
 from camkit.evaluate import CellScores, Evaluation
 from camkit.results import read_run
@@ -85,6 +86,19 @@ def test_only_what_was_missing_is_computed(
     for path, log in logs.items():
         final = set(path.read_bytes().splitlines())
         assert set(log.splitlines()) <= final, f"{path.name}: rows on disk stay byte for byte"
+
+
+def test_batches_do_not_mix_what_lacks_different_things(
+    data: Path, tmp_path: Path, computed: Counter
+) -> None:
+    """A broken image of the first batch is tried again, and moves all that follow by one place."""
+    broken, out = shutil.copytree(data, tmp_path / "broken"), tmp_path / "out"
+    second = find_images(str(data), seed=0).items[1]
+    (broken / second.id).write_bytes(b"no image")
+    crash_at_write(6, broken, out)
+    tiny_bench(broken, out)
+    assert set(computed.values()) == {1}
+    assert len(computed) == (IMAGES - 1) * len(METHODS)
 
 
 def test_a_finished_run_again_changes_nothing(

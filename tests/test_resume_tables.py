@@ -140,6 +140,21 @@ def test_a_failed_write_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: p
     )
 
 
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+    seen: list[tuple[str, str]] = []
+    replace = Path.replace
+
+    def observed(self: Path, target: Path) -> Path:
+        seen.append((self.read_text(), target.read_text()))
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", observed)
+    write_atomically(path, "new")
+    assert seen == [("new", "old")] and path.read_text() == "new"
+
+
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_bytes(b'image\n"' + b"x" * 200_000 + b'"\n')
