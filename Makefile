@@ -6,7 +6,7 @@ CAMKIT := $(VENV)/bin/camkit
 TABLES := conv_rest prepool_rest conv_log-softmax prepool_log-softmax prepool_logit
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak smoke lint reproduce has-imagenet clean
+.PHONY: help demo test soak smoke lint speed reproduce has-imagenet clean
 # Two installs into one environment at a time would get in each other's way.
 .NOTPARALLEL:
 
@@ -40,6 +40,9 @@ lint: $(VENV)/.dev  ## ruff (rules and format) and mypy
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/mypy scripts
+
+speed: $(VENV)/.demo $(VENV)/.speed  ## measure camkit against its floor and other packages; wants a quiet machine
+	$(VENV)/bin/python scripts/speed.py
 
 reproduce: has-imagenet $(VENV)/.demo  ## the paper's tables; needs CAMKIT_DATA, ImageNet's validation set
 	@for table in $(TABLES); do $(CAMKIT) bench --config configs/$$table.toml || exit 1; done

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 
 import pandas as pd
 
@@ -49,7 +50,7 @@ def _estimate(prepared: Prepared, config: RunConfig, items: list) -> dict[str, f
     ]
     wanted = dict.fromkeys(cells, config.metrics)
     size = first_batch_size(config, prepared.network.device, len(items))
-    probes = list(load_batches(prepared, config, (items * 2)[: 2 * size], size))
+    probes = list(load_batches(prepared, replace(config, cache=None), (items * 2)[: 2 * size], size))
     passes, seconds, row_bytes = [], [], 0
     for steps, batch in zip(PROBE_STEPS, probes, strict=True):
         evaluation = make_evaluation(prepared, config, size)

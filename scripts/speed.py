@@ -15,16 +15,16 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import click
 import torch
 from speed_jobs import Job, Line, Setting, interleaved, temporary_folder, write_photos
-from speed_processes import allocator, memory
+from speed_processes import Elsewhere, allocator, memory
 from speed_report import Change, write_report
 
 from camkit.errors import CamkitError
-from camkit.models import load_model
 
 LITE, RESNET = "tf_efficientnet_lite0", "resnet50"
 # Model -> weights, batch size, images for one method and for ten.
@@ -71,14 +71,11 @@ def grad_cam(setting: Setting) -> list[Line]:
         ("ten methods", list(GRAD_CAM), 4, 6),
     ):
         job = Job(setting, LITE, tuple(methods), batch_size=16, limit=images)
-        loaded, layer = load_model(LITE), job.prepared.paths["conv"]
-        sources = [item.source for item in job.items]
-
-        def other(names: list[str] = methods) -> list[dict[str, float]]:
-            return grad_cam_scores(loaded, layer, names, sources)  # noqa: B023
-
-        check_agreement(job, other(["gradcam"]))
-        pairs = interleaved(job.run, other, setting.repetitions)
+        layer, sources = job.prepared.paths["conv"], [item.source for item in job.items]
+        with Elsewhere(setting.threads) as process:
+            other = partial(process.call, grad_cam_scores, LITE, layer)
+            check_agreement(job, other(["gradcam"], sources))
+            pairs = interleaved(job.run, partial(other, methods, sources), setting.repetitions)
         case = f"{LITE}, ADCC scores, {name}: grad-cam, image by image"
         lines.append(Line("peers", case, pairs, f"≥ {least} × as fast", least, inverse=True))
     return lines
@@ -99,16 +96,15 @@ def torchcam(setting: Setting) -> list[Line]:
 
     size, images = 16, 16
     options = {"batch_size": size, "limit": images, "utility": ("logit",)}
-    loaded, promise = load_model(LITE), "≥ 2 × as fast"
+    promise = "≥ 2 × as fast"
     scores = Job(setting, LITE, ("gradcam",), **options)
     both = Job(setting, LITE, ("gradcam",), metrics=("deletion", "insertion"), steps=PEER_STEPS, **options)
     layer, sources = scores.prepared.paths["conv"], [item.source for item in scores.items]
-    pairs = interleaved(
-        scores.run, lambda: torchcam_drop_and_increase(loaded, layer, sources, size), setting.repetitions
-    )
-    curve_pairs = interleaved(
-        both.run, lambda: torchcam_curves(loaded, layer, sources, size, PEER_STEPS), setting.repetitions
-    )
+    with Elsewhere(setting.threads) as process:
+        drop = partial(process.call, torchcam_drop_and_increase, LITE, layer, sources, size)
+        curve = partial(process.call, torchcam_curves, LITE, layer, sources, size, PEER_STEPS)
+        pairs = interleaved(scores.run, drop, setting.repetitions)
+        curve_pairs = interleaved(both.run, curve, setting.repetitions)
     case = f"{LITE}, GradCAM: torchcam's average drop and increase, camkit's six ADCC scores"
     curve_case = f"{LITE}, GradCAM: torchcam's deletion and insertion, N = {PEER_STEPS}"
     return [
@@ -151,13 +147,17 @@ def decoding(setting: Setting) -> list[Line]:
 
     case = f"{LITE}, ADCC scores, one method"
     return [
-        Line("decoding", f"{case}: no cache against a filled one", times(job.run, filled, setting)),
-        Line("decoding", f"{case}: filling the cache against a filled one", times(filling, filled, setting)),
+        Line(
+            "decoding",
+            f"{case}: no cache against a filled one",
+            interleaved(job.run, filled, setting.repetitions),
+        ),
+        Line(
+            "decoding",
+            f"{case}: filling the cache against a filled one",
+            interleaved(filling, filled, setting.repetitions),
+        ),
     ]
-
-
-def times(ours: Callable[[], None], other: Callable[[], None], setting: Setting) -> list[tuple[float, float]]:
-    return interleaved(ours, other, setting.repetitions)
 
 
 SECTIONS: dict[str, Callable] = {

@@ -114,7 +114,9 @@ class Job:
 
     def __init__(self, setting: Setting, model: str, method: tuple[str, ...], **options: Any) -> None:
         self.folder = setting.folder
-        settings: dict[str, Any] = {"metrics": ("adcc",), "data": str(setting.photos), "workers": 1}
+        # No worker processes: to fork one here, where passes have filled the memory, costs a copy of it all.
+        # `camkit bench` forks before the first pass.
+        settings: dict[str, Any] = {"metrics": ("adcc",), "data": str(setting.photos), "workers": 0}
         self.config = RunConfig(model=(model,), method=method, device="cpu", **settings | options)
         _, self.data, self.items = select(self.config, silent)
         self.prepared = prepare(model, self.config.layer, self.data.items, self.config, silent)

@@ -1,12 +1,13 @@
 """The same scores by other packages, as their users write them: grad-cam image by image, torchcam's metrics.
 
-Both get the network as its library gives it: contiguous memory, parameters that want gradients.
+Both get the network as its library gives it: contiguous memory, parameters that want gradients. They run in
+processes of their own, where camkit has set nothing (see :class:`speed_processes.Elsewhere`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 import pytorch_grad_cam
@@ -20,7 +21,7 @@ from torchcam.metrics import ClassificationMetric, DeletionInsertionMetric
 from camkit.data.sources import Source
 from camkit.layers import find_module
 from camkit.metrics.subject import blur
-from camkit.models import LoadedModel
+from camkit.models import LoadedModel, load_model
 
 
 class ShapleyCAMHiRes(ShapleyCAM):
@@ -60,21 +61,24 @@ GRAD_CAM = {
 }
 
 
+_load = cache(load_model)
+
+
 def _photo(loaded: LoadedModel, photo: Source) -> Tensor:
     pixels = loaded.preprocess.pixels(photo.read_bytes())[None]
     return loaded.preprocess.normalise(pixels).contiguous()
 
 
 def grad_cam_scores(
-    loaded: LoadedModel, layer: str, methods: Sequence[str], photos: Sequence[Source]
+    name: str, layer: str, methods: Sequence[str], photos: Sequence[Source]
 ) -> list[dict[str, float]]:
     """The ADCC scores, a row a method and image: explain, mask, explain again, score."""
-    model = loaded.model
+    loaded = _load(name)
     rows = []
     for method in methods:
-        with GRAD_CAM[method](model=model, target_layers=[find_module(model, layer)]) as cam:
+        with GRAD_CAM[method](model=loaded.model, target_layers=[find_module(loaded.model, layer)]) as cam:
             for photo in photos:
-                rows.append(_scores_of_image(model, cam, _photo(loaded, photo)))
+                rows.append(_scores_of_image(loaded.model, cam, _photo(loaded, photo)))
     return rows
 
 
@@ -108,9 +112,10 @@ def _batches(loaded: LoadedModel, photos: Sequence[Source], size: int) -> Iterat
 
 
 def torchcam_drop_and_increase(
-    loaded: LoadedModel, layer: str, photos: Sequence[Source], size: int
+    name: str, layer: str, photos: Sequence[Source], size: int
 ) -> dict[str, float]:
     """Average drop and increase of GradCAM by torchcam, `size` images at a time."""
+    loaded = _load(name)
     with TorchcamGradCAM(loaded.model, find_module(loaded.model, layer)) as extractor:
         metric = ClassificationMetric(extractor, partial(torch.softmax, dim=-1))
         for images in _batches(loaded, photos, size):
@@ -119,9 +124,10 @@ def torchcam_drop_and_increase(
 
 
 def torchcam_curves(
-    loaded: LoadedModel, layer: str, photos: Sequence[Source], size: int, steps: int
+    name: str, layer: str, photos: Sequence[Source], size: int, steps: int
 ) -> dict[str, float]:
     """Deletion and insertion of GradCAM by torchcam, from and to a blurred image."""
+    loaded = _load(name)
     with TorchcamGradCAM(loaded.model, find_module(loaded.model, layer)) as extractor:
         metric = DeletionInsertionMetric(
             extractor, partial(torch.softmax, dim=-1), steps=steps, baseline=blur, batch_size=size

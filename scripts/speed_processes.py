@@ -1,4 +1,4 @@
-"""What of scripts/speed.py needs processes of its own: peak memory, and the C library's allocator."""
+"""What of scripts/speed.py needs processes of its own: other packages, peak memory, the allocator."""
 
 from __future__ import annotations
 
@@ -6,18 +6,21 @@ import multiprocessing
 import os
 import subprocess
 import sys
-import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import cache
+from typing import TypeVar
 
 import torch
-from speed_jobs import Line, Setting, temporary_folder
+from speed_jobs import Line, Setting, interleaved, temporary_folder
 
 from camkit.allocator import keep_freed_memory
 from camkit.models import load_model
 
+T = TypeVar("T")
 MODEL = "tf_efficientnet_lite0"
 IMAGES, REPETITIONS = (50, 200), 2
-SHAPE, PASSES = (16, 3, 224, 224), 5
+SHAPE, PASSES = (16, 3, 224, 224), 20
 
 
 def memory(setting: Setting) -> list[Line]:
@@ -47,41 +50,49 @@ def peak_megabytes(setting: Setting, images: int) -> float:
     return usage.ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
 
 
+class Elsewhere:
+    """A process in which functions run that know nothing of camkit's settings.
+
+    Args:
+        keep: have it keep freed memory, as camkit does.
+    """
+
+    def __init__(self, threads: int, keep: bool = False) -> None:
+        spawn = multiprocessing.get_context("spawn")
+        self.pool = ProcessPoolExecutor(1, spawn, initializer=_start, initargs=(keep, threads))
+
+    def __enter__(self) -> Elsewhere:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.pool.shutdown()
+
+    def call(self, function: Callable[..., T], *args: object) -> T:
+        return self.pool.submit(function, *args).result()
+
+
 def allocator(setting: Setting) -> list[Line]:
     """Bare passes in a process that keeps freed memory, and in one that does not."""
-    spawn = multiprocessing.get_context("spawn")
-    pools = [
-        ProcessPoolExecutor(1, spawn, initializer=_start, initargs=(keep, setting.threads))
-        for keep in (True, False)
-    ]
-    try:
-        for pool in pools:
-            pool.submit(_bare_passes).result()
-        pairs = [
-            (pools[0].submit(_bare_passes).result(), pools[1].submit(_bare_passes).result())
-            for _ in range(setting.repetitions)
-        ]
-    finally:
-        for pool in pools:
-            pool.shutdown()
+    with Elsewhere(setting.threads, keep=True) as keeping, Elsewhere(setting.threads) as plain:
+        pairs = interleaved(
+            lambda: keeping.call(_bare_passes), lambda: plain.call(_bare_passes), setting.repetitions
+        )
     return [Line("allocator", f"{MODEL}, bare passes: freed memory kept or not", pairs, inverse=True)]
 
 
-_model: torch.nn.Module
-
-
 def _start(keep: bool, threads: int) -> None:
-    global _model
     torch.set_num_threads(threads)
     if keep:
         keep_freed_memory()
-    _model = load_model(MODEL).model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+@cache
+def _network() -> torch.nn.Module:
+    return load_model(MODEL).model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 @torch.inference_mode()
-def _bare_passes() -> float:
+def _bare_passes() -> None:
     images = torch.zeros(SHAPE).contiguous(memory_format=torch.channels_last)
-    started = time.perf_counter()
     for _ in range(PASSES):
-        _model(images)
-    return time.perf_counter() - started
+        _network()(images)
