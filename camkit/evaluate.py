@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -140,6 +140,25 @@ def _defined(columns: Mapping[str, Tensor], optional: Container[str]) -> tuple[d
     return kept, torch.stack(required).any(dim=0)
 
 
+@dataclass(frozen=True)
+class _Explained:
+    """What is explained of one batch, for every cell.
+
+    Attributes:
+        target: the classes (B,).
+        kept: positions in the batch of the images whose scores are wanted.
+    """
+
+    batch: Batch
+    target: Tensor
+    kept: list[int]
+    subject: Subject
+
+    @property
+    def items(self) -> tuple[Item, ...]:
+        return tuple(self.batch.items[position] for position in self.kept)
+
+
 class Evaluation:
     """Scores batches of one model.
 
@@ -192,74 +211,78 @@ class Evaluation:
         pixels = pad(batch.pixels, self.batch_size).to(self.network.device, non_blocking=True)
         images = self.preprocess.normalise(pixels)
         traced = self.network.trace(images, self.layers)
-        logits = traced.logits.detach()
-        predicted = logits.argmax(dim=1)
-        if predicted_before:
-            before = [predicted_before.get(item.id, -1) for item in batch.items]
-            before += [-1] * (self.batch_size - len(before))
-            fixed = torch.tensor(before, device=predicted.device)
-            predicted = fixed.where(fixed >= 0, predicted)
-        target = self._target(batch, predicted, classes=logits.shape[1])
-
-        probabilities = logits.softmax(dim=1)
-        probability = probabilities.gather(1, target[:, None])[:, 0]
+        probabilities = traced.logits.detach().softmax(dim=1)
+        predicted = self._predicted(batch, traced.logits.detach(), predicted_before or {})
+        target = self._target(batch, predicted, classes=probabilities.shape[1])
         yield Predictions(
             batch.items,
             tuple(predicted[: len(batch.items)].tolist()),
             tuple(probabilities.amax(dim=1)[: len(batch.items)].tolist()),
-            logits.shape[1],
+            probabilities.shape[1],
         )
-
-        kept = [
-            position
-            for position, hit in enumerate((predicted == target)[: len(batch.items)].tolist())
-            if hit or self.target != "correct"
-        ]
+        hits = (predicted == target)[: len(batch.items)].tolist()
+        kept = [position for position, hit in enumerate(hits) if hit or self.target != "correct"]
         if not kept:
             return
-        items = tuple(batch.items[position] for position in kept)
         subject = Subject(
-            images, probability, lambda changed: self.network.score(changed, target), self.steps
+            images,
+            probabilities.gather(1, target[:, None])[:, 0],
+            lambda changed: self.network.score(changed, target),
+            self.steps,
         )
+        explained = _Explained(batch, target, kept, subject)
         trace = None
         for cell, metrics in wanted.items():
-            view = partial(self._view, batch, target, cell)
             if trace is None or (trace.layer, trace.utility) != (cell.path, UTILITIES[cell.utility]):
-                trace = view(images, traced, draw=0)  # what one method asks of it, the next one has
+                # What one method asks of it, the next one has.
+                trace = self._view(explained, cell, images, traced, draw=0)
+            yield from self._cell(explained, cell, metrics, trace)
+
+    def _cell(
+        self, explained: _Explained, cell: Cell, metrics: Sequence[str], trace: Trace
+    ) -> Iterator[CellScores | CellFailure]:
+        items, kept, subject = explained.items, explained.kept, explained.subject
+        try:
+            maps, saliency = explain(cell.method, trace)
+        except PluginError as error:
+            yield CellFailure(cell, items, str(error))
+            return
+        yield from _not_finite(cell, maps[kept], items)
+        columns = {"probability": subject.probability}
+        curves: dict[str, Tensor] = {}
+        flags = {"degenerate": is_degenerate(saliency), "zero_probability": subject.probability == 0}
+        again = partial(self._explain_again, explained, cell)
+        for name in metrics:
+            also = (None if cell.method.saliency else maps, trace) if METRICS[name].needs_trace else ()
             try:
-                maps, saliency = explain(cell.method, trace)
+                found = score(METRICS[name], subject, saliency, again, *also)
             except PluginError as error:
                 yield CellFailure(cell, items, str(error))
                 continue
-            yield from _not_finite(cell, maps[kept], items)
-            columns = {"probability": probability}
-            curves: dict[str, Tensor] = {}
-            flags = {"degenerate": is_degenerate(saliency), "zero_probability": probability == 0}
-            again = partial(self._explain_again, cell, view, target)
-            for name in metrics:
-                also = (None if cell.method.saliency else maps, trace) if METRICS[name].needs_trace else ()
-                try:
-                    found = score(METRICS[name], subject, saliency, again, *also)
-                except PluginError as error:
-                    yield CellFailure(cell, items, str(error))
-                    continue
-                for column, value in found.items():
-                    kind = curves if value.ndim == 2 else flags if value.dtype == torch.bool else columns
-                    kind[column] = value
-            optional = {column for name in metrics for column in METRICS[name].optional}
-            columns, flags["not_finite"] = _defined(columns, optional)
-            values = torch.stack([column.double() for column in (*columns.values(), *flags.values())])
-            rows = values.cpu()[:, kept].tolist()  # one transfer
-            yield CellScores(
-                cell,
-                items,
-                tuple(target[kept].tolist()),
-                dict(zip(columns, map(tuple, rows[: len(columns)]), strict=True)),
-                {name: curve[kept] for name, curve in curves.items()},
-                {name: tuple(map(bool, row)) for name, row in zip(flags, rows[len(columns) :], strict=True)},
-                None if cell.method.saliency else maps[kept],
-                saliency[kept],
-            )
+            for column, value in found.items():
+                kind = curves if value.ndim == 2 else flags if value.dtype == torch.bool else columns
+                kind[column] = value
+        optional = {column for name in metrics for column in METRICS[name].optional}
+        columns, flags["not_finite"] = _defined(columns, optional)
+        values = torch.stack([column.double() for column in (*columns.values(), *flags.values())])
+        rows = values.cpu()[:, kept].tolist()  # one transfer
+        yield CellScores(
+            cell,
+            items,
+            tuple(explained.target[kept].tolist()),
+            dict(zip(columns, map(tuple, rows[: len(columns)]), strict=True)),
+            {name: curve[kept] for name, curve in curves.items()},
+            {name: tuple(map(bool, row)) for name, row in zip(flags, rows[len(columns) :], strict=True)},
+            None if cell.method.saliency else maps[kept],
+            saliency[kept],
+        )
+
+    def _predicted(self, batch: Batch, logits: Tensor, before: Mapping[str, int]) -> Tensor:
+        predicted = logits.argmax(dim=1)
+        fixed = [before.get(item.id, -1) for item in batch.items]
+        fixed += [-1] * (self.batch_size - len(fixed))
+        earlier = torch.tensor(fixed, device=predicted.device)
+        return earlier.where(earlier >= 0, predicted)
 
     def _target(self, batch: Batch, predicted: Tensor, classes: int) -> Tensor:
         if self.target == "predicted":
@@ -273,14 +296,14 @@ class Evaluation:
         return torch.tensor(labels, device=predicted.device)
 
     def _view(
-        self, batch: Batch, target: Tensor, cell: Cell, images: Tensor, traced: TracedPass, draw: int
+        self, explained: _Explained, cell: Cell, images: Tensor, traced: TracedPass, draw: int
     ) -> Trace:
-        ids = [item.id for item in batch.items]
+        ids = [item.id for item in explained.batch.items]
         return Trace(
             images=images,
             image_ids=ids + ids[-1:] * (self.batch_size - len(ids)),
             pixels=partial(self.preprocess.denormalise, images),
-            target=target,
+            target=explained.target,
             utility=UTILITIES[cell.utility],
             seed=self.seed,
             draw=draw,
@@ -292,10 +315,9 @@ class Evaluation:
             _leaf=traced.leaves[cell.path],
         )
 
-    def _explain_again(
-        self, cell: Cell, view: Callable[..., Trace], target: Tensor, images: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _explain_again(self, explained: _Explained, cell: Cell, images: Tensor) -> tuple[Tensor, Tensor]:
         """p_c (B,) and saliency maps (B, H, W) of other images, in one pass."""
         traced = self.network.trace(images, [cell.path])
-        probability = traced.logits.detach().softmax(dim=1).gather(1, target[:, None])[:, 0]
-        return probability, explain(cell.method, view(images, traced, draw=1))[1]
+        target = explained.target[:, None]
+        probability = traced.logits.detach().softmax(dim=1).gather(1, target)[:, 0]
+        return probability, explain(cell.method, self._view(explained, cell, images, traced, draw=1))[1]

@@ -23,7 +23,7 @@ ORDER = (
     # what is done beside runs
     *("accuracy", "check", "report", "photos", "rescore", "verify", "submit", "api"),
     # the command line
-    *("cli_data", "cli_report", "cli_runs", "cli", "__main__"),
+    *("cli", "__main__"),
 )
 ROOT = Path(camkit.__file__).parent
 FILES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")

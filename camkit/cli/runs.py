@@ -1,20 +1,51 @@
-"""The commands around a run: merge, verify and submit."""
+"""The commands around a run: score, merge, verify and submit."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import click
 
-from camkit.cli_data import debug_option, labels_option, layout_option
+from camkit.cli.options import (
+    batch_size_option,
+    data_option,
+    debug_option,
+    device_option,
+    labels_option,
+    layout_option,
+    names_option,
+    plugin_option,
+    say,
+)
 from camkit.config import RunConfig
 from camkit.errors import CamkitError, UsageError
 
 
-def _say(line: str) -> None:
-    click.echo(line, err=True)
+@click.command()
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@names_option("--metrics", required=True, help="Groups of scores to add (camkit list metrics).")
+@data_option("The images of the run.")
+@click.option("--weights", metavar="FILE", help="The weights file, where the run had one.")
+@batch_size_option
+@device_option
+@plugin_option
+@debug_option
+def score(folder: Path, **options: Any) -> None:
+    """Add scores to a results folder from its saved maps (bench --save-maps), without explaining again.
+
+    Scores that explain changed images, as adcc does for coherency, need camkit bench.
+
+    \b
+    Example:
+      camkit score results/imagenet --metrics deletion,insertion --data /data/imagenet/val
+    """
+    from camkit.report.tables import terminal_table
+    from camkit.rescore import rescore
+
+    summary = rescore(folder, say=say, **options)
+    click.echo(terminal_table(summary))
+    click.echo(f"\n{folder / 'summary.csv'}: {len(summary)} cells")
 
 
 @click.command()
@@ -39,19 +70,15 @@ def merge(folder: Path) -> None:
 
 @click.command()
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
-@click.option(
-    "--data",
-    metavar="PATH|sample",
-    help="The data of the run.  [default: $CAMKIT_DATA, else the sample photos]",
-)
+@data_option("The images of the run.")
 @layout_option
 @labels_option
 @click.option("--weights", default="pretrained", metavar="FILE", help="The weights, where they were a file.")
-@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:N]|mps")
+@device_option
 @click.option("--workers", type=click.IntRange(min=0), default=0, show_default=True)
-@click.option("--plugin", multiple=True, metavar="FILE", help="The plugins of the run.")
+@plugin_option
 @debug_option
-def verify(folder: Path, data: str | None, **options: Any) -> None:
+def verify(folder: Path, **options: Any) -> None:
     """Recompute 1 % of the images of a finished run, at least five, and compare every value.
 
     Values may differ by 1e-5, areas under curves by 1e-3; exit code 1 if one differs by more. The folder is
@@ -65,8 +92,7 @@ def verify(folder: Path, data: str | None, **options: Any) -> None:
 
     from camkit.verify import verify as recompute
 
-    data = data or os.environ.get("CAMKIT_DATA") or "sample"
-    checks = recompute(folder, RunConfig(model=(), data=data, **options), say=_say)
+    checks = recompute(folder, RunConfig(model=(), **options), say=say)
     click.echo(tabulate(checks, headers="keys", tablefmt="simple", showindex=False, floatfmt=".1e"))
     differing, values = checks["differing"].sum(), checks["values"].sum()
     if differing or not values:
@@ -114,7 +140,7 @@ def submit(ctx: click.Context, local: int | None, dry_run: bool, words: tuple[st
         settings = ", ".join(f"{name} {value}" for name, value in slurm.items())
         click.echo(f"\n{len(jobs)} jobs, {where}{f' ({settings})' if settings else ''}")
     elif local:
-        jobs_of.run_here(jobs, local, options["out"], _say)
+        jobs_of.run_here(jobs, local, options["out"], say)
     else:
         ids = jobs_of.submit(jobs, slurm, options["out"])
         click.echo(f"{len(ids)} jobs: {ids[0]} to {ids[-1]}; logs in {options['out'] / jobs_of.LOGS}")

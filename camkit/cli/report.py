@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from camkit.cli_data import debug_option
+from camkit.cli.options import debug_option
 from camkit.errors import CamkitError, UsageError
 
 if TYPE_CHECKING:

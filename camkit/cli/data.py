@@ -1,43 +1,26 @@
-"""`camkit data`: what a data set holds, and a small part of it; and the options on data that bench shares."""
+"""`camkit data`: what a data set holds, and a small part of it."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
+from camkit.cli.options import (
+    batch_size_option,
+    debug_option,
+    device_option,
+    format_option,
+    labels_option,
+    layout_option,
+    say,
+    weights_option,
+    workers_option,
+)
 from camkit.csv_text import csv_line
 
-
-def _set_debug(ctx: click.Context, _: click.Parameter, value: bool) -> None:
-    ctx.meta["camkit.debug"] = value
-
-
-debug_option = click.option(
-    "--debug",
-    is_flag=True,
-    is_eager=True,
-    expose_value=False,
-    callback=_set_debug,
-    help="Show the traceback of an error.",
-)
-layout_option = click.option(
-    "--layout",
-    metavar="NAME",
-    help="wnid, imagenet-v2, flat, photos, parquet, webdataset or tar.  [default: found by looking]",
-)
-labels_option = click.option(
-    "--labels",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="CSV file `image,label`; a label is a 0-based index, a wnid or a class name.",
-)
-_format_option = click.option(
-    "--format", "style", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True
-)
 # Above this, a terminal shows the first ones and how many more there are; CSV and JSON have them all.
 SHOWN = 100
 
@@ -57,23 +40,11 @@ def data() -> None:
 @layout_option
 @labels_option
 @click.option("--model", metavar="NAME", help="Measure this model's top-1: catches a wrong label mapping.")
-@click.option(
-    "--weights", default="pretrained", show_default=True, metavar="pretrained|random|FILE", help="Of --model."
-)
-@click.option(
-    "--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:N]|mps", help="Where --model runs."
-)
-@click.option(
-    "--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Images in a pass."
-)
-@click.option(
-    "--workers",
-    type=click.IntRange(min=0),
-    default=lambda: min(8, (os.cpu_count() or 1) - 1),
-    show_default="cores less one, at most 8",
-    help="Processes that decode images; 0: none beside the main one.",
-)
-@_format_option
+@weights_option
+@device_option
+@batch_size_option
+@workers_option
+@format_option
 @debug_option
 def check(path: str, layout: str | None, labels: Path | None, style: str, **options: Any) -> None:
     """Read every image of a data set and say what was found.
@@ -88,7 +59,7 @@ def check(path: str, layout: str | None, labels: Path | None, style: str, **opti
     """
     from camkit.check import check_data
 
-    report = check_data(path, layout, labels, say=lambda line: click.echo(line, err=True), **options)
+    report = check_data(path, layout, labels, say=say, **options)
     if style == "json":
         _print_json(report.as_dict())
     elif style == "csv":
@@ -122,7 +93,7 @@ def check(path: str, layout: str | None, labels: Path | None, style: str, **opti
 @labels_option
 @click.option("--seed", default=0, show_default=True, help="Of the choice.")
 @click.option("--copy", is_flag=True, help="Copy files instead of linking; archives are always copied.")
-@_format_option
+@format_option
 @debug_option
 def sample(path: str, per_class: int, out: Path, seed: int, copy: bool, style: str, **options: Any) -> None:
     """Take N images of each class into a folder, as links or copies, for smoke runs.
@@ -138,8 +109,8 @@ def sample(path: str, per_class: int, out: Path, seed: int, copy: bool, style: s
 
     found = find_images(path, seed, **options)
     for note in found.notes:
-        click.echo(note, err=True)
-    rows = take(found, per_class, out, seed, copy=copy, say=lambda line: click.echo(line, err=True))
+        say(note)
+    rows = take(found, per_class, out, seed, copy=copy, say=say)
     if style == "json":
         _print_json([dict(zip(("image", "file", "label"), row, strict=True)) for row in rows])
     elif style == "csv":

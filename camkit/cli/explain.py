@@ -1,0 +1,91 @@
+"""`camkit explain`, and `camkit list` of the names that it and the others take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from camkit.cli.options import explanation_options, format_option, plugin_option, say
+from camkit.config import RunConfig
+
+
+@click.command()
+@click.argument("images", nargs=-1, required=True, metavar="IMAGE…", type=click.Path(path_type=Path))
+@click.option("--model", required=True, metavar="NAME", help="One model (camkit list models).")
+@click.option(
+    "--layer", default="conv", show_default=True, help="Target layer: conv, prepool or MODULE.PATH."
+)
+@click.option("--utility", default="rest", show_default=True, help="rest, logit, softmax or log-softmax.")
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="FILE.png",
+    help="The picture (.png, .pdf or .svg).",
+)
+@click.option("--scores", is_flag=True, help="ADCC and its parts below each map.")
+@click.option(
+    "--cmap",
+    type=click.Choice(["inferno", "viridis", "jet"]),
+    default="inferno",
+    show_default=True,
+    help="Colours of the maps; jet, the field's usual ones, draws edges that are not in a map.",
+)
+@explanation_options
+def explain(
+    images: tuple[Path, ...],
+    out: Path,
+    scores: bool,
+    cmap: str,
+    model: str,
+    layer: str,
+    utility: str,
+    **options: Any,
+) -> None:
+    """Draw photos beside the saliency maps of the chosen methods, with class and probability.
+
+    IMAGE is a photo, a folder of photos, or `sample` for the sample photos.
+
+    \b
+    Example:
+      camkit explain cat.jpg --model resnet50 --method gradcam,shapleycam -o cat.png
+      camkit explain photos/ --model resnet50 --method paper --scores --cmap jet -o photos.pdf
+    """
+    from camkit.photos import explain_images
+    from camkit.report.figures import saliency_figure, save_figure
+
+    config = RunConfig(model=(model,), layer=(layer,), utility=(utility,), **options)
+    rows = explain_images(images, config, say=say, with_scores=scores)
+    save_figure(saliency_figure(rows, cmap), out)
+    click.echo(str(out))
+
+
+@click.command("list")
+@click.argument("what", type=click.Choice(["models", "methods", "metrics", "utilities"]))
+@format_option
+@plugin_option
+def list_names(what: str, style: str, plugin: tuple[str, ...]) -> None:
+    """List what can be named: models, methods, metrics or utilities.
+
+    \b
+    Example:
+      camkit list methods --format csv
+    """
+    from camkit.plugins import load_plugins
+    from camkit.report.tables import listing
+
+    load_plugins(plugin)
+    frame = listing(what)
+    if style == "csv":
+        click.echo(frame.to_csv(index=False, lineterminator="\n"), nl=False)
+    elif style == "json":
+        click.echo(frame.to_json(orient="records", indent=2, force_ascii=False))
+    else:
+        from tabulate import tabulate
+
+        click.echo(
+            tabulate(frame.astype(object).fillna(""), headers="keys", tablefmt="simple", showindex=False)
+        )
