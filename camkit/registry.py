@@ -147,6 +147,7 @@ class Metric:
         needs_trace: the function also takes the signed maps (B, h, w), or None from methods that give
             saliency maps, and the :class:`camkit.tracing.Trace`.
         optional: columns that are NaN for maps that have no such score.
+        of_values: columns that judge a map as a division of the utility, see :attr:`Method.value`.
         origin: the plugin it comes from; "" for camkit's own.
     """
 
@@ -156,6 +157,7 @@ class Metric:
     source: str
     needs_trace: bool = False
     optional: tuple[str, ...] = ()
+    of_values: tuple[str, ...] = ()
     origin: str = ""
 
     @property
@@ -231,12 +233,15 @@ def metric(
     source: str = "",
     needs_trace: bool = False,
     optional: tuple[str, ...] = (),
+    of_values: tuple[str, ...] = (),
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a function as a metric group; see :class:`Metric` for what it takes and returns."""
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
-        origin = origin_of(function)
-        METRICS.add(name, Metric(name, function, directions, source, needs_trace, optional, origin))
+        entry = Metric(
+            name, function, directions, source, needs_trace, optional, of_values, origin_of(function)
+        )
+        METRICS.add(name, entry)
         return function
 
     return register
@@ -257,3 +262,14 @@ def model(
         return build
 
     return register
+
+
+def columns_of_values(columns: Iterable[str]) -> list[str]:
+    """Those of `columns` that judge maps as divisions of the utility, see :attr:`Metric.of_values`."""
+    known = {column for entry in METRICS.values() for column in entry.of_values}
+    return [column for column in columns if column in known]
+
+
+def is_value(name: str) -> bool:
+    """Whether maps of a method divide the utility among the positions."""
+    return name in METHODS and METHODS[name].value

@@ -23,7 +23,7 @@ import pandas as pd
 
 from camkit.config import DEFAULT_METRICS
 from camkit.errors import CamkitError
-from camkit.registry import METHODS, METRICS
+from camkit.registry import METHODS, METRICS, columns_of_values, is_value
 from camkit.statistics import cell_means
 from camkit.tables import ODD_NAMES, UTF8, Table, complete, merge_rows, write_atomically
 
@@ -119,7 +119,10 @@ def read_scores(path: Path) -> pd.DataFrame:
 
 
 def summarise(out: Path) -> pd.DataFrame:
-    """One row a cell of everything below `out`: counts, top-1 and the mean of each score."""
+    """One row a cell of everything below `out`: counts, top-1 and the mean of each score.
+
+    Beside scores that judge maps as divisions of the utility among positions, `value` says which are such.
+    """
     summary = []
     for folder in run_folders(out):
         run = read_run(folder)
@@ -149,7 +152,10 @@ def summarise(out: Path) -> pd.DataFrame:
                     "not_finite": flags[(*cell, "not_finite")],
                 }
             )
-    return pd.DataFrame(summary)
+    table = pd.DataFrame(summary)
+    if columns_of_values(table.columns):
+        table["value"] = ["yes" if is_value(name) else "no" for name in table["method"]]
+    return table
 
 
 def summary_text(summary: pd.DataFrame) -> str:

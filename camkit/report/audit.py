@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from camkit.registry import columns_of_values, is_value
 from camkit.report.analysis import SAME, Analysis
-from camkit.report.scores import WITHOUT_HESSIAN, is_control
+from camkit.report.scores import WITHOUT_HESSIAN, is_control, known_scores
 from camkit.report.study import Block
 from camkit.statistics import FEW_IMAGES
 
@@ -25,6 +26,7 @@ def audit(analysis: Analysis, study: Sequence[Block]) -> list[str]:
         *_same_cells(block),
         *_same_elsewhere(block, study),
         *_flags(block),
+        *_no_values(block),
         *_controls(analysis),
     ]
 
@@ -131,6 +133,21 @@ def _flags(block: Block) -> list[str]:
         if counts:
             lines.append(f"{words.capitalize()}: {', '.join(f'{name} {n}' for name, n in counts.items())}.")
     return lines
+
+
+def _no_values(block: Block) -> list[str]:
+    judged = columns_of_values(block.columns)
+    filled = ~np.isnan(block.values[..., [block.columns.index(column) for column in judged]]).all(axis=(0, 2))
+    names = [name for name, some in zip(block.methods, filled, strict=True) if some and not is_value(name)]
+    return [no_values(names, judged)] if names and judged else []
+
+
+def no_values(names: Sequence[str], columns: Sequence[str]) -> str:
+    """What to know of methods whose maps `columns` judge as what they are not."""
+    return (
+        f"No division of the utility among positions (weights averaged over positions, or rectified): "
+        f"{', '.join(names)}. Do not read {listed([score.short for score in known_scores(columns)])} there."
+    )
 
 
 def _controls(analysis: Analysis) -> list[str]:

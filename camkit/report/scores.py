@@ -62,6 +62,10 @@ PLAIN = {
         "SV distance",
         "Mean distance of the saliency map from that of the Shapley values.",
     ),
+    "single_deletion": (
+        "SD",
+        "Rank correlation, over patches, of the map with the logit's loss when one patch is blanked.",
+    ),
     "nonadditivity": ("Non-additivity", "Of the game, not of a map: at 0 all Shapley values are trivial."),
 }
 

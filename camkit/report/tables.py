@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 
 from camkit.models import ROWS, find_row
-from camkit.registry import METHODS, METRICS, MODELS, first_line
+from camkit.registry import METHODS, METRICS, MODELS, columns_of_values, first_line, is_value
 from camkit.report.analysis import Analysis
-from camkit.report.audit import audit
+from camkit.report.audit import audit, no_values
 from camkit.report.grid import Cell, Grid, terminal
 from camkit.report.scores import is_control, known_scores
 from camkit.report.study import Block
@@ -51,7 +51,10 @@ def terminal_table(summary: pd.DataFrame) -> str:
         )
         title = f"{model} · {layer} · {utility} ({block['images'].iloc[0]} images{accuracy})"
         grids.append(Grid(title, "", ("method", *(score.heading for score in scores)), groups))
-    return terminal(grids)
+    judged = columns_of_values(score.column for score in scores)
+    filled = summary.loc[summary[judged].notna().any(axis=1), "method"] if judged else ()
+    others = [name for name in dict.fromkeys(filled) if not is_value(name)]
+    return terminal(grids, [no_values(others, judged)] if others else [])
 
 
 def score_grid(analysis: Analysis, study: Sequence[Block]) -> Grid:
