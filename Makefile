@@ -6,7 +6,7 @@ CAMKIT := $(VENV)/bin/camkit
 TABLES := conv_rest prepool_rest conv_log-softmax prepool_log-softmax prepool_logit
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak smoke lint speed reproduce has-imagenet clean
+.PHONY: help demo report test soak smoke lint speed reproduce has-imagenet clean
 # Two installs into one environment at a time would get in each other's way.
 .NOTPARALLEL:
 
@@ -21,6 +21,12 @@ demo: $(VENV)/.demo  ## benchmark EfficientNet-Lite0 on six photos: table, CSV f
 	@echo "Picture: results/local/demo/demo.png"
 	@echo "Means:   results/local/demo/summary.csv"
 	@echo "Images:  results/local/demo/tf_efficientnet_lite0/conv-rest/<method>.csv"
+
+report: demo  ## the demo's results as a page, tables and figures, in results/demo
+	for format in html md tex csv; do \
+		$(CAMKIT) report results/local/demo --data sample -o results/demo/report.$$format || exit 1; done
+	$(CAMKIT) compare results/local/demo -o results/demo/compare.md
+	$(CAMKIT) plot results/local/demo --format png -o results/demo/figures
 
 test: $(VENV)/.demo $(VENV)/.test  ## run the tests
 	$(VENV)/bin/python -m pytest

@@ -95,6 +95,20 @@ def test_randomcam_wins_three_swins_in_the_published_table(tmp_path, monkeypatch
     assert "shapleycam on swin_l, swin_s and swin_t;" in line
 
 
+def test_published_figures_that_contradict_each_other_are_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(paper, "FULL_SET", 400)
+
+    def lines(model, layer):
+        cell = (model, layer, "rest", "gradcam")
+        rows = {"gradcam": published_scores(400, cell)}
+        out = write_results(tmp_path / f"{model}-{layer}", rows, model=model, layer=layer)
+        return [line for line in run(out).splitlines() if "does not depend on the utility" in line]
+
+    (line,) = lines("resnet18", "prepool")
+    assert "52.80 here and 58.64 under log-softmax" in line
+    assert not lines("resnet18", "conv") and not lines("swin_t", "prepool")
+
+
 def test_another_protocol_is_left_out_by_name(tmp_path):
     cell = ("resnet18", "conv", "rest", "gradcam")
     write_results(tmp_path, {"gradcam": published_scores(40, cell)})

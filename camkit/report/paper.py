@@ -15,6 +15,7 @@ from camkit.errors import UsageError
 from camkit.report.analysis import Analysis
 from camkit.report.audit import listed
 from camkit.report.grid import Cell, Grid
+from camkit.report.study import Block
 from camkit.report.tables import INTERVAL, cell_keys, percent, signed
 from camkit.statistics import FEW_IMAGES
 
@@ -174,8 +175,24 @@ def check_grid(found: Check) -> Grid:
         f"Results and published figures (arXiv 2501.06261), percent: {block.describe()}.",
         ("method", *(block.scores[column].heading for column in found.columns)),
         (tuple(rows),),
-        tuple(notes),
+        (*notes, *_randomcam_by_utility(block)),
     )
+
+
+def _randomcam_by_utility(block: Block) -> list[str]:
+    """A line where the published RandomCAM, which knows no utility, differs between utilities."""
+    table = published()["coherency"]
+    place = (block.model, block.layer, block.utility, "randomcam")
+    if place not in table.index:
+        return []
+    here = table[place]
+    elsewhere = table.xs((block.model, block.layer, "randomcam"), level=("model", "layer", "method"))
+    others = elsewhere[(elsewhere - here).abs() > 2 * TOLERANCE]
+    return [
+        f"RandomCAM does not depend on the utility, but its published coherency is {percent(here)} here and "
+        f"{percent(value)} under {utility}: one of the two was not taken at {block.layer}."
+        for utility, value in others.items()
+    ]
 
 
 def verdict(checks: Sequence[Check]) -> list[str]:
