@@ -1,14 +1,14 @@
 """Cheap maps against the Shapley values of a layer: what comes nearest for how many gradients?
 
-    python scripts/shapley_search.py --model tf_efficientnet_lite0 --layer blocks.5 --data DIR --limit 12
+    python scripts/shapley_search.py --layer prepool --layer conv --layer blocks.5 --data DIR --limit 12
 
-Prints a table in Markdown: mean relative error over the images, and the passes through the rest of the
-network that a map costs. See results/shapley/README.md for what came out.
+Writes a CSV, one row a layer, map and image: the relative error, and the passes through the rest of the
+network that the map costs. `scripts/shapley_table.py table` makes a table of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from camkit.seeding import generator
 from camkit.tracing import Trace
 from camkit.utilities import UTILITIES
 
+BATCH_SIZE = 6
 NODE = 0.5 - 3**-0.5 / 2  # the lower of the two Gauss-Legendre nodes on [0, 1]
 
 
@@ -160,49 +161,50 @@ CANDIDATES: dict[str, tuple[int | str, Callable[[Trace], Tensor]]] = {
 
 @click.command()
 @click.option("--model", default="tf_efficientnet_lite0", show_default=True)
-@click.option("--weights", default="pretrained", show_default=True)
-@click.option("--layer", default="blocks.5", show_default=True)
+@click.option("--layer", default=["blocks.5"], show_default=True, multiple=True)
 @click.option("--utility", default="rest", show_default=True)
 @click.option("--data", default="sample", show_default=True)
 @click.option("--limit", default=6, show_default=True)
 @click.option("--budget", default=DEFAULT_BUDGET, show_default=True, help="Permutations of the yardstick.")
-@click.option("--out", type=click.Path(path_type=Path), help="Also write a CSV, one row an image and map.")
+@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="The CSV.")
 def main(
-    model: str, weights: str, layer: str, utility: str, data: str, limit: int, budget: int, out: Path | None
+    model: str, layer: tuple[str, ...], utility: str, data: str, limit: int, budget: int, out: Path
 ) -> None:
-    config = RunConfig(model=(model,), layer=(layer,), weights=weights)
+    """Errors of the candidates on the images of --data."""
+    config = RunConfig(model=(model,), layer=layer)
     images = find_images(data, config.seed)
     prepared = prepare(model, config.layer, images.items, config, say=click.echo)
-    network, path = prepared.network, prepared.paths[layer]
-    rows = []
-    for batch in batches(images.items[:limit], prepared.loaded.preprocess, 6, 0):
+    preprocess = prepared.loaded.preprocess
+    rows: list[dict[str, object]] = []
+    for batch in batches(images.items[:limit], preprocess, BATCH_SIZE, 0):
         if batch.pixels is None:
             continue
-        preprocess = prepared.loaded.preprocess
         pixels = preprocess.normalise(batch.pixels)
-        passed = network.trace(pixels, [path])
-        trace = Trace(
-            pixels, [item.id for item in batch.items], partial(preprocess.denormalise, pixels),
-            passed.logits.argmax(dim=1), UTILITIES[utility], config.seed, 0, network, path,
-            passed.logits, passed.leaves[path], budget=budget,
-        )  # fmt: skip
-        values, errors = trace.game.shapley(YARDSTICK)
-        noise = errors.flatten(1).norm(dim=1) / values.flatten(1).norm(dim=1)
-        found: dict[str, tuple[int | str, Tensor]] = {"noise of the yardstick, subtracted": ("", noise)}
-        with torch.no_grad():
-            for name, (cost, candidate) in CANDIDATES.items():
-                found[name] = (cost, relative_error(candidate(trace), values, errors))
-        for name, (cost, error) in found.items():
-            rows += [
-                {"image": item.id, "map": name, "passes": cost, "error": value}
-                for item, value in zip(batch.items, error.tolist(), strict=True)
-            ]
-    frame = pd.DataFrame(rows)
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        frame.to_csv(out, index=False, float_format="%.6g", lineterminator="\n")
-    table = frame.groupby(["map", "passes"], sort=False)["error"].agg(["mean", "median"]).reset_index()
-    click.echo(table.to_markdown(index=False, floatfmt=".3f"))
+        passed = prepared.network.trace(pixels, list(prepared.paths.values()))
+        for name, path in prepared.paths.items():
+            trace = Trace(
+                pixels, [item.id for item in batch.items], partial(preprocess.denormalise, pixels),
+                passed.logits.argmax(dim=1), UTILITIES[utility], config.seed, 0, prepared.network, path,
+                passed.logits, passed.leaves[path], budget=budget,
+            )  # fmt: skip
+            for candidate, cost, errors in measure(trace):
+                rows += [
+                    {"layer": name, "map": candidate, "passes": cost, "image": item.id, "error": error}
+                    for item, error in zip(batch.items, errors.tolist(), strict=True)
+                ]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame(rows).to_csv(out, index=False, float_format="%.5g", lineterminator="\n")
+    click.echo(str(out))
+
+
+def measure(trace: Trace) -> Iterator[tuple[str, int | str, Tensor]]:
+    """Name, passes and errors (B,) of each candidate; first the yardstick's noise, which is subtracted."""
+    values, errors = trace.game.shapley(YARDSTICK)
+    noise = errors.flatten(1).norm(dim=1) / values.flatten(1).norm(dim=1)
+    yield "noise of the yardstick, subtracted", "", noise
+    with torch.no_grad():
+        for name, (cost, candidate) in CANDIDATES.items():
+            yield name, cost, relative_error(candidate(trace), values, errors)
 
 
 if __name__ == "__main__":

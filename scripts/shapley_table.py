@@ -4,30 +4,33 @@
     python scripts/shapley_table.py run imagenet --data DIR             # photos of a folder
     python scripts/shapley_table.py table                               # tables.md, from the CSVs
 
-`run` writes results/shapley/NAME.csv, one row an image and cell; a run that was stopped goes on.
+`run` writes results/shapley/NAME.csv, one row an image and cell; a run that was stopped goes on. Tables of
+scripts/shapley_search.py's results (search*.csv) are made too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 import pandas as pd
-from scipy.stats import bootstrap
 
 from camkit.benchmark import bench
 from camkit.config import RunConfig
+from camkit.registry import METHODS
 from camkit.results import file_name, read_run, run_folders
+from camkit.statistics import bootstrap
 
 HERE = Path("results/shapley")
 RUNS = Path("results/local/shapley")
 MODELS = ("tf_efficientnet_lite0", "tf_efficientnet_lite1", "tf_efficientnet_lite2")
+LAYERS = ("prepool", "conv", "blocks.5")
 UTILITIES = ("rest", "log-softmax", "softmax", "logit")
 VALUES = ("hirescam", "shapleycam-h", "aumann-1", "aumann-2", "aumann-3", "shapley")
-OTHERS = ("gradcam", "shapleycam", "aumann-2-gap", "aumann-2-e", "controls")
+OTHERS = ("gradcam", "shapleycam", "aumann-2-gap", "flat", "centre", "randomcam")
 # Part -> what is run. Where the rest of the network mixes positions, a coalition costs a pass through it.
 PARTS: dict[str, dict[str, Any]] = {
     "values": {
@@ -78,7 +81,7 @@ PARTS: dict[str, dict[str, Any]] = {
         "layer": ("prepool", "conv"),
         "method": (*VALUES, *OTHERS),
         "metrics": ("deletion", "insertion"),
-        "steps": 28,
+        "steps": 14,
     },
 }
 KEYS = ["part", "model", "layer", "utility", "method", "image"]
@@ -120,55 +123,86 @@ def _rows(out: Path, part: str) -> pd.DataFrame:
     return rows[[*KEYS, *scores]]
 
 
-def interval(values: pd.Series, digits: int = 3) -> str:
-    """Mean with the 95 % interval of a bootstrap over images (percentiles, 2,000 resamples)."""
-    values = values.dropna()
-    if values.empty:
-        return ""
-    mean = f"{values.mean():.{digits}f}"
-    if len(values) < 2 or values.nunique() == 1:
-        return mean
-    seed = np.random.default_rng(0)
-    found = bootstrap((values.to_numpy(),), np.mean, n_resamples=2000, method="percentile", rng=seed)
-    low, high = found.confidence_interval
-    return f"{mean} [{low:.{digits}f}, {high:.{digits}f}]"
+def intervals(rows: pd.DataFrame, scores: Sequence[str]) -> pd.DataFrame:
+    """Methods down, scores across: means with 95 % intervals; ADCC is the function of means that it is."""
+    methods = sorted(rows["method"].unique(), key=list(METHODS).index)
+    wide = rows.pivot(index="image", columns="method", values=list(scores))
+    values = np.stack([wide[score][methods].to_numpy(float) for score in scores], axis=2)
+    sampled = bootstrap(values, tuple(scores))
+    low, high = sampled.interval()
+    texts = np.vectorize(_interval)(sampled.value, low, high)
+    return pd.DataFrame(texts, index=pd.Index(methods, name="method"), columns=list(scores))
 
 
-def table(rows: pd.DataFrame, columns: Sequence[str], score: str) -> pd.DataFrame:
-    """Methods down, cells across, means with intervals of one score."""
-    methods = list(dict.fromkeys(rows["method"]))
-    cells = rows.groupby([*columns, "method"], sort=False)[score].agg(interval).unstack(list(columns))
-    cells.columns = [" · ".join(np.atleast_1d(c)) for c in cells.columns]
-    return cells.loc[methods]
+def _interval(mean: float, low: float, high: float) -> str:
+    return "" if np.isnan(mean) else f"{mean:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def across_cells(rows: pd.DataFrame, score: str) -> pd.DataFrame:
+    """Methods down, cells (layer and utility) across: one score."""
+    cells = sorted(set(zip(rows["layer"], rows["utility"], strict=True)), key=_place)
+    of_cell = {
+        cell: rows[(rows["layer"] == cell[0]) & (rows["utility"] == cell[1])].dropna(subset=[score])
+        for cell in cells
+    }
+    columns = {
+        f"{layer}, {utility}": intervals(here, [score])[score]
+        for (layer, utility), here in of_cell.items()
+        if len(here)
+    }
+    table = pd.DataFrame(columns)
+    return table.loc[sorted(table.index, key=list(METHODS).index)].fillna("")
+
+
+def _place(cell: tuple[str, str]) -> tuple[int, int]:
+    return LAYERS.index(cell[0]), UTILITIES.index(cell[1])
+
+
+def part_tables(name: str, part: str, rows: pd.DataFrame) -> Iterator[str]:
+    """The tables of one part, in Markdown, each with a line that says what it is."""
+    scores = [column for column in rows.columns[len(KEYS) :] if rows[column].notna().any()]
+    for model, of_model in rows.groupby("model", sort=False):
+        title = f"{name}, {part}: {model}, {of_model['image'].nunique()} photos"
+        if "shapley_error" in scores and "coherency" not in scores:
+            for score in ("shapley_error", "shapley_error_scaled", "saliency_distance"):
+                yield f"**{title}, `{score}`**\n\n{across_cells(of_model, score).to_markdown()}\n"
+            game = of_model[of_model["method"] == "hirescam"]  # it is the same beside every method
+            yield f"**{title}, `nonadditivity`**\n\n{across_cells(game, 'nonadditivity').to_markdown()}\n"
+        else:
+            for layer, of_layer in of_model.groupby("layer", sort=False):
+                yield f"**{title}, {layer}**\n\n{intervals(of_layer, scores).to_markdown()}\n"
+
+
+def search_table(path: Path) -> str:
+    """Candidates down, layers across."""
+    rows = pd.read_csv(path, dtype={"image": str, "passes": str}).fillna({"passes": ""})
+    columns = {}
+    for layer, here in rows.groupby("layer", sort=False):
+        wide = here.pivot(index="image", columns="map", values="error")[list(here["map"].unique())]
+        sampled = bootstrap(wide.to_numpy()[..., None], ("error",))
+        low, high = sampled.interval()
+        columns[layer] = pd.Series(
+            [_interval(*ends) for ends in zip(sampled.value[:, 0], low[:, 0], high[:, 0], strict=True)],
+            index=wide.columns,
+        )
+    table = pd.DataFrame(columns)
+    table.insert(0, "passes", rows.drop_duplicates("map").set_index("map")["passes"])
+    return f"**{path.stem}: {rows['image'].nunique()} photos, relative error**\n\n{table.to_markdown()}\n"
 
 
 @main.command("table")
 def tables() -> None:
     """Write results/shapley/tables.md from the CSVs that stand there."""
-    text = []
+    text = [f"<!-- Made by `python {Path(__file__).parent.name}/{Path(__file__).name} table`. -->\n"]
     for path in sorted(HERE.glob("*.csv")):
         if path.stem.startswith("search"):
+            text.append(search_table(path))
             continue
         rows = pd.read_csv(path, dtype={"image": str})
-        for part, here in rows.groupby("part", sort=False):
-            text.append(f"\n## {path.stem}, {part}\n")
-            scores = [c for c in here.columns[len(KEYS) :] if here[c].notna().any()]
-            for name, of_model in here.groupby("model", sort=False):
-                model = f"{name} ({of_model['image'].nunique()} images)"
-                if part in ("scores", "curves"):
-                    for layer, of_layer in of_model.groupby("layer", sort=False):
-                        wide = pd.concat(
-                            [table(of_layer, ["utility"], c).set_axis([c], axis=1) for c in scores], axis=1
-                        )
-                        text.append(f"\n{model}, {layer}\n\n{wide.to_markdown()}\n")
-                    continue
-                for score in ("shapley_error", "shapley_error_scaled", "saliency_distance", "nonadditivity"):
-                    of_score = of_model
-                    if score == "nonadditivity":
-                        of_score = of_model[of_model["method"] == "hirescam"]
-                    wide = table(of_score, ["layer", "utility"], score)
-                    text.append(f"\n{model}, {score}\n\n{wide.to_markdown()}\n")
-    (HERE / "tables.md").write_text("".join(text).lstrip())
+        for part in PARTS:
+            here = rows[rows["part"] == part]
+            text += part_tables(path.stem, part, here) if len(here) else []
+    (HERE / "tables.md").write_text("\n".join(text))
     click.echo(str(HERE / "tables.md"))
 
 

@@ -3,6 +3,8 @@
     make speed
     python scripts/speed.py --only floor --repetitions 7 --data /data/imagenet/val
 
+`--only` measures some sections and leaves the results of the others as they are.
+
 Floor: as many bare passes `model(x)` as the scores need, in inference mode, channels last, same batch size,
 threads and process. The two sides of a ratio take turns (A B A B …); a line gives the median of the ratios
 pair by pair, with their range. Needs a quiet machine, about a quarter of an hour on two cores, and the
@@ -47,7 +49,7 @@ def floor(setting: Setting) -> list[Line]:
                 pairs = interleaved(job.run, job.floor, setting.repetitions)
                 job.expect_passes()
                 case = f"{model}, ADCC scores, {name}, {data}"
-                lines.append(Line("floor", case, pairs, f"≤ {most:.2f} × floor", most))
+                lines.append(Line(case, pairs, f"≤ {most:.2f} × floor", most))
     return lines
 
 
@@ -58,7 +60,7 @@ def curves(setting: Setting) -> list[Line]:
     pairs = interleaved(job.run, job.floor, setting.repetitions)
     job.expect_passes(CURVE_STEPS)
     case = f"{LITE}, deletion and insertion, one method, N = {CURVE_STEPS}"
-    return [Line("curves", case, pairs, "≤ 1.10 × floor", 1.10)]
+    return [Line(case, pairs, "≤ 1.10 × floor", 1.10)]
 
 
 def grad_cam(setting: Setting) -> list[Line]:
@@ -77,7 +79,7 @@ def grad_cam(setting: Setting) -> list[Line]:
             check_agreement(job, other(["gradcam"], sources))
             pairs = interleaved(job.run, partial(other, methods, sources), setting.repetitions)
         case = f"{LITE}, ADCC scores, {name}: grad-cam, image by image"
-        lines.append(Line("peers", case, pairs, f"≥ {least} × as fast", least, inverse=True))
+        lines.append(Line(case, pairs, f"≥ {least} × as fast", least, inverse=True))
     return lines
 
 
@@ -108,15 +110,15 @@ def torchcam(setting: Setting) -> list[Line]:
     case = f"{LITE}, GradCAM: torchcam's average drop and increase, camkit's six ADCC scores"
     curve_case = f"{LITE}, GradCAM: torchcam's deletion and insertion, N = {PEER_STEPS}"
     return [
-        Line("peers", case, pairs, promise, 2, inverse=True),
-        Line("peers", curve_case, curve_pairs, promise, 2, inverse=True),
+        Line(case, pairs, promise, 2, inverse=True),
+        Line(curve_case, curve_pairs, promise, 2, inverse=True),
     ]
 
 
 def dtype(setting: Setting) -> tuple[list[Line], list[Change]]:
     """Number formats: speed, and the change in every score on the sample photos."""
     lines, changes = [], []
-    speed = {"batch_size": 16, "limit": 32, "cache": setting.folder / "cache"}
+    speed = {"batch_size": 16, "limit": 16, "cache": setting.folder / "cache"}
     scores = {"data": "sample", "metrics": ("adcc", "deletion", "insertion"), "steps": DTYPE_STEPS}
     full = Job(setting, LITE, METHODS["one method"], **speed)
     reference = Job(setting, LITE, METHODS["ten methods"], **scores).scores()
@@ -124,7 +126,7 @@ def dtype(setting: Setting) -> tuple[list[Line], list[Change]]:
         job = Job(setting, LITE, METHODS["one method"], dtype=name, **speed)
         pairs = interleaved(job.run, full.run, setting.repetitions)
         case = f"{LITE}, ADCC scores, one method: {name} against float32"
-        lines.append(Line("dtype", case, pairs, inverse=True))
+        lines.append(Line(case, pairs, inverse=True))
         found = Job(setting, LITE, METHODS["ten methods"], dtype=name, **scores).scores()
         difference = (found - reference).drop(columns=["label", "target"]).abs()
         changes += [
@@ -180,24 +182,20 @@ SECTIONS: dict[str, Callable] = {
 @click.option("--out", default=Path("results/speed"), show_default=True, type=click.Path(path_type=Path))
 def main(data: Path | None, repetitions: int, threads: int, only: tuple[str, ...], out: Path) -> None:
     """Measure camkit against its floor and against other packages."""
-    load = os.getloadavg()[0]
     torch.set_num_threads(threads)
-    lines, changes = [], []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        photos = data or write_photos(folder / "photos", PHOTOS)
-        setting = Setting(photos, folder, repetitions, threads)
+        setting = Setting(data or write_photos(folder / "photos", PHOTOS), folder, repetitions, threads)
         for section in only or SECTIONS:
             click.echo(section, err=True)
+            load = os.getloadavg()[0]
             try:
                 found = SECTIONS[section](setting)
             except CamkitError as error:
                 sys.exit(f"error: {error}")
-            new, more = found if isinstance(found, tuple) else (found, [])
-            lines += new
-            changes += more
-    write_report(out, lines, changes, setting, load)
-    click.echo((out / "table.md").read_text())
+            lines, changes = found if isinstance(found, tuple) else (found, [])
+            write_report(out, section, lines, changes, setting, load)
+    click.echo((out / "table.md").read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

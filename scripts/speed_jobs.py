@@ -43,7 +43,6 @@ class Line:
         inverse: the ratio is other / camkit (a speed-up, at least `limit`) instead of camkit / other.
     """
 
-    section: str
     case: str
     pairs: list[tuple[float, float]]
     promise: str = ""

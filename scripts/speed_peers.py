@@ -94,7 +94,9 @@ def _scores_of_image(model: nn.Module, cam: pytorch_grad_cam.GradCAM, image: Ten
         p0 = float(before[target])
         p1 = float(model(masked).softmax(dim=1)[0, target])
         p2 = float(model(deleted).softmax(dim=1)[0, target])
-    drop, coherency = max(0.0, p0 - p1) / p0, (1 + np.corrcoef(saliency.ravel(), again.ravel())[0, 1]) / 2
+    with np.errstate(invalid="ignore"):  # a constant map
+        correlation = np.corrcoef(saliency.ravel(), again.ravel())[0, 1]
+    drop, coherency = max(0.0, p0 - p1) / p0, (1 + correlation) / 2
     complexity = float(saliency.mean())
     return {
         "average_drop": drop,

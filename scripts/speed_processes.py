@@ -30,7 +30,7 @@ def memory(setting: Setting) -> list[Line]:
         few, many = (peak_megabytes(setting, images) for images in IMAGES)
         pairs.append((many, few))
     case = f"{MODEL}, ADCC scores, one method: peak memory with {IMAGES[1]} images against {IMAGES[0]}"
-    return [Line("memory", case, pairs, "≤ 1.05", 1.05)]
+    return [Line(case, pairs, "≤ 1.05", 1.05)]
 
 
 def peak_megabytes(setting: Setting, images: int) -> float:
@@ -77,7 +77,7 @@ def allocator(setting: Setting) -> list[Line]:
         pairs = interleaved(
             lambda: keeping.call(_bare_passes), lambda: plain.call(_bare_passes), setting.repetitions
         )
-    return [Line("allocator", f"{MODEL}, bare passes: freed memory kept or not", pairs, inverse=True)]
+    return [Line(f"{MODEL}, bare passes: freed memory kept or not", pairs, inverse=True)]
 
 
 def _start(keep: bool, threads: int) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import statistics
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
@@ -16,6 +15,7 @@ from tabulate import tabulate
 
 PACKAGES = ("camkit", "torch", "torchvision", "timm", "numpy", "pillow", "grad-cam", "torchcam")
 HEADINGS = ("", "promised", "median", "range", "")
+COLUMNS = ["section", "case", "repetition", "camkit", "other", "unit", "ratio", "promise", "limit"]
 UNITS = {"memory": "megabytes"}
 
 
@@ -30,34 +30,42 @@ class Change:
 
 
 def write_report(
-    out: Path, lines: Sequence[Line], changes: Sequence[Change], setting: Setting, load: float
+    out: Path, section: str, lines: Sequence[Line], changes: Sequence[Change], setting: Setting, load: float
 ) -> None:
+    """Put one section's results in the place of its earlier ones; table.md is made of all that is there."""
     out.mkdir(parents=True, exist_ok=True)
     rows = [
-        (line.section, line.case, number, *pair, UNITS.get(line.section, "seconds"), ratio)
+        (section, line.case, number, *pair, UNITS.get(section, "seconds"), ratio, line.promise, line.limit)
         for line in lines
         for number, (pair, ratio) in enumerate(zip(line.pairs, line.ratios, strict=True), 1)
     ]
-    columns = ["section", "case", "repetition", "camkit", "other", "unit", "ratio"]
-    frame = pd.DataFrame(rows, columns=columns)
-    frame.to_csv(out / "speed.csv", index=False, float_format="%.5g", lineterminator="\n")
-    names = [field.name for field in fields(Change)]
-    pd.DataFrame([astuple(change) for change in changes], columns=names).to_csv(
-        out / "dtype.csv", index=False, float_format="%.3g", lineterminator="\n"
-    )
-    (out / "table.md").write_text(_markdown(lines, changes, setting, load), encoding="utf-8")
+    speed = _replace(out / "speed.csv", "section", {section}, pd.DataFrame(rows, columns=COLUMNS), "%.5g")
+    new = pd.DataFrame([astuple(change) for change in changes], columns=[f.name for f in fields(Change)])
+    dtype = _replace(out / "dtype.csv", "dtype", set(new["dtype"]), new, "%.3g")
+    (out / "table.md").write_text(_markdown(speed, dtype, setting, load), encoding="utf-8")
 
 
-def _markdown(lines: Sequence[Line], changes: Sequence[Change], setting: Setting, load: float) -> str:
+def _replace(path: Path, key: str, names: set[str], new: pd.DataFrame, digits: str) -> pd.DataFrame:
+    """The CSV with `new` for the rows whose `key` is among `names`."""
+    if path.exists():
+        old = pd.read_csv(path, keep_default_na=False)
+        kept = old[~old[key].isin(names)]
+        new = pd.concat([frame for frame in (kept, new) if len(frame)] or [new])
+    new.to_csv(path, index=False, float_format=digits, lineterminator="\n")
+    return pd.read_csv(path)
+
+
+def _markdown(speed: pd.DataFrame, dtype: pd.DataFrame, setting: Setting, load: float) -> str:
+    lines = [_row(case, rows) for case, rows in speed.groupby("case", sort=False)]
     parts = [
         "# Speed\n",
         "Made by `make speed`. Ratios, of sides that take turns in one run: the median over the repetitions, "
         "pair by pair, and their range. Floor: as many bare passes `model(x)` in inference mode, channels "
         "last, as the scores need. The repetitions are in `speed.csv`.\n",
-        tabulate([_row(line) for line in lines], HEADINGS, tablefmt="github", disable_numparse=True),
+        tabulate(lines, HEADINGS, tablefmt="github", disable_numparse=True),
     ]
-    if changes:
-        cells = [(c.dtype, c.score, f"{c.max:.1e}", f"{c.mean:.1e}") for c in changes]
+    if len(dtype):
+        cells = [(c.dtype, c.score, f"{c.max:.1e}", f"{c.mean:.1e}") for c in dtype.itertuples()]
         parts += [
             "\n## What a number format does to the scores\n",
             "Against float32, over the six sample photos and the paper's ten methods (EfficientNet-Lite0, "
@@ -68,18 +76,26 @@ def _markdown(lines: Sequence[Line], changes: Sequence[Change], setting: Setting
     return "\n".join(parts) + "\n"
 
 
-def _row(line: Line) -> tuple[str, str, str, str, str]:
-    median = statistics.median(line.ratios)
+def _row(case: str, rows: pd.DataFrame) -> tuple[str, str, str, str, str]:
+    ratios, promise, limit = rows["ratio"], rows["promise"].iloc[0], rows["limit"].iloc[0]
     met = ""
-    if line.limit is not None:
-        met = "met" if (median >= line.limit if line.inverse else median <= line.limit) else "missed"
-    spread = f"{min(line.ratios):.2f} to {max(line.ratios):.2f} ({len(line.ratios)})"
-    return line.case, line.promise, f"{median:.2f}", spread, met
+    if pd.isna(promise):
+        promise = ""
+    else:
+        median = ratios.median()
+        met = "met" if (median >= limit if promise.startswith("≥") else median <= limit) else "missed"
+    return (
+        case,
+        promise,
+        f"{ratios.median():.2f}",
+        f"{ratios.min():.2f} to {ratios.max():.2f} ({len(ratios)})",
+        met,
+    )
 
 
 def _machine(setting: Setting, load: float) -> str:
     found = [f"- {_processor()}, {os.cpu_count()} cores, {setting.threads} threads"]
-    found.append(f"- load (one minute) at the start: {load:.2f}")
+    found.append(f"- load (one minute) before the last section that was measured: {load:.2f}")
     found.append(f"- {platform.system()} {platform.release()}, Python {platform.python_version()}")
     found.append("- " + ", ".join(f"{name} {_version(name)}" for name in PACKAGES))
     return "\n".join(found)
