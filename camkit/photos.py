@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+import torch
+from torch import Tensor
+
 from camkit.benchmark import first_batch_size, make_evaluation
 from camkit.config import RunConfig
 from camkit.data import Item, class_name, find_images, sample_items
 from camkit.errors import CamkitError, UsageError
 from camkit.evaluate import Cell, CellFailure, CellScores, Predictions
+from camkit.metrics.subject import blur
 from camkit.pixels import batches
 from camkit.plugins import load_plugins
 from camkit.prepare import Say, find_methods, find_models, find_utilities, prepare
@@ -42,14 +47,14 @@ def find_photos(names: Sequence[Path], say: Say) -> list[Item]:
 
 
 def explain_images(
-    names: Sequence[Path], config: RunConfig, say: Say, with_scores: bool = False
+    names: Sequence[Path], config: RunConfig, say: Say, metrics: Sequence[str] = ()
 ) -> list[Explained]:
     """Photos, classes and saliency maps of one model's cells.
 
     Args:
         config: one model, layer and utility; any methods.
         say: takes each line that the user should see.
-        with_scores: also score every map (ADCC and its parts): two more passes a method.
+        metrics: groups of scores of every map.
 
     Raises:
         UsageError: a photo, or a name in `config`, does not exist.
@@ -62,7 +67,7 @@ def explain_images(
     photos = find_photos(names, say)
     prepared = prepare(model, config.layer, photos, config, say)
     ((layer, path),) = prepared.paths.items()
-    cells = {Cell(layer, path, utility, method): ("adcc",) if with_scores else () for method in methods}
+    cells = {Cell(layer, path, utility, method): metrics for method in methods}
     batch_size = first_batch_size(config, prepared.network.device, len(photos))
     preprocess = prepared.loaded.preprocess
     evaluation = make_evaluation(prepared, config, batch_size)
@@ -72,6 +77,7 @@ def explain_images(
             say(f"{item.source}: {reason}")
         saliency: list[dict] = [{} for _ in batch.items]
         scores: list[dict] = [{} for _ in batch.items]
+        curves: list[dict] = [{} for _ in batch.items]
         titles: list[str] = []
         for result in evaluation.run(batch, cells):
             if isinstance(result, Predictions):
@@ -87,9 +93,25 @@ def explain_images(
                 for column, values in result.scores.items():
                     for row, value in zip(scores, values, strict=True):
                         row.setdefault(result.cell.method.name, {})[column] = value
+                for name, points in result.curves.items():
+                    for one, curve in zip(curves, points.cpu().numpy(), strict=True):
+                        one.setdefault(result.cell.method.name, {})[name] = curve
+        if batch.pixels is None:
+            continue
+        images = preprocess.normalise(batch.pixels)
+        shown = [batch.pixels, *map(preprocess.denormalise, (torch.zeros_like(images), blur(images)))]
         for place, title in enumerate(titles):
-            photo = batch.pixels[place].permute(1, 2, 0).numpy()  # type: ignore[index]
-            rows.append(Explained(photo, title, saliency[place], scores[place]))
+            photo, blank, blurred = (_picture(pixels[place]) for pixels in shown)
+            rows.append(
+                Explained(photo, blank, blurred, title, saliency[place], scores[place], curves[place])
+            )
     if not rows:
         raise CamkitError("none of the photos could be read")
     return rows
+
+
+def _picture(pixels: Tensor) -> np.ndarray:
+    """uint8 (H, W, 3) of (3, H, W) in [0, 255] as bytes, in [0, 1] as fractions."""
+    if pixels.is_floating_point():
+        pixels = (255 * pixels.clamp(0, 1)).round().byte()
+    return pixels.permute(1, 2, 0).numpy()

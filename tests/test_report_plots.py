@@ -2,7 +2,7 @@
 
 import numpy as np
 from click.testing import CliRunner
-from PIL import Image
+from PIL import Image, ImageSequence
 from report_data import blind, made_up, write_results
 
 from camkit.cli import main
@@ -43,13 +43,28 @@ def test_scores_stand_below_the_maps_and_colours_are_as_asked(tmp_path):
         ({}, "inferno"),
         ({"gradcam": {"average_drop": 0.138, "probability": 1.0}}, "jet"),
     ):
-        figure = saliency_figure([Explained(photo, "cat, 40.0 %", maps, scores)], colours)
+        figure = saliency_figure([Explained(photo, photo, photo, "cat, 40.0 %", maps, scores)], colours)
         figures.append(figure)
         save_figure(figure, tmp_path / f"{colours}.svg")
     assert figures[1].get_figheight() > figures[0].get_figheight()
     words = [text.get_text() for axis in figures[1].axes for text in axis.texts]
     assert words == ["AD ↓ 13.8"]
     assert figures[1].axes[1].images[1].get_cmap().name == "jet"
+
+
+def test_a_moving_picture_of_deletion_and_insertion(tmp_path, photos):
+    arguments = ["--model", "timm/resnet10t", "--weights", "random", "--device", "cpu", "--gif"]
+    command = ["explain", str(photos), "-o", str(tmp_path / "x.png"), *arguments, str(tmp_path / "x.gif")]
+    found = CliRunner().invoke(main, [*command, "--method", "gradcam,flat"])
+    assert found.exit_code == 0, found.output
+    with Image.open(tmp_path / "x.gif") as moving:
+        frames = [np.asarray(frame.convert("L"), float) for frame in ImageSequence.Iterator(moving)]
+    assert len(frames) == 29
+    deleted = [frame[:, : frame.shape[1] // 3] for frame in frames]
+    assert deleted[0].std() > deleted[14].std() > deleted[-1].std()
+
+    found = CliRunner().invoke(main, [*command, "--method", "all"])
+    assert found.exit_code == 2 and "take fewer photos or methods" in found.output
 
 
 def test_explain_takes_a_folder_and_scores_it(tmp_path, photos):

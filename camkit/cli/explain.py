@@ -10,6 +10,8 @@ import click
 from camkit.cli.options import explanation_options, format_option, plugin_option, say
 from camkit.config import RunConfig
 
+GIF_STEPS = 28
+
 
 @click.command()
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE…", type=click.Path(path_type=Path))
@@ -28,6 +30,12 @@ from camkit.config import RunConfig
 )
 @click.option("--scores", is_flag=True, help="ADCC and its parts below each map.")
 @click.option(
+    "--gif",
+    type=click.Path(path_type=Path),
+    metavar="FILE.gif",
+    help="Also show deletion and insertion of each map, as a moving picture (at most 24 maps).",
+)
+@click.option(
     "--cmap",
     type=click.Choice(["inferno", "viridis", "jet"]),
     default="inferno",
@@ -39,6 +47,7 @@ def explain(
     images: tuple[Path, ...],
     out: Path,
     scores: bool,
+    gif: Path | None,
     cmap: str,
     model: str,
     layer: str,
@@ -53,14 +62,19 @@ def explain(
     Example:
       camkit explain cat.jpg --model resnet50 --method gradcam,shapleycam -o cat.png
       camkit explain photos/ --model resnet50 --method paper --scores --cmap jet -o photos.pdf
+      camkit explain cat.jpg --model resnet50 --method shapleycam -o cat.png --gif cat.gif
     """
     from camkit.photos import explain_images
-    from camkit.report.figures import saliency_figure, save_figure
+    from camkit.report.figures import saliency_figure, save_changes, save_figure
 
-    config = RunConfig(model=(model,), layer=(layer,), utility=(utility,), **options)
-    rows = explain_images(images, config, say=say, with_scores=scores)
+    config = RunConfig(model=(model,), layer=(layer,), utility=(utility,), steps=GIF_STEPS, **options)
+    metrics = ("adcc",) * scores + ("deletion", "insertion") * (gif is not None)
+    rows = explain_images(images, config, say, metrics)
     save_figure(saliency_figure(rows, cmap), out)
     click.echo(str(out))
+    if gif is not None:
+        save_changes(rows, gif)
+        click.echo(str(gif))
 
 
 @click.command("list")

@@ -7,12 +7,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
+from matplotlib.animation import FuncAnimation, PillowWriter
 from matplotlib.figure import Figure
 
+from camkit.errors import UsageError
+from camkit.metrics.causal import pixel_ranks
 from camkit.report.scores import known_scores
 
 # Perceptually even, unlike the field's usual jet, whose bands draw edges that are not in the map.
 COLOUR_MAPS = ("inferno", "viridis", "jet")
+FRAMES_A_SECOND = 6
+MOST_MAPS = 24  # in a moving picture
 
 
 @dataclass(frozen=True)
@@ -21,15 +27,20 @@ class Explained:
 
     Attributes:
         photo: the crop that the model saw, uint8 (H, W, 3).
+        blank, blurred: the same with all pixels deleted, and before any is inserted.
         title: class and probability.
         saliency: method -> saliency map (H, W) in [0, 1].
         scores: method -> column -> score; shown below the maps as far as they are known scores.
+        curves: method -> `deletion_curve` and `insertion_curve`, p_c (points,) as pixels change.
     """
 
     photo: np.ndarray
+    blank: np.ndarray
+    blurred: np.ndarray
     title: str
     saliency: Mapping[str, np.ndarray]
     scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    curves: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
 
 
 def saliency_figure(rows: Sequence[Explained], colour_map: str = COLOUR_MAPS[0]) -> Figure:
@@ -63,3 +74,43 @@ def _score_lines(scores: Mapping[str, float]) -> list[str]:
 def save_figure(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
+
+
+def save_changes(rows: Sequence[Explained], path: Path) -> None:
+    """A GIF: pixels deleted from each photo, and put into its blurred version, the most salient first.
+
+    Beside them p_c up to there; the line is deletion, the dashes insertion.
+
+    Raises:
+        UsageError: no map, or more than :data:`MOST_MAPS`.
+    """
+    maps = [(row, method) for row in rows for method in row.saliency]
+    if not 0 < len(maps) <= MOST_MAPS:
+        raise UsageError(f"{path}: {len(maps)} maps, expected 1 to {MOST_MAPS}: take fewer photos or methods")
+    points = len(next(iter(maps[0][0].curves.values()))["deletion_curve"])
+    figure = Figure(figsize=(4.8, 1.6 * len(maps)), dpi=80, layout="constrained")
+    axes = figure.subplots(len(maps), 3, squeeze=False)
+    ranks = [pixel_ranks(torch.from_numpy(row.saliency[method])[None])[0].numpy() for row, method in maps]
+
+    def draw(step: int) -> list:
+        for (row, method), rank, (deleted, inserted, plot) in zip(maps, ranks, axes, strict=True):
+            changed = (rank < rank.size * step / (points - 1))[..., None]
+            for axis, picture, title in (
+                (deleted, np.where(changed, row.blank, row.photo), f"{method}: deletion"),
+                (inserted, np.where(changed, row.photo, row.blurred), f"{method}: insertion"),
+            ):
+                axis.clear()
+                axis.axis("off")
+                axis.imshow(picture)
+                axis.set_title(title, fontsize=7)
+            plot.clear()
+            for name, style in (("deletion_curve", "-"), ("insertion_curve", "--")):
+                curve = row.curves[method][name][: step + 1]
+                plot.plot(np.arange(len(curve)) / (points - 1), curve, style, color="black", linewidth=1)
+            plot.set(xlim=(0, 1), ylim=(0, 1))
+            plot.tick_params(labelsize=6)
+            plot.set_title(row.title, fontsize=7)
+        return []
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    FuncAnimation(figure, draw, frames=points).save(path, writer=PillowWriter(fps=FRAMES_A_SECOND))
