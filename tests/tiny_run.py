@@ -96,8 +96,8 @@ def tiny_command(data: Path, out: Path, *more: str) -> Result:
     return CliRunner().invoke(main, words)
 
 
-class Crash(Exception):
-    """What a test throws into a run."""
+class Crash(BaseException):
+    """What a test throws into a run: like a kill, it is nothing that the run could answer to."""
 
 
 @contextmanager
