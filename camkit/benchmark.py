@@ -75,6 +75,8 @@ def select(config: RunConfig, say: Say) -> tuple[list[str], DataSet, list[Item]]
 def bench(config: RunConfig, say: Say = print) -> pd.DataFrame | None:
     """Run a benchmark; see :class:`camkit.config.RunConfig`.
 
+    Whatever ends it, but for a second signal, summary.csv is made from the rows that are there.
+
     Args:
         say: takes each line that the user should see.
 
@@ -88,8 +90,6 @@ def bench(config: RunConfig, say: Say = print) -> pd.DataFrame | None:
         CamkitError: models failed: weights or images cannot be had, out of memory. All others were run.
         PluginError: a plugin's method or metric failed; all other rows are written.
         KeyboardInterrupt: SIGINT or SIGTERM came; the batch in hand was finished and written first.
-
-        Whatever it is, but for a second signal, summary.csv is made from the rows that are there.
     """
     share = Share.from_environment()
     warn = say
@@ -98,7 +98,7 @@ def bench(config: RunConfig, say: Say = print) -> pd.DataFrame | None:
     models, data, items = select(config, say)
     if config.force:
         _start_afresh(config.out, share, say)
-    failed: dict[str, CamkitError] = {}
+    failed: list[str] = []  # names only: an error would keep its model in memory
     failures: list[str] = []
     with stop_signals(say) as stop:
         try:
@@ -109,11 +109,11 @@ def bench(config: RunConfig, say: Say = print) -> pd.DataFrame | None:
                 except (UsageError, RunError):
                     raise
                 except CamkitError as error:
-                    failed[name] = error
-                    if share.rank:
-                        warn(f"process {share.rank}: {name}: {error}")
-                    elif len(models) > 1:
-                        say(f"error: {name}: {error}")
+                    if len(models) == 1 and not share.rank:
+                        raise
+                    failed.append(name)
+                    process = f"process {share.rank}: " if share.rank else ""
+                    warn(f"error: {process}{name}: {error}")
                 gc.collect()
                 if stop.asked:
                     break
@@ -130,17 +130,13 @@ def bench(config: RunConfig, say: Say = print) -> pd.DataFrame | None:
     return summary
 
 
-def _what_failed(
-    failed: Mapping[str, CamkitError], failures: Sequence[str], models: int, out: Path
-) -> CamkitError:
+def _what_failed(failed: Sequence[str], failures: Sequence[str], models: int, out: Path) -> CamkitError:
     """The error that a run ends with of which everything else is finished.
 
     Args:
-        failed: model -> why.
+        failed: the models that failed, of `models`.
         failures: what plugins did wrong, a line each.
     """
-    if models == 1 and failed:
-        return next(iter(failed.values()))
     lines = []
     if failed:
         lines.append(f"{len(failed)} of {models} models failed, as said above: {', '.join(failed)}")

@@ -24,6 +24,8 @@ from camkit.tables import Row, read_records
 
 MODEL = "timm/camkit_tiny_run"
 FOLDER = "timm__camkit_tiny_run"
+SECOND_MODEL = "timm/camkit_tiny_run2"
+SECOND_FOLDER = "timm__camkit_tiny_run2"
 METHODS = ("gradcam", "shapleycam-e", "randomcam", "edges")
 ODD_NAMES = ("a,b", 'quo"te', '"', "new\nline", "tab\t \rreturn", "größe 猫", "NA", "1", "latin\udce9")
 
@@ -48,6 +50,10 @@ if not timm.is_model("camkit_tiny_run"):
     @register_model
     def camkit_tiny_run(pretrained: bool = False, **_: Any) -> Tiny:
         return Tiny()
+
+    @register_model
+    def camkit_tiny_run2(pretrained: bool = False, **_: Any) -> Tiny:
+        return Tiny(classes=7)
 
 
 def make_images(folder: Path, images: int) -> Path:
