@@ -192,7 +192,10 @@ def own_data(data: Path, tmp_path: Path) -> Path:
 
 
 def break_images(data: Path, items: list[Item]) -> dict[Path, bytes]:
-    """Make images unreadable whose size stays; give what was in them. None of the first 16: those calibrate."""
+    """Make images unreadable whose size stays; give what was in them.
+
+    Not any of the first 16 of all, from which random weights take their statistics.
+    """
     contents = {data / item.id: (data / item.id).read_bytes() for item in items}
     for path, content in contents.items():
         path.write_bytes(b"x" * len(content))

@@ -95,11 +95,11 @@ def tiny_bench(data: Path, out: Path, **changes: Any) -> list[str]:
 def tiny_command(data: Path, out: Path, *more: str) -> Result:
     """`camkit bench` with the settings of :func:`tiny_config`."""
     config = tiny_config(data, out)
-    words = ["bench", "--save-maps", "--workers=0", *more]
+    words = ["bench", "--save-maps", "--workers=0"]
     for name in ("model", "method", "layer", "metrics", "data", "weights", "device", "batch_size", "out"):
         value = getattr(config, name)
         words.append(f"--{name.replace('_', '-')}={','.join(value) if isinstance(value, tuple) else value}")
-    return CliRunner().invoke(main, words)
+    return CliRunner().invoke(main, [*words, *more])
 
 
 class Crash(BaseException):
