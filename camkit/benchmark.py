@@ -6,7 +6,7 @@ import gc
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -17,20 +17,20 @@ from tqdm import tqdm
 
 from camkit.config import RunConfig
 from camkit.data import DataSet, Item, find_images
-from camkit.errors import CamkitError, PluginError, UsageError, is_out_of_memory
+from camkit.errors import CamkitError, PluginError, RunError, UsageError, is_out_of_memory
 from camkit.evaluate import CellScores, Evaluation
 from camkit.lock import hold
-from camkit.merge import refresh_summary, set_aside, wait_for_parts
+from camkit.merge import mark_through, refresh_summary, set_aside, unmark_through, wait_for_parts
 from camkit.pixels import Batch, batches
 from camkit.plugins import load_plugins
 from camkit.prepare import Prepared, Say, find_methods, find_models, find_utilities, numerics, prepare
 from camkit.registry import METRICS
-from camkit.results import ERRORS, file_name
+from camkit.results import ERRORS, file_name, run_folders
 from camkit.run import ModelRun
 from camkit.share import Share
 from camkit.stop import Stop, stop_signals
 
-# Without --max-errors: 1 %, and in folders where that is less than three, three.
+# Without --max-errors: 1 % of a process's images, and where that is less than three, three.
 DEFAULT_MAX_ERRORS, FEW_ERRORS = 0.01, 3
 # Where `--batch-size auto` starts, by kind of device.
 AUTO_BATCH_SIZE = {"cuda": 512, "cpu": 64}
@@ -75,6 +75,8 @@ def select(config: RunConfig, say: Say) -> tuple[list[str], DataSet, list[Item]]
 def bench(config: RunConfig, say: Say = print) -> pd.DataFrame | None:
     """Run a benchmark; see :class:`camkit.config.RunConfig`.
 
+    Whatever ends it, but for a second signal, summary.csv is made from the rows that are there.
+
     Args:
         say: takes each line that the user should see.
 
@@ -84,31 +86,66 @@ def bench(config: RunConfig, say: Say = print) -> pd.DataFrame | None:
 
     Raises:
         UsageError: a name does not exist, or the folder holds results of another protocol.
-        CamkitError: weights or images cannot be had, the folder cannot be written, or another run is at
-            work in it.
-        PluginError: a plugin's method or metric failed; all other rows and the summary are written.
+        RunError: the folder cannot be written, another run is at work in it, or `--on-error stop`.
+        CamkitError: models failed: weights or images cannot be had, out of memory. All others were run.
+        PluginError: a plugin's method or metric failed; all other rows are written.
         KeyboardInterrupt: SIGINT or SIGTERM came; the batch in hand was finished and written first.
     """
     share = Share.from_environment()
-    if share.rank:  # the first of several processes speaks for all
+    warn = say
+    if share.rank:  # the first of several processes speaks for all, but for errors
         say = _silent
     models, data, items = select(config, say)
     if config.force:
         _start_afresh(config.out, share, say)
+    failed: list[str] = []  # names only: an error would keep its model in memory
     failures: list[str] = []
     with stop_signals(say) as stop:
-        for name in models:
-            with numerics(config.tf32, config.deterministic) as record:
-                failures += _bench_model(name, config, data, items, record, share, stop, say)
-            gc.collect()
-            if stop.asked:
-                break
+        try:
+            for name in models:
+                try:
+                    with numerics(config.tf32, config.deterministic) as record:
+                        failures += _bench_model(name, config, data, items, record, share, stop, say)
+                except (UsageError, RunError):
+                    raise
+                except CamkitError as error:
+                    if len(models) == 1 and not share.rank:
+                        raise
+                    failed.append(name)
+                    process = f"process {share.rank}: " if share.rank else ""
+                    warn(f"error: {process}{name}: {error}")
+                gc.collect()
+                if stop.asked:
+                    break
+        except (Exception, KeyboardInterrupt) as error:
+            refused = isinstance(error, UsageError) and name == models[0]  # the folder stays as it is
+            if not (share.rank or stop.twice or refused) and run_folders(config.out):
+                with suppress(CamkitError):
+                    refresh_summary(config.out)
+            raise
         summary = None if share.rank else refresh_summary(config.out)
         stop.check()
+    if summary is not None and (failed or failures):
+        raise _what_failed(failed, failures, len(models), config.out)
+    return summary
+
+
+def _what_failed(failed: Sequence[str], failures: Sequence[str], models: int, out: Path) -> CamkitError:
+    """The error that a run ends with of which everything else is finished.
+
+    Args:
+        failed: the models that failed, of `models`.
+        failures: what plugins did wrong, a line each.
+    """
+    lines = []
+    if failed:
+        lines.append(f"{len(failed)} of {models} models failed, as said above: {', '.join(failed)}")
     if failures:
         others = f"\n({len(failures) - 1} more; all in failures.csv)" if len(failures) > 1 else ""
-        raise PluginError(f"{failures[0]}{others}\nAll else is finished: {config.out / 'summary.csv'}")
-    return summary
+        lines.append(failures[0] + others)
+    if (out / "summary.csv").exists():
+        lines.append(f"All else is finished: {out / 'summary.csv'}")
+    return (CamkitError if failed else PluginError)("\n".join(lines))
 
 
 def _silent(_: str) -> None:
@@ -135,19 +172,48 @@ def _bench_model(
     stop: Stop,
     say: Say,
 ) -> list[str]:
-    """What plugins did wrong, a line each."""
+    """What plugins did wrong, a line each; the first of several processes says it for all."""
+    folder = share.folder(config.out) / file_name(name)
     with ExitStack() as locks:
-        folders = [share.folder(config.out)] if share.rank else [config.out, share.folder(config.out)]
-        for folder in dict.fromkeys(folders):
-            locks.enter_context(hold(folder / file_name(name)))
-        prepared = prepare(name, config.layer, data.items, config, say)
-        run = ModelRun(prepared, config, data, items, share)
-        missing, mine = sum(map(len, run.todo())), len(share.of(items))
-        if not missing:
-            say(f"{name}: nothing to do, all {mine} images are there")
-        elif run.begun:
-            say(f"{name}: going on with {missing} of {mine} images")
-        size = first_batch_size(config, prepared.network.device, len(items))
+        for held in dict.fromkeys([folder] if share.rank else [config.out / file_name(name), folder]):
+            locks.enter_context(hold(held))
+        unmark_through(folder)
+        try:
+            prepared = prepare(name, config.layer, data.items, config, say)
+            run = ModelRun(prepared, config, data, items, share)
+            _make_missing(run, prepared, numeric_record, stop, say)
+        finally:
+            if share.rank and not stop.asked:
+                mark_through(folder, share)
+    if share.rank:
+        return []
+    if share.world > 1 and not stop.asked:
+        wait_for_parts(run, stop, say)
+    errors = config.out / file_name(name) / ERRORS
+    unreadable = run.unreadable()
+    if unreadable:
+        say(f"{name}: {unreadable} images could not be read; see {errors}")
+    if not run.predicted and not stop.asked:
+        raise CamkitError(f"none of the {len(items)} images could be read; see {errors}")
+    return run.failure_lines()
+
+
+def _make_missing(
+    run: ModelRun, prepared: Prepared, numeric_record: Mapping[str, Any], stop: Stop, say: Say
+) -> None:
+    """Make the rows of this process's images that are not there, and finish the tables.
+
+    Raises:
+        CamkitError: see :func:`score_images`; the tables are finished as far as that can be done.
+    """
+    config, name = run.config, prepared.loaded.row.name
+    missing, mine = sum(map(len, run.todo())), len(run.share.of(run.items))
+    if not missing:
+        say(f"{name}: nothing to do, all {mine} images are there")
+    elif run.begun:
+        say(f"{name}: going on with {missing} of {mine} images")
+    size = first_batch_size(config, prepared.network.device, len(run.items))
+    try:
         while missing:
             run.start(size, numeric_record, say)
             try:
@@ -160,15 +226,11 @@ def _bench_model(
             say(f"{name}: out of memory, going on with {size} images in a pass")
             gc.collect()
             torch.cuda.empty_cache()
-        run.finish()
-    if share.world > 1 and share.rank == 0 and not stop.asked:
-        wait_for_parts(run, stop, say)
-    errors = config.out / file_name(name) / ERRORS
-    if run.errors.known:
-        say(f"{name}: {len(run.errors.known)} images could not be read; see {errors}")
-    if share.rank == 0 and not run.predicted:
-        raise CamkitError(f"none of the {len(items)} images could be read; see {errors}")
-    return run.failure_lines()
+    except CamkitError:
+        with suppress(CamkitError):
+            run.finish()
+        raise
+    run.finish()
 
 
 def first_batch_size(config: RunConfig, device: torch.device, images: int) -> int:
@@ -232,42 +294,55 @@ def score_images(run: ModelRun, prepared: Prepared, size: int, stop: Stop) -> di
     Raises:
         OutOfMemory: a pass of `size` images does not fit.
         CamkitError: too many images cannot be read, or a worker process died.
+
+        What it took is then in run.json.
     """
     todo = run.todo()
     evaluation = make_evaluation(prepared, run.config, size)
     loader = _Timed(chain.from_iterable(load_batches(prepared, run.config, items, size) for items in todo))
     started, passes = time.perf_counter(), prepared.network.passes
     scored = faults = 0
-    with _progress(run, sum(map(len, todo))) as bar, stop.patiently(), _failures_named(size):
-        for batch in loader:
-            run.write_errors(batch.errors)
-            wanted = run.wanted(batch.items)
-            for result in evaluation.run(batch, wanted, run.predicted):
-                run.write(result)
-                if isinstance(result, CellScores):
-                    bar.update(len(batch.items) / len(wanted))
-            scored += len(batch.items)
-            faults += len(batch.errors)
-            bar.n = scored + faults  # exact again after a batch's fractions
-            _check_errors(run.config, faults, len(run.items), run.errors.path)
-            if stop.asked:
-                break
-    return {
-        "images": scored,
-        "seconds": time.perf_counter() - started,
-        "waiting_seconds": loader.seconds,
-        "passes": prepared.network.passes - passes,
-    }
+
+    def took() -> dict[str, float]:
+        return {
+            "images": scored,
+            "seconds": time.perf_counter() - started,
+            "waiting_seconds": loader.seconds,
+            "passes": prepared.network.passes - passes,
+        }
+
+    try:
+        with _progress(run, sum(map(len, todo))) as bar, stop.patiently(), _failures_named(size):
+            for batch in loader:
+                run.write_errors(batch.errors)
+                wanted = run.wanted(batch.items)
+                for result in evaluation.run(batch, wanted, run.predicted):
+                    run.write(result)
+                    if isinstance(result, CellScores):
+                        bar.update(len(batch.items) / len(wanted))
+                scored += len(batch.items)
+                faults += len(batch.errors)
+                bar.n = scored + faults  # exact again after a batch's fractions
+                _check_errors(run, faults)
+                if stop.asked:
+                    break
+    except CamkitError:
+        with suppress(CamkitError):
+            run.end(took())
+        raise
+    return took()
 
 
-def _check_errors(config: RunConfig, faults: int, images: int, listed: Path) -> None:
-    """End the run where too many images could not be read.
+def _check_errors(run: ModelRun, faults: int) -> None:
+    """End a model where too many of this process's images could not be read.
 
     Raises:
-        CamkitError: `--on-error stop` and one fault, or more than `--max-errors`.
+        RunError: `--on-error stop` and one fault.
+        CamkitError: more than `--max-errors`.
     """
+    config, images, listed = run.config, len(run.share.of(run.items)), run.errors.path
     if config.on_error == "stop" and faults:
-        raise CamkitError(f"stopped at an image that cannot be read; finished rows are kept; see {listed}")
+        raise RunError(f"stopped at an image that cannot be read; finished rows are kept; see {listed}")
     if config.max_errors is None:
         allowed, share = max(FEW_ERRORS, DEFAULT_MAX_ERRORS * images), DEFAULT_MAX_ERRORS
     else:
@@ -275,7 +350,9 @@ def _check_errors(config: RunConfig, faults: int, images: int, listed: Path) -> 
     if faults > allowed:
         raise CamkitError(
             f"stopped: {faults} of {images} images cannot be read, more than --max-errors "
-            f"{100 * share:g}%; finished rows are kept; see {listed}"
+            f"{100 * share:g}%; finished rows are kept; see {listed}\n"
+            "The same command meets these first, and stops again until they can be read or --max-errors is "
+            "higher."
         )
 
 

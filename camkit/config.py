@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -42,7 +43,8 @@ class RunConfig:
         absent: activation of an absent position: `zero`, `mean` or `blur`.
         seed: of the order of images, random methods and random weights.
         on_error: `continue` past images that cannot be read, or `stop` at the first.
-        max_errors: share of such images, of all in the run, above which it stops; None: 1 %, at least three.
+        max_errors: share of such images above which a model stops; None: 1 %, at least three. Of several
+            processes each compares its own faults with its own share of the images.
         plugin: files that register methods, metrics or models of one's own.
         save_maps: write the signed maps beside each per-image CSV.
         curves: keep deletion and insertion curves whole, not thinned.
@@ -84,7 +86,7 @@ class RunConfig:
 
     def command(self) -> str:
         """The command line that makes this run; of paths only the last part."""
-        words = ["camkit bench"]
+        words = ["camkit", "bench"]
         for item in fields(self):
             value = getattr(self, item.name)
             if value == item.default:
@@ -100,8 +102,8 @@ class RunConfig:
                 value = tuple(Path(file).name for file in value)
             if isinstance(value, tuple):
                 value = ",".join(value)
-            words.append(option if value is True else f"{option} {value}")
-        return " ".join(words)
+            words += [option] if value is True else [option, str(value)]
+        return shlex.join(words)
 
 
 def read_config(path: Path, known: set[str]) -> Mapping[str, Any]:

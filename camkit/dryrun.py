@@ -10,8 +10,8 @@ import pandas as pd
 
 from camkit.benchmark import first_batch_size, load_batches, make_evaluation, select
 from camkit.config import RunConfig
-from camkit.evaluate import Cell, CellScores
-from camkit.prepare import Prepared, Say, find_methods, numerics, prepare
+from camkit.evaluate import CellScores
+from camkit.prepare import Prepared, Say, cells, numerics, prepare
 from camkit.tables import number
 
 PROBE_STEPS = (2, 3)
@@ -42,13 +42,7 @@ def dry_run(config: RunConfig, say: Say) -> pd.DataFrame:
 
 
 def _estimate(prepared: Prepared, config: RunConfig, items: list) -> dict[str, float]:
-    cells = [
-        Cell(layer, prepared.paths[layer], utility, method)
-        for layer in config.layer
-        for utility in config.utility
-        for method in find_methods(config.method)
-    ]
-    wanted = dict.fromkeys(cells, config.metrics)
+    wanted = dict.fromkeys(cells(prepared, config), config.metrics)
     size = first_batch_size(config, prepared.network.device, len(items))
     probes = list(load_batches(prepared, replace(config, cache=None), (items * 2)[: 2 * size], size))
     passes, seconds, row_bytes = [], [], 0
@@ -66,7 +60,7 @@ def _estimate(prepared: Prepared, config: RunConfig, items: list) -> dict[str, f
     more_points = curve_points(config.steps, height * width) - PROBE_STEPS[0]
     total = math.ceil(len(items) / size) * (passes[0] + (passes[1] - passes[0]) * more_points)
     return {
-        "cells": len(cells),
+        "cells": len(wanted),
         "images": len(items),
         "batch_size": size,
         "passes": total,

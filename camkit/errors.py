@@ -9,6 +9,10 @@ class UsageError(CamkitError):
     """What was asked for makes no sense; the command ends with exit code 2."""
 
 
+class RunError(CamkitError):
+    """What ends the run, not only the model that it came in: the results folder cannot be used."""
+
+
 class PluginError(CamkitError):
     """Code that is not camkit's own failed or gave something wrong; what is camkit's own goes on."""
 

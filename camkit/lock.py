@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from camkit.errors import CamkitError
+from camkit.errors import RunError
 from camkit.tables import writing
 
 try:
@@ -34,7 +34,7 @@ def hold(folder: Path, wait: float = 0) -> Iterator[None]:
         wait: seconds to wait for who holds it.
 
     Raises:
-        CamkitError: another run holds it, or the folder cannot be written.
+        RunError: another run holds it, or the folder cannot be written.
     """
     path = folder.resolve() / LOCK
     if path in _HELD:
@@ -58,8 +58,8 @@ def hold(folder: Path, wait: float = 0) -> Iterator[None]:
         os.close(handle)
 
 
-def _in_use(folder: Path, holder: str) -> CamkitError:
-    return CamkitError(
+def _in_use(folder: Path, holder: str) -> RunError:
+    return RunError(
         f"another run is at work in {folder} ({holder or 'another process'}).\n"
         "Wait until it has ended, or use another --out."
     )

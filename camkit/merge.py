@@ -29,7 +29,7 @@ from camkit.results import (
     write_run,
     write_summary,
 )
-from camkit.share import PARTS, part_folders
+from camkit.share import PARTS, Share, part_folders
 from camkit.stop import Stop
 from camkit.tables import (
     Curves,
@@ -52,6 +52,8 @@ PATIENCE = 300.0
 # Seconds without a new row after which the first process gives up waiting for the others.
 SILENCE = 600.0
 ORDER = "order.csv"
+# In a part's folder of a model: its process has been through its share of it. Holds the number of processes.
+THROUGH = "through"
 
 
 def merge(out: Path) -> pd.DataFrame:
@@ -76,12 +78,13 @@ def merge(out: Path) -> pd.DataFrame:
 
 
 def refresh_summary(out: Path) -> pd.DataFrame:
-    """Write summary.csv from the rows that are there; the last run to end has them all."""
+    """Write summary.csv from the rows that are there, if any; the last run to end has them all."""
     with hold(out, PATIENCE):
         remove_temporaries(out)
         _remove_folded_parts(out)
         summary = summarise(out)
-        write_summary(out, summary)
+        if len(summary):
+            write_summary(out, summary)
     return summary
 
 
@@ -160,22 +163,42 @@ def _fold_cells(out: Path, folder: Path, parts: Sequence[Path], order: Mapping[s
     write_run(folder, merged | model_counts(folder, merged["protocol"]))
 
 
-def wait_for_parts(run: ModelRun, stop: Stop, say: Say) -> None:
-    """Wait until every image of a run is done by some process, then fold the parts.
+def mark_through(part: Path, share: Share) -> None:
+    """Say in a part's folder of a model, whose lock the caller holds, that its process is through with it."""
+    write_atomically(part / THROUGH, f"{share.world}\n")
 
-    What is done shows in the rows themselves: no process reports to another.
+
+def unmark_through(part: Path) -> None:
+    """Take back what an earlier start said; before anything else is done in the folder."""
+    with writing(part):
+        (part / THROUGH).unlink(missing_ok=True)
+
+
+def _all_through(out: Path, model: str, share: Share) -> bool:
+    """Whether every other process has been through its share of a model, as a run of as many processes."""
+    try:
+        marks = [(part / model / THROUGH).read_text() for part in share.folders(out)[1:]]
+    except FileNotFoundError:
+        return False
+    return all(mark == f"{share.world}\n" for mark in marks)
+
+
+def wait_for_parts(run: ModelRun, stop: Stop, say: Say) -> None:
+    """Wait until every image of a run is done, or all processes are through; then fold the parts.
+
+    What is done shows in the rows themselves, and who is through leaves a mark in its part. Rows of errors
+    and failures say nothing here: an earlier start may have left them, and this one tries those images again.
 
     Raises:
-        CamkitError: for :data:`SILENCE` seconds no process has written a row.
+        CamkitError: for :data:`SILENCE` seconds no process has written a row, or one ended without having
+            tried all its images.
         KeyboardInterrupt: a signal came.
     """
     out, model = run.config.out, run.folder.name
     last, since = -1, time.monotonic()
-    while missing := run.unfinished():
+    while (missing := run.unfinished()) and not _all_through(out, model, run.share):
         stop.check()
-        size = sum(
-            path.stat().st_size for part in part_folders(out) for path in (part / model).rglob("*.csv")
-        )
+        size = sum(path.stat().st_size for part in part_folders(out) for path in part.rglob("*.csv"))
         if size != last:
             if last < 0:
                 say(f"{model}: waiting for the other processes ({len(missing)} images)")
@@ -188,6 +211,13 @@ def wait_for_parts(run: ModelRun, stop: Stop, say: Say) -> None:
         time.sleep(1)
     with hold(out / model):
         fold(out, model, run.order, wait=PATIENCE)
+        untried = run.untried()
+        run.settle()
+    if untried:
+        raise CamkitError(
+            f"{model}: {len(untried)} images are missing: another process ended before it had tried them.\n"
+            "Finished rows are kept: the same command goes on from there."
+        )
 
 
 def set_aside(out: Path) -> Path | None:

@@ -19,6 +19,7 @@ from camkit.allocator import keep_freed_memory
 from camkit.config import RunConfig
 from camkit.data import Item
 from camkit.errors import CamkitError, UsageError
+from camkit.evaluate import Cell
 from camkit.models import PAPER_ROWS, LoadedModel, calibrate, find_row, load_model
 from camkit.pixels import Preprocess, batches
 from camkit.registry import METHODS, Method, unknown_name
@@ -193,6 +194,20 @@ def prepare(name: str, layers: Sequence[str], data: Sequence[Item], config: RunC
     paths = {layer: named.get(layer) or layer for layer in layers}
     network.trace(probe, list(dict.fromkeys(paths.values())))
     return Prepared(loaded, network, paths)
+
+
+def cells(prepared: Prepared, config: RunConfig) -> list[Cell]:
+    """All cells of one model in a run: its layers by its utilities by its methods.
+
+    Raises:
+        UsageError: a method does not exist.
+    """
+    return [
+        Cell(layer, prepared.paths[layer], utility, method)
+        for layer in config.layer
+        for utility in config.utility
+        for method in find_methods(config.method)
+    ]
 
 
 def _input_size(preprocess: Preprocess) -> tuple[int, int]:

@@ -107,10 +107,17 @@ def top1(path: Path) -> float:
 
 
 def read_scores(path: Path) -> pd.DataFrame:
-    """The numbers of a per-image CSV, one row an image, without the names; also while a run is writing it."""
+    """The numbers of a per-image CSV, one row an image, without the names; also while a run is writing it.
+
+    Empty, without columns too, where the run that made the file was killed before its first row.
+    """
+    data = complete(path.read_bytes())
+    if not data:
+        return pd.DataFrame()
     # Latin-1 takes any bytes: the names only serve to find an image's second row.
-    data = io.BytesIO(complete(path.read_bytes()))
-    rows = pd.read_csv(data, dtype=str, encoding="latin-1", keep_default_na=False, on_bad_lines="skip")
+    rows = pd.read_csv(
+        io.BytesIO(data), dtype=str, encoding="latin-1", keep_default_na=False, on_bad_lines="skip"
+    )
     images = rows.pop("image")
     rows = rows.apply(pd.to_numeric, errors="coerce")
     if images.duplicated().any():
@@ -119,7 +126,7 @@ def read_scores(path: Path) -> pd.DataFrame:
 
 
 def summarise(out: Path) -> pd.DataFrame:
-    """One row a cell of everything below `out`: counts, top-1 and the mean of each score.
+    """One row a cell with rows of everything below `out`: counts, top-1 and the mean of each score.
 
     Beside scores that judge maps as divisions of the utility among positions, `value` says which are such.
     """
@@ -131,9 +138,9 @@ def summarise(out: Path) -> pd.DataFrame:
         accuracy = top1(folder.parent / PREDICTIONS)
         for method in sorted(run["methods"], key=_method_place):
             path = folder / f"{file_name(method)}.csv"
-            if not path.exists():
+            rows = read_scores(path) if path.exists() else pd.DataFrame()
+            if rows.empty:
                 continue
-            rows = read_scores(path)
             columns = [column for column in rows.columns if column not in KEYS]
             cell = (protocol["layer"], protocol["utility"], method)
             summary.append(

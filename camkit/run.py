@@ -13,7 +13,7 @@ from camkit.data import DataSet, Item
 from camkit.evaluate import NOT_FINITE, Cell, CellFailure, CellScores, Predictions, Result
 from camkit.lock import hold
 from camkit.merge import PATIENCE, fold, write_order
-from camkit.prepare import Prepared, Say, find_methods
+from camkit.prepare import Prepared, Say, cells
 from camkit.provenance import (
     add_counts,
     add_segment,
@@ -72,12 +72,7 @@ class ModelRun:
         # Other processes' parts, those of a run that was killed among them: their rows are not made again.
         everywhere = list(dict.fromkeys([config.out, *share.folders(config.out), *part_folders(config.out)]))
         self.others = [out / model for out in everywhere if share.world > 1 and out / model != self.folder]
-        self.cells = [
-            Cell(layer, prepared.paths[layer], utility, method)
-            for layer in config.layer
-            for utility in config.utility
-            for method in find_methods(config.method)
-        ]
+        self.cells = cells(prepared, config)
         self.segment = describe_segment(prepared, config, data)
         self.protocols = {
             self._cell_folder(cell): describe_protocol(prepared, cell, config, data) for cell in self.cells
@@ -110,7 +105,7 @@ class ModelRun:
         self.predictions, self.errors, self.flags, self.failures = (
             model_table(self.folder, name, self.others) for name in (PREDICTIONS, ERRORS, FLAGS, FAILURES)
         )
-        self.failed: list[tuple[str, ...]] = []
+        self.failed: set[tuple[str, ...]] = set()  # rows of failures.csv that this start made
         self._read_predictions()
 
     def _read_predictions(self) -> None:
@@ -141,19 +136,30 @@ class ModelRun:
         return list(groups.values())
 
     def unfinished(self) -> list[Item]:
-        """Images of the whole run that lack something that nobody has tried to make; read anew."""
+        """Images of the whole run that lack something; all processes' rows are read anew."""
         for table in (*self.tables.values(), self.errors, self.failures):
             table.reload()
         for maps in self.maps.values():
             maps.reload()
         self._read_predictions()
-        failed = {key[:4] for key in (*self.failures.known, *self.failures.elsewhere)}
+        return [item for item in self.items if self.wanted([item])]
 
-        def lacks(item: Item) -> bool:
-            cells = [(cell.layer, cell.utility, cell.method.name, item.id) for cell in self.wanted([item])]
-            return not failed.issuperset(cells) and not self.errors.has((item.id,))
+    def untried(self) -> list[Item]:
+        """Those of :meth:`unfinished` of which no process says that it tried to make what they lack."""
+        unfinished, failed = self.unfinished(), self._failed_images()
+        return [
+            item
+            for item in unfinished
+            if not self.errors.has((item.id,)) and not failed.issuperset(self._lacking(item))
+        ]
 
-        return [item for item in self.items if lacks(item)]
+    def _failed_images(self) -> set[tuple[str, ...]]:
+        """(layer, utility, method, image) in which a plugin failed."""
+        return {key[:4] for key in (*self.failures.known, *self.failures.elsewhere)}
+
+    def _lacking(self, item: Item) -> set[tuple[str, ...]]:
+        """(layer, utility, method, image) of the cells in which an image lacks something."""
+        return {(*_key(cell), item.id) for cell in self.wanted([item])}
 
     def wanted(self, items: Iterable[Item]) -> dict[Cell, list[str]]:
         """The cells that lack something for any of `items`, and the metric groups to compute for them."""
@@ -228,7 +234,7 @@ class ModelRun:
         if isinstance(result, CellFailure):
             rows = [self._failure(cell, item, result.reason) for item in result.items]
             self.failures.append(rows)
-            self.failed += [tuple(row.values()) for row in rows]
+            self.failed |= {tuple(row.values()) for row in rows}
             return
         self.flags.append(
             {
@@ -265,29 +271,55 @@ class ModelRun:
             "reason": reason,
         }
 
-    def failure_lines(self) -> list[str]:
-        """What plugins did wrong in this process, a line each with the first image."""
-        images: dict[str, list[str]] = {}
-        for *_, image, reason in self.failed:
-            images.setdefault(reason, []).append(image)
-        more = {
-            reason: f" and {len(names) - 1} more" if names[1:] else "" for reason, names in images.items()
-        }
-        return [f"{reason} (image {names[0]}{more[reason]})" for reason, names in images.items()]
+    def unreadable(self) -> int:
+        """How many of the whole run's images could not be read, as far as is known."""
+        self.errors.reload()
+        return sum(self.errors.has((item.id,)) for item in self.items)
 
-    def _mended(self) -> set[tuple[str, ...]]:
-        """Failures of earlier runs whose rows are there now."""
-        tables: dict[tuple[str, ...], Table] = {
-            (c.layer, c.utility, c.method.name): table for c, table in self.tables.items()
-        }
-        return {
-            key
-            for key in self.failures.known
-            if key not in self.failed
-            and not key[-1].endswith(NOT_FINITE)
-            and key[:3] in tables
-            and tables[key[:3]].has(key[3:4])
-        }
+    def failure_lines(self) -> list[str]:
+        """What failures.csv holds of the run's cells and images: a line each reason, with the first image."""
+        wanted, images = {_key(cell) for cell in self.cells}, {item.id for item in self.items}
+        found: dict[str, list[str]] = {}
+        for *cell, image, reason in model_table(self._merged, FAILURES).known:
+            if tuple(cell) in wanted and image in images:
+                found.setdefault(reason, []).append(image)
+        more = {reason: f" and {len(names) - 1} more" if names[1:] else "" for reason, names in found.items()}
+        return [f"{reason} (image {names[0]}{more[reason]})" for reason, names in found.items()]
+
+    def settle(self) -> None:
+        """Drop errors and failures that are past (the rows were made, or another reason has come), then
+        renew the counts in run.json.
+
+        For who holds the lock of OUT/<model>, once all that was made is in its tables.
+        """
+        items, failed = {item.id: item for item in self.items}, self._failed_images()
+        mine = {_key(cell) for cell in self.cells}
+        again = {key[:4] for key in self.failed}
+
+        def was_read(image: str) -> bool:
+            lacking = self._lacking(items[image]) if image in items else set()
+            return image in self.predicted and failed.issuperset(lacking)
+
+        def is_past(key: tuple[str, ...]) -> bool:
+            *cell, image, reason = key
+            if tuple(cell) not in mine or image not in items or reason.endswith(NOT_FINITE):
+                return False
+            replaced = key[:4] in again and key not in self.failed
+            return replaced or key[:4] not in self._lacking(items[image])
+
+        errors, failures = (model_table(self._merged, name) for name in (ERRORS, FAILURES))
+        errors.compact(self.order, without={(image,) for (image,) in errors.known if was_read(image)})
+        failures.compact(self.order, without={key for key in failures.known if is_past(key)})
+        for folder in sorted(path.parent for path in self._merged.glob("*/run.json")):
+            run = read_run(folder)
+            counts = model_counts(folder, run["protocol"])
+            if run != run | counts:
+                write_run(folder, run | counts)
+
+    @property
+    def _merged(self) -> Path:
+        """OUT/<model>, which is not where one of several processes writes."""
+        return self.config.out / self.folder.name
 
     def _write_curves(self, result: CellScores, name: str, curves: np.ndarray) -> None:
         """Before the rows: an image with a row has its curve."""
@@ -301,18 +333,17 @@ class ModelRun:
         self.errors.append({"image": item.id, "stage": "read", "reason": reason} for item, reason in errors)
 
     def finish(self) -> None:
-        """Merge and sort the tables, and write the maps; a part is left as it is, for the merge."""
+        """Merge, settle and sort the tables, write the maps; a part is left as it is, for the merge."""
         if self.share.world > 1:
             return
         for table in (*self.tables.values(), self.predictions, self.flags):
             table.compact(self.order)
-        self.errors.compact(self.order, without=self.predictions.known)
-        self.failures.compact(self.order, without=self._mended())
         for maps in self.maps.values():
             maps.finish(self.order)
         for cell in self.cells:
             for path in curve_paths(self._cell_folder(cell), file_name(cell.method.name)):
                 Curves(path).finish(self.order)
+        self.settle()
 
     def end(self, counts: Mapping[str, float]) -> None:
         """Complete run.json: what :meth:`start` began has ended.
@@ -337,6 +368,11 @@ class ModelRun:
             "metrics": list(dict.fromkeys([*there.get("metrics", ()), *self.config.metrics])),
             "segments": there.get("segments", []),
         }
+
+
+def _key(cell: Cell) -> tuple[str, ...]:
+    """A cell in the rows of flags.csv and failures.csv."""
+    return cell.layer, cell.utility, cell.method.name
 
 
 def _text(label: int | None) -> str:

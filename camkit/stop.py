@@ -16,11 +16,12 @@ class Stop:
 
     Attributes:
         asked: a signal has come; :meth:`check` raises KeyboardInterrupt.
+        twice: a second one has: nothing more is to be begun.
         patient: there is a batch in hand that is worth finishing. Otherwise one signal stops at once.
     """
 
     def __init__(self, say: Callable[[str], None]) -> None:
-        self.asked = self.patient = False
+        self.asked = self.twice = self.patient = False
         self._say = say
 
     @contextmanager
@@ -38,9 +39,8 @@ class Stop:
             raise KeyboardInterrupt
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        at_once = self.asked or not self.patient
-        self.asked = True
-        if at_once:
+        self.twice, self.asked = self.asked, True
+        if self.twice or not self.patient:
             raise KeyboardInterrupt
         with suppress(RuntimeError):  # the signal came while a line was being printed
             self._say(f"{signal.Signals(number).name}: finishing this batch (once more: stop now)")

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from camkit.csv_text import csv_line
-from camkit.errors import CamkitError
+from camkit.errors import CamkitError, RunError
 
 # Names of files that are no valid UTF-8 survive the way through a CSV.
 UTF8, ODD_NAMES = "utf-8", "surrogateescape"
@@ -39,13 +39,13 @@ def writing(path: Path) -> Iterator[None]:
     """Name the file in whatever the system says against writing it.
 
     Raises:
-        CamkitError: a full disk, a read-only folder, a folder that is gone.
+        RunError: a full disk, a read-only folder, a folder that is gone.
     """
     try:
         yield
     except OSError as error:
         gone = isinstance(error, FileNotFoundError)
-        raise CamkitError(
+        raise RunError(
             f"{path}: {error.strerror or error}\n"
             + ("The results folder was taken away while the run was going on." if gone else "")
             + ("" if gone else "What was written before is kept: the same command goes on from there.")
@@ -234,7 +234,7 @@ class Table:
             self._learn(row, self.known)
 
     def compact(self, order: Mapping[str, int], without: Container[Key] = ()) -> None:
-        """Rewrite the file: one row a key, in the order of its images, `also` included.
+        """Rewrite the file: one row a key, in the order of its images, `also` included; no rows, no file.
 
         Args:
             order: image -> place; images that are not in it come last.
@@ -242,7 +242,10 @@ class Table:
         """
         columns, rows = merge_rows([self.path, *self.also], self.keys)
         self.columns = list(dict.fromkeys([*self.columns, *columns]))
-        if not rows:
+        kept = [key for key in rows if key not in without]
+        if not kept:
+            with writing(self.path):
+                self.path.unlink(missing_ok=True)
             return
 
         def place(key: Key) -> tuple:
@@ -251,7 +254,7 @@ class Table:
                 for name, value in zip(self.keys, key, strict=True)
             )
 
-        self._write(rows[key] for key in sorted(rows, key=place) if key not in without)
+        self._write(rows[key] for key in sorted(kept, key=place))
 
     def _write(self, rows: Iterable[Row]) -> None:
         data = render(self.columns, rows)

@@ -1,4 +1,4 @@
-"""Kill a run again and again, start the same command again, and compare with a run that was left alone.
+"""Kill a run of two models again and again, start it again, and compare with a run that was left alone.
 
     python scripts/soak.py --kills 200
 
@@ -20,6 +20,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +31,7 @@ import click
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from tiny_run import make_images, result_files, table_rows, tiny_bench  # noqa: E402
+from tiny_run import MODEL, SECOND_MODEL, make_images, result_files, table_rows, tiny_bench  # noqa: E402
 
 import camkit.tables  # noqa: E402
 from camkit.errors import CamkitError  # noqa: E402
@@ -38,14 +39,18 @@ from camkit.evaluate import CellFailure, CellScores, Predictions  # noqa: E402
 from camkit.run import ModelRun  # noqa: E402
 
 IMAGES = 14
-SETTINGS: dict[str, Any] = {"metrics": ("adcc", "deletion"), "steps": 3}
+SETTINGS: dict[str, Any] = {"model": (MODEL, SECOND_MODEL), "metrics": ("adcc", "deletion"), "steps": 3}
 KINDS = ("at a random moment", "within a write", "before a rename", "by a full disk")
 WEIGHTS = (6, 1, 1, 1)
 FULL_DISK = 3
 
 
-def in_child(work: Callable[[], None]) -> int:
-    """Fork, and work there. The parent must not have computed anything: OpenMP does not survive a fork."""
+def in_child(work: Callable[[], None], told: Path) -> int:
+    """Fork, and work there. The parent must not have computed anything: OpenMP does not survive a fork.
+
+    Args:
+        told: where the traceback of an error goes.
+    """
     child = os.fork()
     if child:
         return child
@@ -54,21 +59,25 @@ def in_child(work: Callable[[], None]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         work()
         code = 0
-    except CamkitError as error:
-        code = FULL_DISK if "File too large" in str(error) else 1
+    except BaseException as error:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        told.write_text(traceback.format_exc(), errors="surrogateescape")
+        if isinstance(error, CamkitError) and "File too large" in str(error):
+            code = FULL_DISK
     finally:
         os._exit(code)
 
 
-def killed(child: int) -> bool:
+def killed(child: int, told: Path) -> bool:
     """Wait for a child; whether it was killed.
 
     Raises:
-        RuntimeError: it failed in a way that it should not.
+        RuntimeError: it failed in a way that it should not; with its traceback.
     """
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if status not in (0, -signal.SIGKILL, FULL_DISK):
-        raise RuntimeError(f"a run ended with {status}")
+        said = told.read_text(errors="surrogateescape") if told.exists() else "it left no traceback"
+        raise RuntimeError(f"a run ended with {status}:\n{said}")
     return status != 0
 
 
@@ -116,7 +125,7 @@ def log_computed(path: Path) -> None:
 
 def attempt(kind: str | None, dice: random.Random, data: Path, out: Path, log: Path, seconds: float) -> bool:
     """One start of the command; whether it was killed."""
-    after, share, moment = dice.randrange(40), dice.random(), dice.uniform(0, seconds)
+    after, share, moment = dice.randrange(80), dice.random(), dice.uniform(0, seconds)
     # The limit on the size of files would hold for the workers' shared memory too.
     workers = 0 if kind == "by a full disk" else dice.randrange(2)
 
@@ -125,16 +134,17 @@ def attempt(kind: str | None, dice: random.Random, data: Path, out: Path, log: P
         if kind == "within a write":
             die_within_write(after, share)
         elif kind == "before a rename":
-            die_before_rename(after % 12)
+            die_before_rename(after % 24)
         elif kind == "by a full disk":
             resource.setrlimit(resource.RLIMIT_FSIZE, (int(share * 3500), resource.RLIM_INFINITY))
         tiny_bench(data, out, workers=workers, **SETTINGS)
 
-    child = in_child(work)
+    told = log.with_name("traceback")
+    child = in_child(work, told)
     if kind == "at a random moment":
         time.sleep(moment)
         os.kill(child, signal.SIGKILL)
-    return killed(child)
+    return killed(child, told)
 
 
 @click.command()
@@ -151,9 +161,10 @@ def main(kills: int, seed: int) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         data, reference, log = make_images(folder / "data", IMAGES), folder / "reference", folder / "log"
-        killed(in_child(lambda: tiny_bench(data, folder / "warm", **SETTINGS)))
+        told = folder / "traceback"
+        killed(in_child(lambda: tiny_bench(data, folder / "warm", **SETTINGS), told), told)
         started = time.perf_counter()
-        killed(in_child(lambda: tiny_bench(data, reference, **SETTINGS)))
+        killed(in_child(lambda: tiny_bench(data, reference, **SETTINGS), told), told)
         seconds = time.perf_counter() - started
         expected = result_files(reference)
         out = folder / "out"

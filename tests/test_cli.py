@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -211,8 +212,9 @@ class TestOptions:
 
     def test_the_commands_own_record_makes_the_same_run(self, config_of) -> None:
         given = ("--model", "resnet18,vgg16", "--steps", 7, "--save-maps", "--limit", 3, "--layer", "prepool")
+        given += ("--data", "my photos", "--weights", "it's.pth")
         config = config_of(*given, "--workers", 0)
-        words = config.command().split()
+        words = shlex.split(config.command())
         assert words[:2] == ["camkit", "bench"]
         assert config_of(*words[2:], "--workers", 0) == config
 

@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from tiny_run import (
     FOLDER,
     METHODS,
+    MODEL,
     Crash,
     make_images,
     result_files,
@@ -24,8 +25,10 @@ from tiny_run import (
 
 from camkit import merge
 from camkit.cli import main
-from camkit.errors import CamkitError, UsageError
+from camkit.data import Item, find_images
+from camkit.errors import CamkitError, PluginError, UsageError
 from camkit.lock import hold
+from camkit.registry import METHODS as REGISTERED
 from camkit.results import read_run
 from camkit.share import PARTS, Share
 
@@ -99,9 +102,9 @@ def test_no_image_twice_and_none_left_out(world: int) -> None:
     assert sorted(image for part in parts for image in part) == list(range(IMAGES))
 
 
-def run_as(rank: int, world: int, as_rank: Callable, data: Path, out: Path) -> None:
+def run_as(rank: int, world: int, as_rank: Callable, data: Path, out: Path, **changes: object) -> list[str]:
     as_rank(rank, world)
-    tiny_bench(data, out)
+    return tiny_bench(data, out, **changes)
 
 
 def test_parts_of_another_number_of_processes_are_taken_up(
@@ -177,6 +180,116 @@ def test_the_first_process_does_not_wait_for_ever(
     monkeypatch.setattr(merge, "SILENCE", 1.5)
     with pytest.raises(CamkitError, match="25 images are missing.*\n.*same command"):
         run_as(0, 2, as_rank, data, tmp_path / "out")
+
+
+def share_of(rank: int, data: Path) -> list[Item]:
+    return list(Share(rank, 2).of(find_images(str(data), 0).items))
+
+
+@pytest.fixture
+def own_data(data: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(data, tmp_path / "data")
+
+
+def break_images(data: Path, items: list[Item]) -> dict[Path, bytes]:
+    """Make images unreadable whose size stays; give what was in them.
+
+    Not any of the first 16 of all, from which random weights take their statistics.
+    """
+    contents = {data / item.id: (data / item.id).read_bytes() for item in items}
+    for path, content in contents.items():
+        path.write_bytes(b"x" * len(content))
+    return contents
+
+
+def test_each_process_compares_its_faults_with_its_own_share(
+    own_data: Path, tmp_path: Path, as_rank: Callable
+) -> None:
+    break_images(own_data, share_of(1, own_data)[:4])
+    lines = run_as(1, 2, as_rank, own_data, tmp_path / "out", max_errors=0.1)
+    (line,) = [line for line in lines if line.startswith(f"error: process 1: {MODEL}: stopped: ")]
+    assert "4 of 25 images cannot be read, more than --max-errors 10%" in line
+
+
+def test_errors_of_all_processes_are_counted_and_go_when_they_are_past(
+    own_data: Path, reference: Path, tmp_path: Path, as_rank: Callable
+) -> None:
+    out = tmp_path / "out"
+    contents = break_images(own_data, [share_of(0, own_data)[20], share_of(1, own_data)[20]])
+    assert run_as(1, 2, as_rank, own_data, out) == []
+    assert run_as(0, 2, as_rank, own_data, out)[-1].startswith(f"{MODEL}: 2 images could not be read; see")
+    assert read_run(out / CELLS)["errors"] == 2
+    for path, content in contents.items():
+        path.write_bytes(content)
+    run_as(1, 2, as_rank, own_data, out)
+    assert not any("could not be read" in line for line in run_as(0, 2, as_rank, own_data, out))
+    assert read_run(out / CELLS)["errors"] == 0
+    assert result_files(out) == result_files(reference), "and there is no errors.csv"
+
+
+def test_the_first_process_waits_for_images_that_an_earlier_start_could_not_read(
+    own_data: Path, reference: Path, tmp_path: Path, as_rank: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    contents = break_images(own_data, share_of(1, own_data)[20:22])
+    for rank in (1, 0):
+        run_as(rank, 2, as_rank, own_data, out)
+    for path, content in contents.items():
+        path.write_bytes(content)
+    with monkeypatch.context() as patch:
+        patch.setattr(merge, "SILENCE", 1.5)
+        with pytest.raises(CamkitError, match="2 images are missing, and for"):
+            run_as(0, 2, as_rank, own_data, out)
+    for rank in (1, 0):
+        run_as(rank, 2, as_rank, own_data, out)
+    assert result_files(out) == result_files(reference)
+
+
+def test_a_process_that_fails_says_so_and_the_first_one_does_not_wait_for_it(
+    data: Path, tmp_path: Path, as_rank: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise CamkitError("no weights here")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("camkit.benchmark.prepare", fails)
+        assert run_as(1, 2, as_rank, data, tmp_path / "out") == [
+            f"error: process 1: {MODEL}: no weights here"
+        ]
+    with pytest.raises(CamkitError, match="25 images are missing: another process ended"):
+        run_as(0, 2, as_rank, data, tmp_path / "out")
+    assert (tmp_path / "out" / "summary.csv").exists()
+
+
+PLUGIN = """
+from pathlib import Path
+from camkit import method
+
+@method("picky")
+def picky(trace):
+    if Path(__file__).with_name("bad").read_text() in trace.image_ids:
+        raise ValueError("not this one")
+    return trace.activation.sum(dim=1)
+"""
+
+
+def test_what_a_plugin_did_wrong_in_another_process_is_reported_by_the_first(
+    data: Path, tmp_path: Path, as_rank: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(REGISTERED, "_entries", dict(REGISTERED._entries))
+    (tmp_path / "picky.py").write_text(PLUGIN)
+    bad = next(item.id for item in share_of(1, data)[10:] if "image" in item.id)
+    (tmp_path / "bad").write_text(bad)
+    out, changes = tmp_path / "out", {"method": ("gradcam", "picky"), "plugin": (tmp_path / "picky.py",)}
+    assert run_as(1, 2, as_rank, data, out, **changes) == []
+    with pytest.raises(PluginError, match=r"'picky': ValueError: not this one(.|\n)*All else is finished"):
+        run_as(0, 2, as_rank, data, out, **changes)
+    summary = (out / "summary.csv").read_text()
+    assert f",gradcam,predicted,{IMAGES}," in summary and f",picky,predicted,{IMAGES - 4}," in summary
+    (tmp_path / "bad").write_text("none")
+    for rank in (1, 0):
+        run_as(rank, 2, as_rank, data, out, **changes)
+    assert not (out / FOLDER / "failures.csv").exists()
 
 
 def test_force_is_refused_in_several_processes(data: Path, tmp_path: Path, as_rank: Callable) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 SOAK = Path(__file__).parent.parent / "scripts" / "soak.py"
 
@@ -20,3 +23,18 @@ def test_kills_lose_double_and_change_nothing() -> None:
     assert numbers["rows computed"] > 0 and numbers["files compared"] > 0
     for wrong in ("rows computed again", "rows lost", "rows doubled", "files different"):
         assert numbers[wrong] == 0
+
+
+def test_a_run_that_fails_otherwise_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    spec = importlib.util.spec_from_file_location("soak", SOAK)
+    assert spec is not None and spec.loader is not None
+    soak = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(soak)
+
+    def work() -> None:
+        raise KeyError("no such thing")
+
+    told = tmp_path / "traceback"
+    with pytest.raises(RuntimeError, match=r"a run ended with 1:\nTraceback(.|\n)*KeyError: 'no such thing'"):
+        soak.killed(soak.in_child(work, told), told)

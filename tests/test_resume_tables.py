@@ -92,6 +92,15 @@ def test_the_first_value_stays_and_a_second_row_fills_the_gaps(tmp_path: Path) -
     assert path.read_text() == "image,score,other\nb,2,\na,1,3\n"
 
 
+def test_a_table_without_rows_is_no_file(tmp_path: Path) -> None:
+    table = Table(tmp_path / "t.csv", COLUMNS)
+    table.append(rows("a", "b"))
+    table.compact({}, without={("a",)})
+    assert table.path.read_text() == "image,score,other\nb,1,\n"
+    table.compact({}, without={("b",)})
+    assert not table.path.exists()
+
+
 def test_a_row_that_brings_nothing_new_is_not_written(tmp_path: Path) -> None:
     table = Table(tmp_path / "t.csv", COLUMNS)
     table.append(rows("a", "b"))

@@ -24,6 +24,8 @@ from camkit.tables import Row, read_records
 
 MODEL = "timm/camkit_tiny_run"
 FOLDER = "timm__camkit_tiny_run"
+SECOND_MODEL = "timm/camkit_tiny_run2"
+SECOND_FOLDER = "timm__camkit_tiny_run2"
 METHODS = ("gradcam", "shapleycam-e", "randomcam", "edges")
 ODD_NAMES = ("a,b", 'quo"te', '"', "new\nline", "tab\t \rreturn", "größe 猫", "NA", "1", "latin\udce9")
 
@@ -48,6 +50,10 @@ if not timm.is_model("camkit_tiny_run"):
     @register_model
     def camkit_tiny_run(pretrained: bool = False, **_: Any) -> Tiny:
         return Tiny()
+
+    @register_model
+    def camkit_tiny_run2(pretrained: bool = False, **_: Any) -> Tiny:
+        return Tiny(classes=7)
 
 
 def make_images(folder: Path, images: int) -> Path:
@@ -89,15 +95,15 @@ def tiny_bench(data: Path, out: Path, **changes: Any) -> list[str]:
 def tiny_command(data: Path, out: Path, *more: str) -> Result:
     """`camkit bench` with the settings of :func:`tiny_config`."""
     config = tiny_config(data, out)
-    words = ["bench", "--save-maps", "--workers=0", *more]
+    words = ["bench", "--save-maps", "--workers=0"]
     for name in ("model", "method", "layer", "metrics", "data", "weights", "device", "batch_size", "out"):
         value = getattr(config, name)
         words.append(f"--{name.replace('_', '-')}={','.join(value) if isinstance(value, tuple) else value}")
-    return CliRunner().invoke(main, words)
+    return CliRunner().invoke(main, [*words, *more])
 
 
-class Crash(Exception):
-    """What a test throws into a run."""
+class Crash(BaseException):
+    """What a test throws into a run: like a kill, it is nothing that the run could answer to."""
 
 
 @contextmanager

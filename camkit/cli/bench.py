@@ -131,7 +131,7 @@ def _use_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> Pa
     "--max-errors",
     callback=_share,
     metavar="SHARE",
-    help="Share of such images, as 0.01 or 1%, above which the run ends.  [default: 1%, at least 3 images]",
+    help="Share of such images, as 0.01 or 1%, above which a model ends.  [default: 1%, at least 3 images]",
 )
 @click.option(
     "--budget",

@@ -173,13 +173,19 @@ def _failures(path: Path, protocol: Mapping[str, Any]) -> dict[str, int]:
 def read_rows(path: Path) -> pd.DataFrame:
     """A cell's rows by image, also while a run is writing them; the first value of a score stands.
 
+    Empty where the run was killed before its first row.
+
     Raises:
         CamkitError: the file is no table of scores.
     """
-    data = io.BytesIO(complete(path.read_bytes()))
+    data = complete(path.read_bytes())
+    if not data:
+        return pd.DataFrame()
     try:
         # Latin-1 takes any bytes, and pandas' own strings cannot hold names that are no valid UTF-8.
-        rows = pd.read_csv(data, dtype=str, keep_default_na=False, on_bad_lines="skip", encoding="latin-1")
+        rows = pd.read_csv(
+            io.BytesIO(data), dtype=str, keep_default_na=False, on_bad_lines="skip", encoding="latin-1"
+        )
         names = [name.encode("latin-1").decode(UTF8, ODD_NAMES) for name in rows.pop("image")]
         rows = rows.drop(columns="label").apply(pd.to_numeric, errors="coerce")
         rows.index = pd.Index(names, dtype=object)
