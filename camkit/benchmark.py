@@ -238,7 +238,7 @@ def score_images(run: ModelRun, prepared: Prepared, size: int, stop: Stop) -> di
     loader = _Timed(chain.from_iterable(load_batches(prepared, run.config, items, size) for items in todo))
     started, passes = time.perf_counter(), prepared.network.passes
     scored = faults = 0
-    with _progress(run, sum(map(len, todo))) as bar, stop.patiently(), _failures_named(size):
+    with _progress(run, sum(map(len, todo))) as bar, stop.patiently(), failures_named(size):
         for batch in loader:
             run.write_errors(batch.errors)
             wanted = run.wanted(batch.items)
@@ -280,9 +280,8 @@ def _check_errors(config: RunConfig, faults: int, images: int, listed: Path) -> 
 
 
 @contextmanager
-def _failures_named(batch_size: int) -> Iterator[None]:
+def failures_named(batch_size: int) -> Iterator[None]:
     """What the system does to a run, in the user's words."""
-    kept = "Finished rows are kept: the same command goes on from there."
     try:
         yield
     except RuntimeError as error:
@@ -295,7 +294,7 @@ def _failures_named(batch_size: int) -> Iterator[None]:
         if "DataLoader worker" not in reason:
             raise
         raise CamkitError(
-            f"a process that decodes images died (out of memory?): try fewer --workers, or 0. {kept}"
+            "a process that decodes images died (out of memory?): start again with fewer --workers, or 0"
         ) from error
 
 
