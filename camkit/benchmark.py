@@ -280,8 +280,10 @@ def _check_errors(config: RunConfig, faults: int, images: int, listed: Path) -> 
 
 
 @contextmanager
-def failures_named(batch_size: int) -> Iterator[None]:
-    """What the system does to a run, in the user's words."""
+def failures_named(
+    batch_size: int, kept: str = "Finished rows are kept: the same command goes on from there."
+) -> Iterator[None]:
+    """What the system does to a run, in the user's words; `kept`: what is left of it."""
     try:
         yield
     except RuntimeError as error:
@@ -294,7 +296,7 @@ def failures_named(batch_size: int) -> Iterator[None]:
         if "DataLoader worker" not in reason:
             raise
         raise CamkitError(
-            "a process that decodes images died (out of memory?): start again with fewer --workers, or 0"
+            f"a process that decodes images died (out of memory?): try fewer --workers, or 0. {kept}"
         ) from error
 
 

@@ -257,7 +257,7 @@ def _recompute(
     evaluation = make_evaluation(prepared, config, size)
     made = _Recomputed()
     try:
-        with failures_named(size):
+        with failures_named(size, kept="Nothing was changed."):
             for items, cells in groups.items():
                 for batch in load_batches(prepared, config, items, size):
                     made.unread |= {item.id: reason for item, reason in batch.errors}

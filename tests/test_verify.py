@@ -247,6 +247,17 @@ def test_a_pass_that_does_not_fit_says_what_to_do(
     assert "error: out of memory at --batch-size 4: try a smaller one" in result.output
 
 
+def test_a_decoder_that_died_is_named(out: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(*_: object) -> None:
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+
+    monkeypatch.setattr(Evaluation, "run", run)
+    result = command(out, data)
+    assert result.exit_code == 1
+    assert "error: a process that decodes images died (out of memory?): try fewer --workers" in result.output
+    assert "Nothing was changed." in result.output
+
+
 def test_a_run_with_fewer_bits_may_differ_by_more(data: Path, tmp_path: Path) -> None:
     tiny_bench(data, tmp_path, dtype="bfloat16", method=("gradcam",))
     path = tmp_path / CELLS / "gradcam.csv"
