@@ -17,8 +17,9 @@ from torch import Tensor
 from camkit.cli import main
 from camkit.config import RunConfig
 from camkit.evaluate import Evaluation
+from camkit.provenance import as_it_ran
 from camkit.registry import METHODS as METHOD_REGISTRY
-from camkit.results import summarise, write_summary
+from camkit.results import read_run, summarise, write_summary
 from camkit.tables import Row, read_records, render
 from camkit.tracing import Network
 from camkit.verify import _gap, _pick, _tolerance, faults, verify
@@ -280,6 +281,17 @@ def test_tolerances() -> None:
 )  # fmt: skip
 def test_gaps_are_relative_above_one(text: str, value: float, gap: float) -> None:
     assert _gap(text, value) == gap
+
+
+def test_scores_of_saved_maps_are_made_as_the_run_was(data: Path, tmp_path: Path) -> None:
+    tiny_bench(data, tmp_path, tf32=True, deterministic=True, method=("gradcam",))
+    config = as_it_ran(tmp_path / CELLS, RunConfig(model=()))
+    assert (config.tf32, config.deterministic, config.batch_size) == (True, True, 4)
+    assert (config.weights, config.method, config.metrics) == ("random", ("gradcam",), ("adcc",))
+    words = ["--metrics", "deletion", "--data", str(data), "--batch-size", "4", "--device", "cpu"]
+    result = CliRunner().invoke(main, ["score", str(tmp_path), *words])
+    assert result.exit_code == 0, result.output
+    assert len(read_run(tmp_path / CELLS)["segments"]) == 1  # neither refused nor made with something else
 
 
 def test_a_plugin_is_asked_for_by_name(data: Path, tmp_path: Path) -> None:
