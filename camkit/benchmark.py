@@ -312,7 +312,7 @@ def score_images(run: ModelRun, prepared: Prepared, size: int, stop: Stop) -> di
         }
 
     try:
-        with _progress(run, sum(map(len, todo))) as bar, stop.patiently(), _failures_named(size):
+        with _progress(run, sum(map(len, todo))) as bar, stop.patiently(), failures_named(size):
             for batch in loader:
                 run.write_errors(batch.errors)
                 wanted = run.wanted(batch.items)
@@ -357,9 +357,10 @@ def _check_errors(run: ModelRun, faults: int) -> None:
 
 
 @contextmanager
-def _failures_named(batch_size: int) -> Iterator[None]:
-    """What the system does to a run, in the user's words."""
-    kept = "Finished rows are kept: the same command goes on from there."
+def failures_named(
+    batch_size: int, kept: str = "Finished rows are kept: the same command goes on from there."
+) -> Iterator[None]:
+    """What the system does to a run, in the user's words; `kept`: what is left of it."""
     try:
         yield
     except RuntimeError as error:

@@ -217,7 +217,7 @@ class Evaluation:
         yield Predictions(
             batch.items,
             tuple(predicted[: len(batch.items)].tolist()),
-            tuple(probabilities.amax(dim=1)[: len(batch.items)].tolist()),
+            tuple(probabilities.gather(1, predicted[:, None])[: len(batch.items), 0].tolist()),
             probabilities.shape[1],
         )
         hits = (predicted == target)[: len(batch.items)].tolist()

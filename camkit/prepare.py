@@ -104,8 +104,9 @@ def find_device(name: str) -> torch.device:
 def numerics(tf32: bool, deterministic: bool) -> Iterator[dict[str, Any]]:
     """Set torch's numeric switches, all of them explicitly, and set them back.
 
-    Gives the record for run.json; under `deterministic` its entry `not_deterministic` grows by each
-    operation that runs and has no deterministic form in torch.
+    Gives the record for run.json of what moves only last bits (`tf32` moves more: the protocol has it); under
+    `deterministic` its entry `not_deterministic` grows by each operation that runs and has no deterministic
+    form in torch.
     """
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     switches = {(matmul, "allow_tf32"): tf32, (cudnn, "allow_tf32"): tf32}
@@ -115,7 +116,6 @@ def numerics(tf32: bool, deterministic: bool) -> Iterator[dict[str, Any]]:
     only_warn = torch.is_deterministic_algorithms_warn_only_enabled()
     exceptions: list[str] = []
     record = {
-        "tf32": tf32,
         "cudnn_benchmark": False,
         "deterministic": deterministic,
         "not_deterministic": exceptions,

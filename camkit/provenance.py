@@ -11,6 +11,7 @@ import json
 import platform
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import version
@@ -28,7 +29,7 @@ from camkit.results import DEFINITIONS_VERSION, read_run, run_folders
 
 # What all cells of one results folder have in common; the rest of the protocol belongs to a model and layer.
 SHARED = (
-    "target_rule", "steps", "preprocess", "exif", "dtype", "weights", "seed", "absent", "budget",
+    "target_rule", "steps", "preprocess", "exif", "dtype", "tf32", "weights", "seed", "absent", "budget",
     "data_fingerprint", "definitions",
 )  # fmt: skip
 # Entries of a segment that may differ between two starts of the same segment.
@@ -60,6 +61,7 @@ def describe_protocol(prepared: Prepared, cell: Cell, config: RunConfig, data: D
         "exif": config.exif,
         "transform": loaded.preprocess.describe(),
         "dtype": config.dtype,
+        "tf32": config.tf32,
         "weights": loaded.weights.kind,
         "weights_tag": loaded.weights.tag,
         "weights_sha256": loaded.weights.sha256,
@@ -93,6 +95,43 @@ def describe_segment(prepared: Prepared, config: RunConfig, data: DataSet) -> di
         },
         "git": _git_commit(),
     }
+
+
+def as_it_ran(folder: Path, config: RunConfig) -> RunConfig:
+    """The settings with which a folder of cells was made, for what is to be made in the same way.
+
+    Batch size and determinism are those of the last start.
+
+    Args:
+        config: gives what run.json does not know: where data and a weights' file are, on what to run.
+
+    Raises:
+        UsageError: there are no rows yet, or the weights were a file and `config` names none.
+        CamkitError: run.json cannot be read.
+    """
+    run = read_run(folder)
+    if not run["segments"]:
+        raise UsageError(f"{folder}: this run has not made a row yet")
+    protocol, segment = run["protocol"], run["segments"][-1]
+    weights = protocol["weights"] if config.weights == "pretrained" else config.weights
+    if protocol["weights"] == "file" and config.weights == "pretrained":
+        raise UsageError(
+            f"{folder}: the weights were a file, {segment['weights_file']}: name it with --weights FILE"
+        )
+    same = ("steps", "preprocess", "exif", "dtype", "tf32", "seed", "absent", "budget")
+    return replace(
+        config,
+        model=(protocol["model"],),
+        layer=(protocol["layer"],),
+        utility=(protocol["utility"],),
+        method=tuple(run["methods"]),
+        metrics=tuple(run["metrics"]),
+        target=protocol["target_rule"],
+        weights=weights,
+        batch_size=segment["batch_size"],
+        deterministic=segment["deterministic"],
+        **{name: protocol[name] for name in same},
+    )
 
 
 def check_protocol(folders: Iterable[Path], protocol: Mapping[str, Any]) -> None:

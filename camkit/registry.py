@@ -148,6 +148,7 @@ class Metric:
             saliency maps, and the :class:`camkit.tracing.Trace`.
         optional: columns that are NaN for maps that have no such score.
         of_values: columns that judge a map as a division of the utility, see :attr:`Method.value`.
+        jumps: columns that a last bit can move far: 0 or 1, a correlation of ranks, an order of pixels.
         origin: the plugin it comes from; "" for camkit's own.
     """
 
@@ -158,6 +159,7 @@ class Metric:
     needs_trace: bool = False
     optional: tuple[str, ...] = ()
     of_values: tuple[str, ...] = ()
+    jumps: tuple[str, ...] = ()
     origin: str = ""
 
     @property
@@ -234,12 +236,13 @@ def metric(
     needs_trace: bool = False,
     optional: tuple[str, ...] = (),
     of_values: tuple[str, ...] = (),
+    jumps: tuple[str, ...] = (),
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a function as a metric group; see :class:`Metric` for what it takes and returns."""
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         entry = Metric(
-            name, function, directions, source, needs_trace, optional, of_values, origin_of(function)
+            name, function, directions, source, needs_trace, optional, of_values, jumps, origin_of(function)
         )
         METRICS.add(name, entry)
         return function

@@ -23,6 +23,7 @@ from camkit.lock import hold
 from camkit.merge import refresh_summary
 from camkit.plugins import load_plugins
 from camkit.prepare import Say, numerics, prepare
+from camkit.provenance import as_it_ran
 from camkit.registry import METHODS, METRICS
 from camkit.results import file_name, read_run, run_folders
 from camkit.run import ModelRun
@@ -36,7 +37,7 @@ def rescore(
     metrics: Sequence[str],
     data: str,
     say: Say,
-    weights: str | None = None,
+    weights: str = "pretrained",
     batch_size: int = 32,
     device: str = "auto",
     plugin: Sequence[str] = (),
@@ -62,14 +63,9 @@ def rescore(
     if not folders:
         raise UsageError(f"{out} holds no saved maps: they are written by camkit bench --save-maps")
     for folder, saved in folders.items():
-        config = _config(out, folder, weights, saved)
+        config = RunConfig(model=(), weights=weights, data=data, device=device, plugin=tuple(plugin), out=out)
         config = replace(
-            config,
-            metrics=tuple(metrics),
-            data=data,
-            batch_size=batch_size,
-            device=device,
-            plugin=tuple(plugin),
+            as_it_ran(folder, config), method=tuple(saved), metrics=tuple(metrics), batch_size=batch_size
         )
         _rescore_folder(config, saved, find_images(data, config.seed), say)
     return refresh_summary(out)
@@ -84,26 +80,6 @@ def _saved_maps(folder: Path) -> dict[str, dict[str, np.ndarray]]:
             with np.load(path, allow_pickle=False) as saved:
                 found[method] = dict(zip(saved["images"].tolist(), saved["maps"], strict=True))
     return found
-
-
-def _config(out: Path, folder: Path, weights: str | None, methods: Mapping[str, object]) -> RunConfig:
-    """The run's own settings, from its run.json."""
-    protocol = read_run(folder)["protocol"]
-    if protocol["weights"] == "file" and weights is None:
-        raise UsageError(
-            f"{folder} was made with the weights {protocol['weights_tag']}: name it with --weights"
-        )
-    same = ("steps", "preprocess", "exif", "dtype", "seed", "absent", "budget")
-    return RunConfig(
-        model=(protocol["model"],),
-        layer=(protocol["layer"],),
-        utility=(protocol["utility"],),
-        method=tuple(methods),
-        target=protocol["target_rule"],
-        weights=weights or protocol["weights"],
-        out=out,
-        **{name: protocol[name] for name in same},
-    )
 
 
 def _rescore_folder(

@@ -373,6 +373,7 @@ class TestAgain:
             ({"seed": 1}, "seed"),
             ({"preprocess": "paper"}, "preprocess"),
             ({"dtype": "bfloat16"}, "dtype"),
+            ({"tf32": True}, "tf32"),
         ],
     )
     def test_one_folder_holds_one_protocol(

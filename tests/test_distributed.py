@@ -149,6 +149,8 @@ def test_merge_can_be_killed_and_repeated(
     assert result.exit_code == 0, result.output
     assert result_files(out) == result_files(reference)
     assert not (out / PARTS).exists()
+    other = CliRunner().invoke(main, ["merge", str(out), "--plugin", "none.py"])
+    assert other.exit_code == 2 and "--plugin none.py: no such file" in other.output
     again = CliRunner().invoke(main, ["merge", str(out)])
     assert again.exit_code == 0 and result_files(out) == result_files(reference)
 

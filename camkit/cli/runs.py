@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from camkit.errors import CamkitError, UsageError
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @names_option("--metrics", required=True, help="Groups of scores to add (camkit list metrics).")
 @data_option("The images of the run.")
-@click.option("--weights", metavar="FILE", help="The weights file, where the run had one.")
+@click.option("--weights", default="pretrained", metavar="FILE", help="The weights, where they were a file.")
 @batch_size_option
 @device_option
 @plugin_option
@@ -51,8 +52,9 @@ def score(folder: Path, **options: Any) -> None:
 
 @click.command()
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@plugin_option
 @debug_option
-def merge(folder: Path) -> None:
+def merge(folder: Path, plugin: tuple[str, ...]) -> None:
     """Fold the parts of a run that several processes divided into its results folder DIR.
 
     The first of the processes does it at the end; after a crash it can be done, and repeated, by hand.
@@ -62,8 +64,10 @@ def merge(folder: Path) -> None:
       camkit merge results/imagenet
     """
     from camkit.merge import merge as fold_parts
+    from camkit.plugins import load_plugins
     from camkit.report.tables import terminal_table
 
+    load_plugins(plugin)
     summary = fold_parts(folder)
     click.echo(terminal_table(summary))
     click.echo(f"\n{folder / 'summary.csv'}: {len(summary)} cells")
@@ -75,15 +79,19 @@ def merge(folder: Path) -> None:
 @layout_option
 @labels_option
 @click.option("--weights", default="pretrained", metavar="FILE", help="The weights, where they were a file.")
+@click.option("--seed", default=0, show_default=True, help="Which images are picked.")
+@click.option("--batch-size", type=click.IntRange(min=1), help="Images in a pass.  [default: as in the run]")
 @device_option
 @workers_option
 @plugin_option
 @debug_option
-def verify(folder: Path, **options: Any) -> None:
-    """Recompute 1 % of the images of a finished run, at least five, and compare every value.
+def verify(folder: Path, seed: int, batch_size: int | None, **options: Any) -> None:
+    """Recompute 1 % of the images of every cell of a finished run, at least five, and compare every value.
 
-    Values may differ by 1e-5, areas under curves by 1e-3; exit code 1 if one differs by more. The folder is
-    only read.
+    Values may differ by 1e-5, above 1 relatively; those of a run with TF32 or float16 by 0.01, with bfloat16
+    by 0.05. Scores that jump (increase, from 0 to 1; areas under curves and single deletion, with the order
+    of nearly equal pixels) may differ by 0.001, and by more in a tenth of a cell's images, or in one. Exit
+    code 1 where one differs by more, or cannot be compared. The folder is only read.
 
     \b
     Example:
@@ -91,31 +99,34 @@ def verify(folder: Path, **options: Any) -> None:
     """
     from tabulate import tabulate
 
+    from camkit.verify import faults
     from camkit.verify import verify as recompute
 
-    checks = recompute(folder, RunConfig(model=(), **options), say=say)
+    checks = recompute(folder, RunConfig(model=(), **options), say, seed=seed, batch_size=batch_size)
     click.echo(tabulate(checks, headers="keys", tablefmt="simple", showindex=False, floatfmt=".1e"))
-    differing, values = checks["differing"].sum(), checks["values"].sum()
-    if differing or not values:
-        raise CamkitError(f"{differing} of {values} values differ from what was recomputed")
-    click.echo(f"\nAll {values} values agree with what was recomputed.")
+    if wrong := faults(checks):
+        raise CamkitError("\n".join(wrong))
+    click.echo(f"\nAll {checks['values'].sum()} values agree with what was recomputed.")
 
 
 @click.command(
     context_settings={"ignore_unknown_options": True},
-    options_metavar="[--local N] [--dry-run] [--slurm-NAME VALUE]… [OPTIONS OF BENCH]",
+    options_metavar="--model NAME[,NAME…] [--local N] [--dry-run] [--slurm-NAME VALUE]… [OPTIONS OF BENCH]",
 )
+@names_option("--model", help="Models, one job each; all else goes to camkit bench.")
 @click.option("--local", type=click.IntRange(min=1), metavar="N", help="Run the jobs here, N at a time.")
 @click.option("--dry-run", is_flag=True, help="Only print the jobs.")
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="")
 @debug_option
 @click.pass_context
-def submit(ctx: click.Context, local: int | None, dry_run: bool, words: tuple[str, ...]) -> None:
+def submit(
+    ctx: click.Context, model: tuple[str, ...], local: int | None, dry_run: bool, words: tuple[str, ...]
+) -> None:
     """Run `camkit bench` over a cluster: a Slurm job array with one job a model.
 
-    Any --slurm-NAME VALUE is a setting of the jobs (partition, account, time in minutes, gpus-per-node,
-    cpus-per-task, mem, …). A job that reaches its time limit is queued again and goes on. Needs the extra
-    `slurm`.
+    Any --slurm-NAME VALUE is a setting of the jobs: partition, account, time, gpus-per-node, cpus-per-task,
+    mem and whatever sbatch has. --slurm-time is in minutes, H:M:S or D-H:M:S, 240 minutes unless given; a job
+    that reaches it is queued again, 100 times at most, and goes on. Slurm needs the extra `slurm`.
 
     \b
     Example:
@@ -126,22 +137,36 @@ def submit(ctx: click.Context, local: int | None, dry_run: bool, words: tuple[st
     from camkit.prepare import find_models
 
     slurm, rest = jobs_of.split_words(words)
+    if local and slurm:
+        raise UsageError("--slurm-… settings mean nothing to jobs on this machine: leave them or --local out")
+    settings = jobs_of.slurm_settings(slurm)
     # Parsed here, so that a wrong option is found now and not on the cluster.
     commands = ctx.find_root().command
     assert isinstance(commands, click.Group)
-    options = commands.commands["bench"].make_context("camkit bench", list(rest), parent=ctx.parent).params
+    named = [f"--model={','.join(model)}"] if model else []
+    options = (
+        commands.commands["bench"].make_context("camkit bench", [*named, *rest], parent=ctx.parent).params
+    )
     load_plugins(options["plugin"])
     if options["force"]:
         raise UsageError("--force: each job would move the others' results aside; move the folder by hand")
-    jobs = jobs_of.make_jobs(rest, find_models(options["model"]))
+    jobs = [jobs_of.Job(("bench", *rest, "--model", name)) for name in find_models(options["model"])]
     if dry_run:
         for job in jobs:
             click.echo(str(job))
-        where = f"{local} at a time on this machine" if local else "a Slurm array"
-        settings = ", ".join(f"{name} {value}" for name, value in slurm.items())
-        click.echo(f"\n{len(jobs)} jobs, {where}{f' ({settings})' if settings else ''}")
+        where = f"{local} at a time on this machine" if local else f"a Slurm array ({_shown(settings)})"
+        click.echo(f"\n{len(jobs)} jobs, {where}")
     elif local:
-        jobs_of.run_here(jobs, local, options["out"], say)
+        # A device that was named is the choice of whoever named it.
+        gpus = jobs_of.visible_gpus() if options["device"] in ("auto", "cuda") else []
+        jobs_of.run_here(jobs, local, options["out"], gpus, say)
     else:
-        ids = jobs_of.submit(jobs, slurm, options["out"])
+        ids = jobs_of.submit(jobs, settings, options["out"])
         click.echo(f"{len(ids)} jobs: {ids[0]} to {ids[-1]}; logs in {options['out'] / jobs_of.LOGS}")
+
+
+def _shown(settings: Mapping[str, Any]) -> str:
+    """Settings of Slurm in one line."""
+    flat = {**settings, **settings["additional_parameters"]}
+    del flat["additional_parameters"]
+    return ", ".join(name if value is True else f"{name} {value}" for name, value in flat.items())

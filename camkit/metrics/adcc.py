@@ -49,6 +49,7 @@ def harmonic_adcc(coherency: Tensor, complexity: Tensor, average_drop: Tensor) -
         "adcc": "higher",
     },
     source="Poppi et al., CVPRW 2021; drop in deletion: Jung and Oh, ICCV 2021",
+    jumps=("increase",),
 )
 def adcc(
     subject: Subject, saliency: Tensor, explain: Callable[[Tensor], tuple[Tensor, Tensor]]

@@ -41,7 +41,12 @@ def area(curve: Tensor) -> Tensor:
     return torch.trapezoid(curve, dim=1) / (curve.shape[1] - 1)
 
 
-@metric("deletion", directions={"deletion_auc": "lower"}, source="RISE, arXiv 1806.07421")
+@metric(
+    "deletion",
+    directions={"deletion_auc": "lower"},
+    source="RISE, arXiv 1806.07421",
+    jumps=("deletion_auc",),
+)
 def deletion(subject: Subject, saliency: Tensor, explain: Callable) -> dict[str, Tensor]:
     """Pixels are set to 0 in the normalised image, the most salient first."""
     probability = curve(
@@ -54,7 +59,12 @@ def deletion(subject: Subject, saliency: Tensor, explain: Callable) -> dict[str,
     return {"deletion_auc": area(probability), "deletion_curve": probability}
 
 
-@metric("insertion", directions={"insertion_auc": "higher"}, source="RISE, arXiv 1806.07421")
+@metric(
+    "insertion",
+    directions={"insertion_auc": "higher"},
+    source="RISE, arXiv 1806.07421",
+    jumps=("insertion_auc",),
+)
 def insertion(subject: Subject, saliency: Tensor, explain: Callable) -> dict[str, Tensor]:
     """Pixels of the image are put into its blurred version, the most salient first."""
     probability = curve(

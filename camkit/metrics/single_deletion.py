@@ -30,6 +30,7 @@ def average_ranks(values: Tensor) -> Tensor:
     source="rank correlation with the logit's drop, one patch of a 4x4 grid removed at a time",
     needs_trace=True,
     optional=("single_deletion",),
+    jumps=("single_deletion",),
 )
 def single_deletion(
     subject: Subject, saliency: Tensor, explain: Callable, maps: Tensor | None, trace: Trace
