@@ -6,7 +6,8 @@ from camkit import bench, explain, load_model
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,7 @@ def explain(
 
     Args:
         model: from :func:`load_model`, or any module that gives logits (B, K); a module takes tensors, and
-            its layer is named by its module path.
+            its layer is named by its module path. It is explained in eval mode, and comes back as it was.
         images: normalised images (B, 3, H, W); or photos, as paths or PIL images, which are preprocessed.
         target: class indices, one or one an image; None: the predicted ones.
         seed, absent, budget: of random methods and of Shapley values, see :class:`camkit.config.RunConfig`.
@@ -103,42 +104,60 @@ def explain(
     load_plugins()
     (utility,) = find_utilities([utility])
     found = METHODS[method]
-    if isinstance(model, Prepared):
-        network, path = model.network, model.paths.get(layer, layer)
-        batch = _batch(images, model)
-    else:
-        if not isinstance(images, Tensor):
-            raise UsageError("a module takes normalised images (B, 3, H, W); photos need load_model")
-        device = next((one.device for one in model.parameters()), find_device("cpu"))
-        network, path, batch = Network(model, device), layer, images
-    if batch.ndim != 4:
-        raise UsageError(f"images have the shape {tuple(batch.shape)}, expected (B, 3, H, W)")
-    batch = batch.to(network.device)
-    passed = network.trace(batch, [path])
-    logits = passed.logits.detach()
-    classes = logits.argmax(dim=1)
-    if target is not None:
-        classes = torch.as_tensor(target, device=logits.device).expand(len(batch))
-        if not ((classes >= 0) & (classes < logits.shape[1])).all():
-            raise UsageError(f"target {target}: expected classes from 0 to {logits.shape[1] - 1}")
-    trace = Trace(
-        images=batch,
-        image_ids=[str(place) for place in range(len(batch))],
-        pixels=lambda: model.loaded.preprocess.denormalise(batch) if isinstance(model, Prepared) else batch,
-        target=classes,
-        utility=UTILITIES[utility],
-        seed=seed,
-        draw=0,
-        network=network,
-        layer=path,
-        absent=absent,
-        budget=budget,
-        _logits=passed.logits,
-        _leaf=passed.leaves[path],
-    )
-    maps, saliency = explain_trace(found, trace)
-    probability = logits.softmax(dim=1).gather(1, classes[:, None])[:, 0]
-    return Explanation(saliency, None if found.saliency else maps, classes, probability)
+    with ExitStack() as after:
+        if isinstance(model, Prepared):
+            network, path = model.network, model.paths.get(layer, layer)
+            batch = _batch(images, model)
+        else:
+            if not isinstance(images, Tensor):
+                raise UsageError("a module takes normalised images (B, 3, H, W); photos need load_model")
+            device = next((one.device for one in model.parameters()), find_device("cpu"))
+            after.enter_context(_as_it_came(model))
+            network, path, batch = Network(model, device), layer, images
+        if batch.ndim != 4:
+            raise UsageError(f"images have the shape {tuple(batch.shape)}, expected (B, 3, H, W)")
+        batch = batch.to(network.device)
+        passed = network.trace(batch, [path])
+        logits = passed.logits.detach()
+        classes = logits.argmax(dim=1)
+        if target is not None:
+            classes = torch.as_tensor(target, device=logits.device).expand(len(batch))
+            if not ((classes >= 0) & (classes < logits.shape[1])).all():
+                raise UsageError(f"target {target}: expected classes from 0 to {logits.shape[1] - 1}")
+        preprocess = model.loaded.preprocess if isinstance(model, Prepared) else None
+        trace = Trace(
+            images=batch,
+            image_ids=[str(place) for place in range(len(batch))],
+            pixels=lambda: preprocess.denormalise(batch) if preprocess else batch.clone(),
+            target=classes,
+            utility=UTILITIES[utility],
+            seed=seed,
+            draw=0,
+            network=network,
+            layer=path,
+            absent=absent,
+            budget=budget,
+            _logits=passed.logits,
+            _leaf=passed.leaves[path],
+        )
+        maps, saliency = explain_trace(found, trace)
+        probability = logits.softmax(dim=1).gather(1, classes[:, None])[:, 0]
+        return Explanation(saliency, None if found.saliency else maps, classes, probability)
+
+
+@contextmanager
+def _as_it_came(model: nn.Module) -> Iterator[None]:
+    """Give a module's modes, and its parameters' `requires_grad` and memory, back as they were."""
+    modes = [(module, module.training) for module in model.modules()]
+    parameters = [(one, one.requires_grad, one.data) for one in model.parameters()]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for parameter, wants_gradient, data in parameters:
+            parameter.data = data
+            parameter.requires_grad_(wants_gradient)
 
 
 def _batch(images: Images, model: Prepared) -> Tensor:

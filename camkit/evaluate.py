@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,13 +15,15 @@ from camkit.data import Item
 from camkit.errors import PluginError, UsageError
 from camkit.metrics import Subject
 from camkit.pixels import Batch, Preprocess, pad
-from camkit.plugins import blamed, expect_shape
+from camkit.plugins import blamed
 from camkit.registry import METRICS, Method, Metric
 from camkit.saliency import is_degenerate, to_saliency
 from camkit.tracing import Network, Trace, TracedPass
 from camkit.utilities import UTILITIES
 
 NOT_FINITE = "gives values that are not finite"
+# How far outside [0, 1] a plugin's saliency may lie: resizing and dividing leave the last bits there.
+ROUNDING = 1e-5
 
 
 @dataclass(frozen=True)
@@ -85,34 +87,98 @@ class CellFailure:
 Result = Predictions | CellScores | CellFailure
 
 
+class _Copies:
+    """What a plugin gets in place of a trace or a subject: the same, but each tensor is a copy.
+
+    The built-in methods and metrics of the batch have the tensors themselves, and an edit in place (`a =
+    trace.activation; a[a < 0] = 0`) would change their numbers.
+    """
+
+    def __init__(self, shared: Trace | Subject) -> None:
+        self._shared = shared
+
+    def __getattr__(self, name: str) -> Any:
+        return _lent(getattr(self._shared, name))
+
+
+def _lent(value: Any) -> Any:
+    """An argument as a plugin gets it."""
+    if isinstance(value, Tensor):
+        return value.clone()
+    return _Copies(value) if isinstance(value, Trace | Subject) else value
+
+
 def explain(method: Method, trace: Trace) -> tuple[Tensor, Tensor]:
     """Signed maps (B, h, w) and saliency maps (B, H, W) of a method.
 
     Raises:
-        PluginError: a plugin's method fails, or gives another shape.
+        PluginError: a plugin's method fails, or gives something else.
     """
     images, activation = trace.images, trace.activation
-    grid = images if method.saliency else activation
+    size = (images.shape[2], images.shape[3])
+    grid = size if method.saliency else (activation.shape[2], activation.shape[3])
     with torch.no_grad(), blamed("method", method):
-        maps = method.function(trace)
-        expect_shape(maps, (len(images), *grid.shape[2:]))
-        size = (images.shape[2], images.shape[3])
-        return maps, maps.where(maps.isfinite(), 0) if method.saliency else to_saliency(maps, size)
+        given = method.function(_lent(trace) if method.origin else trace)
+        maps = _expect_tensor(given, (len(images), *grid)).to(activation)
+        if not method.saliency:
+            return maps, to_saliency(maps, size)
+        saliency = maps.where(maps.isfinite(), 0)
+        if method.origin:
+            _expect_fractions(saliency)
+        return maps, saliency
+
+
+def _expect_tensor(given: object, shape: tuple[int, ...], name: str = "") -> Tensor:
+    """What a plugin gives (as `name`), cut from its graph.
+
+    Raises:
+        PluginError: it is no tensor of this shape.
+    """
+    if isinstance(given, Tensor) and given.shape == shape:
+        return given.detach()
+    raise PluginError(f"gives {_described(given)}{name and f' as {name!r}'}, expected {tuple(shape)}")
+
+
+def _described(given: object) -> str:
+    return str(tuple(given.shape)) if isinstance(given, Tensor) else f"{type(given).__name__} (no tensor)"
+
+
+def _expect_fractions(saliency: Tensor) -> None:
+    lowest, highest = (end.item() for end in saliency.aminmax())
+    if lowest < -ROUNDING or highest > 1 + ROUNDING:
+        raise PluginError(f"gives values from {lowest:.4g} to {highest:.4g}, expected saliency in [0, 1]")
 
 
 def score(metric: Metric, subject: Subject, *arguments: Any) -> dict[str, Tensor]:
-    """The columns (B,) of a metric.
+    """What a metric gives: its columns (B,), and beside them flags (B,) of bool and curves (B, points).
 
     Raises:
-        PluginError: a plugin's metric, or a plugin's method that it calls again, fails.
+        PluginError: a plugin's metric, or a plugin's method that it calls again, fails or gives something
+            else.
     """
     with blamed("metric", metric):
-        columns = metric.function(subject, *arguments)
+        given = [subject, *arguments]
+        found = metric.function(*(map(_lent, given) if metric.origin else given))
+        if not isinstance(found, Mapping):
+            raise PluginError(f"gives {type(found).__name__}, expected a dict of columns")
         for name in metric.columns:
-            if name not in columns:
-                raise PluginError(f"gives {', '.join(map(repr, columns))}, expected {name!r}")
-            expect_shape(columns[name], (len(subject.images),))
-        return columns
+            if name not in found:
+                raise PluginError(f"gives {', '.join(map(repr, found)) or 'nothing'}, expected {name!r}")
+        return {name: _column(metric, name, value, subject.probability) for name, value in found.items()}
+
+
+def _column(metric: Metric, name: str, value: object, like: Tensor) -> Tensor:
+    """A column in the number format of `like` (B,); a flag or a curve as it is."""
+    if name in metric.columns:
+        return _expect_tensor(value, like.shape, name).to(like)
+    if isinstance(value, Tensor):
+        is_flag = value.shape == like.shape and value.dtype == torch.bool
+        if is_flag or (value.ndim == 2 and len(value) == len(like)):
+            return value.detach().to(like.device)
+    raise PluginError(
+        f"gives {_described(value)} as {name!r}, which is none of its columns: expected a flag, "
+        f"({len(like)},) of bool, or a curve, ({len(like)}, points)"
+    )
 
 
 def _not_finite(cell: Cell, maps: Tensor, items: tuple[Item, ...]) -> Iterator[CellFailure]:
@@ -169,6 +235,9 @@ class Evaluation:
         steps: N of deletion and insertion.
         seed: of random methods.
         absent, budget: of Shapley values, see :class:`camkit.tracing.Trace`.
+
+    Attributes:
+        explain: gives a method's maps, as :func:`explain` does; another one may have them already.
     """
 
     def __init__(
@@ -193,6 +262,7 @@ class Evaluation:
         self.seed = seed
         self.absent = absent
         self.budget = budget
+        self.explain: Callable[[Method, Trace], tuple[Tensor, Tensor]] = explain
 
     def run(
         self,
@@ -243,7 +313,7 @@ class Evaluation:
     ) -> Iterator[CellScores | CellFailure]:
         items, kept, subject = explained.items, explained.kept, explained.subject
         try:
-            maps, saliency = explain(cell.method, trace)
+            maps, saliency = self.explain(cell.method, trace)
         except PluginError as error:
             yield CellFailure(cell, items, str(error))
             return
@@ -320,4 +390,4 @@ class Evaluation:
         traced = self.network.trace(images, [cell.path])
         target = explained.target[:, None]
         probability = traced.logits.detach().softmax(dim=1).gather(1, target)[:, 0]
-        return probability, explain(cell.method, self._view(explained, cell, images, traced, draw=1))[1]
+        return probability, self.explain(cell.method, self._view(explained, cell, images, traced, draw=1))[1]

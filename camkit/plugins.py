@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -11,7 +12,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from camkit.errors import CamkitError, PluginError, UsageError, is_out_of_memory
-from camkit.registry import Entry
+from camkit.registry import METHODS, METRICS, MODELS, Entry
 
 GROUPS = ("camkit.methods", "camkit.metrics", "camkit.models")
 
@@ -49,7 +50,7 @@ def load_entry_points() -> None:
 
 
 def load_file(path: Path) -> None:
-    """Run a plugin file, as a module of its own.
+    """Run a plugin file, as a module of its own; warn where it registers nothing.
 
     Raises:
         UsageError: there is no such file, or it is no Python file.
@@ -61,6 +62,8 @@ def load_file(path: Path) -> None:
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise UsageError(f"--plugin {path}: not a Python file")
+    again = name in sys.modules  # then what it imports has registered its things already
+    before = _registered()
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
@@ -68,6 +71,13 @@ def load_file(path: Path) -> None:
     except Exception as error:
         del sys.modules[name]
         raise CamkitError(f"plugin {path.name}{_line(error, path)}: {_reason(error)}") from error
+    if not again and _registered() == before:
+        # Not an error: it may add models to timm.
+        warnings.warn(f"plugin {path.name} registers no method, metric or model of camkit", stacklevel=2)
+
+
+def _registered() -> list[object]:
+    return [(dict(registry), registry.forms) for registry in (METHODS, METRICS, MODELS)]
 
 
 def _line(error: BaseException, path: Path) -> str:
@@ -97,11 +107,3 @@ def blamed(kind: str, entry: Entry) -> Iterator[None]:
             raise
         said = str(error) if isinstance(error, PluginError) else _reason(error)
         raise PluginError(f"plugin {entry.origin}: {kind} {entry.name!r}: {said}") from error
-
-
-def expect_shape(given: object, shape: tuple[int, ...]) -> None:
-    """Raise a PluginError unless `given` is a tensor of this shape."""
-    found = getattr(given, "shape", None)
-    if found is None or tuple(found) != shape:
-        text = type(given).__name__ if found is None else tuple(found)
-        raise PluginError(f"gives {text}, expected {shape}")

@@ -274,5 +274,11 @@ def columns_of_values(columns: Iterable[str]) -> list[str]:
 
 
 def is_value(name: str) -> bool:
-    """Whether maps of a method divide the utility among the positions."""
-    return name in METHODS and METHODS[name].value
+    """Whether maps of a method divide the utility among the positions.
+
+    False where a method cannot be had here, as of a package that is not installed: none of those does.
+    """
+    try:
+        return METHODS[name].value
+    except UsageError:
+        return False

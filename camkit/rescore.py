@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,19 +15,23 @@ from torch import Tensor
 
 from camkit.benchmark import first_batch_size, load_batches, make_evaluation
 from camkit.config import RunConfig
-from camkit.data import DataSet, find_images
-from camkit.errors import UsageError
-from camkit.evaluate import Cell, Predictions
+from camkit.data import DataSet, Item, find_images
+from camkit.errors import PluginError, UsageError
+from camkit.evaluate import Cell
 from camkit.lock import hold
 from camkit.merge import refresh_summary
 from camkit.plugins import load_plugins
 from camkit.prepare import Say, numerics, prepare
 from camkit.provenance import as_it_ran
-from camkit.registry import METHODS, METRICS
+from camkit.registry import METRICS, Method
 from camkit.results import file_name, read_run, run_folders
 from camkit.run import ModelRun
+from camkit.saliency import to_saliency
 from camkit.share import Share
+from camkit.tables import Maps
 from camkit.tracing import Trace
+
+SavedMaps = Mapping[str, Mapping[str, np.ndarray]]  # method -> image -> map (h, w)
 
 
 def rescore(
@@ -37,16 +40,18 @@ def rescore(
     metrics: Sequence[str],
     data: str,
     say: Say,
+    layout: str | None = None,
+    labels: Path | None = None,
     weights: str = "pretrained",
     batch_size: int = 32,
     device: str = "auto",
     plugin: Sequence[str] = (),
 ) -> pd.DataFrame:
-    """Add scores to every cell of a results folder that has saved maps.
+    """Add scores to every cell of a results folder that has saved maps, for the images that have one.
 
     Args:
         metrics: groups of scores; those that explain changed images (`adcc`) cannot be had from saved maps.
-        data: the images of the run; they are compared with its fingerprint.
+        data, layout, labels: the images of the run; they are compared with its fingerprint.
         weights: the file, where the run's weights came from one.
 
     Returns:
@@ -55,71 +60,109 @@ def rescore(
     Raises:
         UsageError: there are no saved maps, a metric needs more than maps, or the data are others.
         CamkitError: as :func:`camkit.benchmark.bench`.
+        PluginError: a plugin's metric failed; all other rows and the summary are written.
     """
     load_plugins(plugin)
     for name in metrics:
         METRICS[name]
-    folders = {folder: saved for folder in run_folders(out) if (saved := _saved_maps(folder))}
-    if not folders:
-        raise UsageError(f"{out} holds no saved maps: they are written by camkit bench --save-maps")
-    for folder, saved in folders.items():
-        config = RunConfig(model=(), weights=weights, data=data, device=device, plugin=tuple(plugin), out=out)
-        config = replace(
-            as_it_ran(folder, config), method=tuple(saved), metrics=tuple(metrics), batch_size=batch_size
+    if "adcc" in metrics:
+        raise UsageError(
+            "adcc explains the masked images, and only maps of the images themselves are saved: "
+            "use camkit bench --metrics adcc"
         )
-        _rescore_folder(config, saved, find_images(data, config.seed), say)
-    return refresh_summary(out)
+    folders = {folder: _saved_maps(folder) for folder in run_folders(out)}
+    if not any(folders.values()):
+        raise UsageError(f"{out} holds no saved maps: they are written by camkit bench --save-maps")
+    given = RunConfig(
+        model=(),
+        weights=weights,
+        data=data,
+        layout=layout,
+        labels=labels,
+        device=device,
+        plugin=tuple(plugin),
+        out=out,
+    )
+    failures: list[str] = []
+    for folder, saved in folders.items():
+        run = read_run(folder)
+        without = [method for method in run["methods"] if method not in saved]
+        if without:
+            say(f"{folder}: no saved maps of {', '.join(without)} (saliency methods have none)")
+        if not saved:
+            continue
+        config = replace(
+            as_it_ran(folder, given), method=tuple(saved), metrics=tuple(metrics), batch_size=batch_size
+        )
+        found = find_images(data, config.seed, layout, labels)
+        if found.fingerprint != run["protocol"]["data_fingerprint"]:
+            raise UsageError(f"--data {data} is not the data of this run (another fingerprint)")
+        failures += _rescore_folder(config, saved, found, say)
+    summary = refresh_summary(out)
+    if failures:
+        others = f"\n({len(failures) - 1} more; all in failures.csv)" if len(failures) > 1 else ""
+        raise PluginError(f"{failures[0]}{others}\nAll else is finished: {out / 'summary.csv'}")
+    return summary
 
 
-def _saved_maps(folder: Path) -> dict[str, dict[str, np.ndarray]]:
-    """Method -> image -> map (h, w)."""
-    found = {}
-    for method in read_run(folder)["methods"]:
-        path = folder / f"{file_name(method)}.npz"
-        if path.exists():
-            with np.load(path, allow_pickle=False) as saved:
-                found[method] = dict(zip(saved["images"].tolist(), saved["maps"], strict=True))
-    return found
+def _saved_maps(folder: Path) -> dict[str, Path]:
+    """Method -> the file with its maps."""
+    files = {method: folder / f"{file_name(method)}.npz" for method in read_run(folder)["methods"]}
+    return {method: path for method, path in files.items() if path.exists()}
 
 
-def _rescore_folder(
-    config: RunConfig, saved: Mapping[str, Mapping[str, np.ndarray]], data: DataSet, say: Say
-) -> None:
-    everywhere = set.intersection(*(set(maps) for maps in saved.values()))
-    items = [item for item in data.items if item.id in everywhere]
-    if not items:
-        raise UsageError(f"none of the images in --data {config.data} has a saved map in {config.out}")
+def _rescore_folder(config: RunConfig, files: Mapping[str, Path], data: DataSet, say: Say) -> list[str]:
+    """Score the maps of one folder; what plugins did wrong, a line each."""
     (name,) = config.model
     with hold(config.out / file_name(name)), numerics(config.tf32, config.deterministic) as record:
+        saved = {method: Maps(path).maps for method, path in files.items()}
         prepared = prepare(name, config.layer, data.items, config, say)
-        run = ModelRun(prepared, config, data, items, Share())
-        size = first_batch_size(config, prepared.network.device, len(items))
+        run = ModelRun(prepared, config, data, data.items, Share())
+        groups = _groups(run, saved)
+        images = sum(map(len, groups.values()))
+        if not images:
+            say(f"{name}: nothing to do, all maps have these scores")
+            return []
+        size = first_batch_size(config, prepared.network.device, images)
         evaluation = make_evaluation(prepared, config, size)
-        originals = {_with_saved_map(cell, saved): cell for cell in run.cells}
+        evaluation.explain = partial(_explain_saved, saved)
         run.start(size, record, say)
         started, passes = time.perf_counter(), prepared.network.passes
-        for batch in load_batches(prepared, config, items, size):
-            wanted = run.wanted(batch.items)
-            lacking = {new: wanted[cell] for new, cell in originals.items() if cell in wanted}
-            for result in evaluation.run(batch, lacking, run.predicted):
-                if not isinstance(result, Predictions):
-                    result = replace(result, cell=originals[result.cell])
-                run.write(result)
+        for wanted, items in groups.items():
+            for batch in load_batches(prepared, config, items, size):
+                for result in evaluation.run(batch, dict(wanted), run.predicted):
+                    run.write(result)
         seconds = time.perf_counter() - started
-        counts = {"images": len(items), "seconds": seconds, "waiting_seconds": 0.0}
+        counts = {"images": images, "seconds": seconds, "waiting_seconds": 0.0}
         run.end(counts | {"passes": prepared.network.passes - passes})
         run.finish()
+        return run.failure_lines()
 
 
-def _with_saved_map(cell: Cell, saved: Mapping[str, Mapping[str, np.ndarray]]) -> Cell:
-    function: Any = partial(_saved_map, cell.method.name, saved[cell.method.name])
-    return replace(cell, method=replace(METHODS[cell.method.name], function=function))
-
-
-def _saved_map(method: str, maps: Mapping[str, np.ndarray], trace: Trace) -> Tensor:
-    if trace.draw:
-        raise UsageError(
-            f"a score asks for {method} on changed images, and only maps of the images themselves are saved: "
-            "use camkit bench"
+def _groups(run: ModelRun, saved: SavedMaps) -> dict[tuple[tuple[Cell, tuple[str, ...]], ...], list[Item]]:
+    """Images together of which the same cells have a map and lack scores: (cell, metric groups) -> images."""
+    groups: dict[tuple[tuple[Cell, tuple[str, ...]], ...], list[Item]] = {}
+    for item in run.items:
+        wanted = tuple(
+            (cell, tuple(metrics))
+            for cell, metrics in run.wanted([item]).items()
+            if item.id in saved[cell.method.name]
         )
-    return torch.as_tensor(np.stack([maps[name] for name in trace.image_ids])).to(trace.activation)
+        if wanted:
+            groups.setdefault(wanted, []).append(item)
+    return groups
+
+
+def _explain_saved(saved: SavedMaps, method: Method, trace: Trace) -> tuple[Tensor, Tensor]:
+    """Saved maps (B, h, w) and their saliency maps (B, H, W), as :func:`camkit.evaluate.explain` gives them.
+
+    Raises:
+        PluginError: a metric asks for the maps of changed images.
+    """
+    if trace.draw:
+        raise PluginError(
+            "explains changed images, and only maps of the images themselves are saved: use camkit bench"
+        )
+    maps = np.stack([saved[method.name][name] for name in trace.image_ids])
+    signed = torch.as_tensor(maps).to(trace.activation)
+    return signed, to_saliency(signed, (trace.images.shape[2], trace.images.shape[3]))

@@ -1,6 +1,7 @@
 """Other packages' explainers beside our own methods of the same name: the real packages."""
 
 import sys
+import warnings
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 import camkit.methods  # noqa: F401  (fills the registry)
 from camkit.errors import UsageError
 from camkit.evaluate import explain
-from camkit.registry import METHODS
+from camkit.registry import METHODS, is_value
 from camkit.saliency import min_max
 from camkit.utilities import UTILITIES
 
@@ -90,6 +91,44 @@ def test_integrated_gradients_explain_each_images_own_class(traced):
     assert (maps("captum:IntegratedGradients", traced) - expected).abs().max() < 0.02
 
 
+@pytest.mark.parametrize("utility", ["rest", "logit"])
+def test_torchcams_score_cam_weighs_channels_by_the_utility(traced, utility):
+    pytest.importorskip("torchcam")
+    traced.utility = UTILITIES[utility]
+    activation = traced.activation
+    weights = []
+    for channel in activation.unbind(1):
+        mask = channel - channel.amin(dim=(1, 2), keepdim=True)
+        mask = mask / (mask.amax(dim=(1, 2), keepdim=True) + 1e-8)
+        masked = traced.network.model(traced.images * mask[:, None])
+        weights.append(traced.utility(masked, traced.target) - traced.utility(traced.logits, traced.target))
+    weights = torch.stack(weights, dim=1).softmax(dim=1)
+    expected = torch.einsum("bc,bchw->bhw", weights, activation).relu()
+    torch.testing.assert_close(maps("torchcam:ScoreCAM", traced), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_torchcams_cam_finds_the_weights_of_the_class(traced):
+    pytest.importorskip("torchcam")
+    model = traced.network.model
+    deep = trace(model, traced.images, "act", utility=traced.utility)
+    expected = torch.einsum("bc,bchw->bhw", model.classify.weight[deep.target], deep.activation)
+    torch.testing.assert_close(maps("torchcam:CAM", deep), expected.detach(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["captum:Lime", "captum:KernelShap"])
+def test_what_fits_a_model_to_an_image_takes_each_image_alone(traced, name):
+    pytest.importorskip("captum")
+    pytest.importorskip("sklearn")
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.manual_seed(0)
+        both = maps(name, traced)
+        torch.manual_seed(0)
+        first = maps(name, trace(traced.network.model, traced.images[:1], "block", utility=traced.utility))
+    assert both.shape == (2, 8, 8)
+    torch.testing.assert_close(both[:1], first, rtol=1e-4, atol=1e-5)
+
+
 def test_an_unknown_class_gets_the_nearest():
     pytest.importorskip("captum")
     with pytest.raises(UsageError, match="Did you mean 'Saliency'"):
@@ -109,3 +148,12 @@ def test_an_absent_package_is_named_with_its_install_line(monkeypatch, name, mod
     monkeypatch.setattr(METHODS, "_members", {})
     with pytest.raises(UsageError, match=f"pip install {install}$"):
         METHODS[name]
+
+
+def test_results_of_an_absent_package_can_be_read(monkeypatch):
+    for module in ("captum.attr", "pytorch_grad_cam", "torchcam.methods"):
+        monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setattr(METHODS, "_members", {})
+    assert not any(map(is_value, ("captum:Saliency", "grad_cam:ScoreCAM", "torchcam:GradCAM", "nowhere")))
+    assert is_value("aumann-7")
+    assert not is_value("aumann-7-e")

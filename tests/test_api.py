@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pandas as pd
@@ -12,6 +13,7 @@ from tiny import TinyNet, noise
 
 import camkit
 from camkit.errors import UsageError
+from camkit.registry import METHODS, Method
 from camkit.tracing import Network
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -30,6 +32,40 @@ def test_explaining_a_module_gives_tensors() -> None:
     (gradient,) = torch.autograd.grad(utility.sum(), activation)
     torch.testing.assert_close(found.maps, (gradient * activation).sum(dim=1).detach())
     assert camkit.explain(model, images, method="centre", layer="features").maps is None
+
+
+@pytest.mark.parametrize("layer", ["features", "nowhere"])
+def test_a_module_comes_back_as_it_was(layer: str) -> None:
+    model = TinyNet().train()
+    model.features[1].eval()
+    model.fc.bias.requires_grad_(False)
+
+    def state() -> list:
+        modes = [module.training for module in model.modules()]
+        return modes + [
+            (one.requires_grad, one.stride(), one.data_ptr(), one.tolist()) for one in model.parameters()
+        ]
+
+    before = state()
+    expected = pytest.raises(UsageError) if layer == "nowhere" else nullcontext()
+    with expected:
+        camkit.explain(model, noise(2, 3, 24, 24), layer=layer)
+    assert state() == before
+
+
+def test_a_methods_edits_leave_the_callers_images_alone() -> None:
+    def edits(trace):
+        trace.images.zero_()
+        trace.pixels().zero_()
+        return trace.activation.sum(dim=1)
+
+    METHODS._entries["edits"] = Method("edits", edits, (), "", origin="mine.py")
+    try:
+        images = noise(2, 3, 24, 24)
+        camkit.explain(TinyNet(), images, method="edits", layer="features")
+        assert torch.equal(images, noise(2, 3, 24, 24))
+    finally:
+        del METHODS._entries["edits"]
 
 
 @pytest.mark.parametrize(

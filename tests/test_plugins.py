@@ -4,6 +4,7 @@ import csv
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pandas as pd
@@ -16,6 +17,7 @@ import camkit.metrics  # noqa: F401  (both fill the registries)
 from camkit import plugins, registry
 from camkit.cli import main
 from camkit.errors import CamkitError, UsageError
+from camkit.rescore import rescore
 
 ROOT = Path(__file__).parent.parent
 DOCS = (ROOT / "docs" / "extend.md").read_text(encoding="utf-8")
@@ -121,6 +123,17 @@ def test_a_plugin_that_cannot_be_loaded_is_named_with_its_line(
         plugins.load_plugins([file])
     with pytest.raises(UsageError, match="no such file"):
         plugins.load_plugins([tmp_path / "absent.py"])
+    with pytest.raises(UsageError, match="not a Python file"):
+        plugins.load_plugins([file.rename(tmp_path / "broken.txt")])
+
+
+def test_a_plugin_that_registers_nothing_is_named(files: list[Path], tmp_path: Path) -> None:
+    forgetful = tmp_path / "forgetful.py"
+    forgetful.write_text(files[0].read_text().replace("@method", "# @method"))
+    with pytest.warns(UserWarning, match=r"^plugin forgetful\.py registers no method, metric or model"):
+        plugins.load_plugins([forgetful])
+    with warnings.catch_warnings(action="error"):
+        plugins.load_plugins(files)
 
 
 WRONG = """
@@ -189,6 +202,146 @@ def test_mistakes_cost_the_plugins_rows_and_nothing_else(
     assert left["method"].tolist() == ["not-finite"]
 
 
+ODD = """
+import sys
+
+import numpy as np
+import torch
+from camkit import method, metric
+
+@method("double")
+def double(trace):
+    return (trace.gradient.double().mean(dim=(2, 3), keepdim=True) * trace.activation).sum(dim=1)
+
+@method("with-graph")
+def with_graph(trace):
+    with torch.enable_grad():
+        return (trace.activation.requires_grad_() ** 2).sum(dim=1)
+
+@method("numpy")
+def as_numpy(trace):
+    return np.zeros((len(trace.images), 7, 7))
+
+@method("too-bright", saliency=True)
+def too_bright(trace):
+    return 4 * torch.ones_like(trace.images[:, 0]) - 3 * (trace.images[:, 0] > 0).double()
+
+@method("bright", saliency=True)
+def bright(trace):
+    return (trace.images[:, 0] > 0).double() + 1e-7
+
+@metric("flag-as-column", directions={"agrees": "higher"})
+def flag_as_column(subject, saliency, explain):
+    curve = torch.stack([subject.probability, subject.probability], dim=1)
+    return {"agrees": subject.probability > 0.5, "odd": subject.probability > 2, "own_curve": curve.double()}
+
+@metric("extra-number", directions={"one": "higher"})
+def extra_number(subject, saliency, explain):
+    return {"one": subject.probability, "two": 0.5}
+
+@metric("extra-short", directions={"three": "higher"})
+def extra_short(subject, saliency, explain):
+    return {"three": subject.probability, "four": subject.probability[:1] > 0}
+
+@metric("extra-column", directions={"five": "higher"})
+def extra_column(subject, saliency, explain):
+    return {"five": subject.probability, "six": subject.probability}
+
+@metric("no-dict", directions={"seven": "higher"})
+def no_dict(subject, saliency, explain):
+    return subject.probability
+
+@method("edits")
+def edits(trace):
+    # numpy() shares a tensor's memory, and no counter sees what it does there.
+    for tensor in (trace.activation, trace.gradient, trace.hvp, trace.images, trace.logits, trace.pixels()):
+        tensor.numpy()[...] = 0
+    for tensor in (trace.activation, trace.absent_activation, trace.target):
+        tensor.zero_()
+    return trace.activation.sum(dim=1)
+
+@metric("edits", directions={"nothing": "neither"}, needs_trace=True)
+def edits_too(subject, saliency, explain, maps, trace):
+    for tensor in (subject.images, subject.probability, subject.blurred, saliency, maps, trace.activation):
+        tensor.numpy()[...] = 0
+    return {"nothing": subject.score(subject.images)}
+"""
+
+
+@pytest.fixture
+def odd(files: list[Path], tmp_path: Path, photos: Path):
+    """Run `camkit bench` with tiny, of three photos, and the plugins of ODD."""
+    file = tmp_path / "odd.py"
+    file.write_text(ODD)
+    always = [
+        "--model", "tiny", "--layer", "prepool", "--limit", 3, "--batch-size", 3, "--steps", 4,
+        "--data", photos, "--plugin", files[3], "--plugin", file,
+    ]  # fmt: skip
+    return lambda out, *words: run("bench", *words, *always, "-o", tmp_path / out)
+
+
+def reasons(out: Path) -> set[str]:
+    with (out / "tiny" / "failures.csv").open() as file:
+        return {row["reason"].removeprefix("plugin odd.py: ") for row in csv.DictReader(file)}
+
+
+def test_maps_of_another_kind_are_cast_or_refused_and_the_run_goes_on(odd, tmp_path: Path) -> None:
+    methods = "double,with-graph,numpy,too-bright,bright,gradcam"
+    code, output = odd("out", "--method", methods, "--metrics", "adcc,deletion", "--save-maps")
+    assert code == 1, output
+    assert reasons(tmp_path / "out") == {
+        "method 'numpy': gives ndarray (no tensor), expected (3, 7, 7)",
+        "method 'too-bright': gives values from 1 to 4, expected saliency in [0, 1]",
+    }
+    summary = pd.read_csv(tmp_path / "out" / "summary.csv").set_index("method")
+    assert set(summary.index) == {"double", "with-graph", "bright", "gradcam"}
+    assert (summary["images"] == 3).all()
+    scores = summary[["adcc", "coherency", "deletion_auc"]]
+    pd.testing.assert_series_equal(scores.loc["double"], scores.loc["gradcam"], check_names=False, rtol=1e-5)
+
+
+def test_scores_of_another_kind_are_cast_or_refused_and_the_run_goes_on(odd, tmp_path: Path) -> None:
+    metrics = "flag-as-column,extra-number,extra-short,extra-column,no-dict,adcc"
+    words = ("--method", "gradcam", "--metrics", metrics)
+    code, output = odd("out", *words)
+    assert code == 1, output
+    extra = "which is none of its columns: expected a flag, (3,) of bool, or a curve, (3, points)"
+    assert reasons(tmp_path / "out") == {
+        f"metric 'extra-number': gives float (no tensor) as 'two', {extra}",
+        f"metric 'extra-short': gives (1,) as 'four', {extra}",
+        f"metric 'extra-column': gives (3,) as 'six', {extra}",
+        "metric 'no-dict': gives Tensor, expected a dict of columns",
+    }
+    (row,) = pd.read_csv(tmp_path / "out" / "summary.csv").to_dict("records")
+    assert row["adcc"] > 0
+    assert row["agrees"] in (0, 1 / 3, 2 / 3, 1)
+    assert (tmp_path / "out" / "tiny" / "prepool-rest" / "gradcam.own_curve").exists()
+    # A declared column is a column: the next run finds it there.
+    code, output = odd("out", "--method", "gradcam", "--metrics", "flag-as-column")
+    assert "nothing to do" in output
+
+
+def test_edits_in_place_change_no_other_numbers(odd, tmp_path: Path) -> None:
+    """Of the built-in methods and metrics that share a batch's tensors with the plugin's."""
+    methods, metrics = ("gradcam", "shapleycam", "aumann-1", "randomcam"), ("adcc", "insertion", "shapley")
+    assert odd("alone", "--method", ",".join(methods), "--metrics", ",".join(metrics))[0] == 0
+    code, output = odd(
+        "beside", "--method", "edits," + ",".join(methods), "--metrics", "edits," + ",".join(metrics)
+    )
+    assert code == 0, output
+    for method in methods:
+        cell = Path("tiny", "prepool-rest", f"{method}.csv")
+        alone, beside = (pd.read_csv(tmp_path / out / cell) for out in ("alone", "beside"))
+        pd.testing.assert_frame_equal(alone, beside[alone.columns], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
+def test_a_plugin_cannot_swallow_an_interrupt(stop: type[BaseException]) -> None:
+    entry = registry.Method("mine", lambda trace: None, (), "", origin="mine.py")
+    with pytest.raises(stop), plugins.blamed("method", entry):
+        raise stop
+
+
 def test_entry_points_are_loaded_and_named_when_they_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     class Point:
         name, value, dist = "mine", "mypackage.mine", None
@@ -229,16 +382,75 @@ def test_score_says_what_saved_maps_cannot_give(files: list[Path], tmp_path: Pat
     again = ("--data", photos, "--plugin", files[3])
     code, output = run("score", tmp_path / "a", "--metrics", "adcc", *again)
     assert code == 2
-    assert "only maps of the images themselves are saved" in output
+    assert "only maps of the images themselves are saved: use camkit bench" in output
     write_photo(tmp_path / "other" / "x.png", seed=9)
     elsewhere = ("--data", tmp_path / "other", *again[2:])
     code, output = run("score", tmp_path / "a", "--metrics", "insertion", *elsewhere)
     assert code == 2
+    assert "is not the data of this run" in output
     words[-1] = tmp_path / "b"
     assert run("bench", *words, "--metrics", "deletion", "--steps", 4)[0] == 0
     code, output = run("score", tmp_path / "b", "--metrics", "insertion", *again)
     assert code == 2
     assert "no saved maps" in output
+
+
+def test_scores_from_saved_maps_are_for_the_images_of_each_method(
+    files: list[Path], tmp_path: Path, photos: Path
+) -> None:
+    out = tmp_path / "out"
+    labels = tmp_path / "labels.csv"
+    labels.write_text("image,label\n" + "".join(f"photo_{n}.png,{n}\n" for n in range(6)))
+    data = ("--data", photos, "--plugin", files[3], "--batch-size", 4, "--labels", labels)
+    words = [
+        "--model",
+        "tiny",
+        "--layer",
+        "prepool",
+        "--steps",
+        4,
+        "--metrics",
+        "deletion",
+        "--save-maps",
+        *data,
+    ]
+    assert run("bench", *words, "--method", "gradcam,edges", "--limit", 2, "-o", out)[0] == 0
+    assert run("bench", *words, "--method", "layercam", "--limit", 5, "-o", out)[0] == 0
+    lines: list[str] = []
+    again = {"data": str(photos), "plugin": [str(files[3])], "say": lines.append, "batch_size": 4}
+    summary = rescore(out, metrics=["insertion"], layout="flat", labels=labels, **again)
+    found = summary.set_index("method")
+    assert found["images"].to_dict() == {"gradcam": 2, "layercam": 5, "edges": 2}
+    assert found["insertion_auc"].notna().to_dict() == {"gradcam": True, "layercam": True, "edges": False}
+    for method, images in (("gradcam", 2), ("layercam", 5)):
+        rows = pd.read_csv(out / "tiny" / "prepool-rest" / f"{method}.csv")
+        assert rows["insertion_auc"].count() == images
+    assert f"{out / 'tiny' / 'prepool-rest'}: no saved maps of edges (saliency methods have none)" in lines
+    rescore(out, metrics=["insertion"], labels=labels, **again)
+    assert "tiny: nothing to do, all maps have these scores" in lines
+
+
+def test_score_reports_a_metric_that_fails(files: list[Path], tmp_path: Path, photos: Path) -> None:
+    out, wrong = tmp_path / "out", tmp_path / "wrong.py"
+    wrong.write_text(WRONG + EXPLAINS_AGAIN)
+    data = ("--data", photos, "--plugin", files[3], "--plugin", wrong)
+    words = ["--model", "tiny", "--layer", "prepool", "--limit", 2, "--steps", 4, "--metrics", "deletion"]
+    assert run("bench", *words, "--method", "gradcam", "--save-maps", *data, "-o", out)[0] == 0
+    code, output = run("score", out, "--metrics", "bad,insertion,explains-again", *data)
+    assert code == 1
+    assert "error: plugin wrong.py: metric 'bad': gives 'good', expected 'bad' (image photo_" in output
+    reasons = pd.read_csv(out / "tiny" / "failures.csv")["reason"]
+    assert (
+        reasons.str.contains("'explains-again': explains changed images, and only maps of the im").sum() == 2
+    )
+    assert pd.read_csv(out / "summary.csv")["insertion_auc"].notna().all()
+
+
+EXPLAINS_AGAIN = """
+@metric("explains-again", directions={"same": "higher"})
+def explains_again(subject, saliency, explain):
+    return {"same": explain(subject.images)[0]}
+"""
 
 
 def test_import_brings_no_torch() -> None:

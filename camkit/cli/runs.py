@@ -28,6 +28,8 @@ from camkit.errors import CamkitError, UsageError
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @names_option("--metrics", required=True, help="Groups of scores to add (camkit list metrics).")
 @data_option("The images of the run.")
+@layout_option
+@labels_option
 @click.option("--weights", default="pretrained", metavar="FILE", help="The weights, where they were a file.")
 @batch_size_option
 @device_option

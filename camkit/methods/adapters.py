@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from collections.abc import Callable
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -56,43 +57,52 @@ def find_captum(name: str, explainer: str) -> Method:
     package = _package("captum", "captum.attr", "captum")
     found = _find("captum", explainer, package, package.Attribution)
     of_layer = issubclass(found, package.LayerAttribution)
-    function = partial(_captum_layer if of_layer else _captum_pixels, found)
+    # LIME and KernelSHAP fit a linear model to one image, and call for the utility of that image alone.
+    alone = issubclass(found, package.LimeBase)
+    function = partial(_captum_layer, found) if of_layer else partial(_captum_pixels, found, alone=alone)
     return Method(name, function, ("outside",), "captum", saliency=not of_layer, origin="captum")
 
 
 def _captum_layer(explainer: Any, trace: Trace) -> Tensor:
     with torch.enable_grad():
         layer = find_module(trace.network.model, trace.layer)
-        return _map(explainer(_utility(trace), layer).attribute(trace.images))
+        return _map(explainer(_utility(trace, trace.target), layer).attribute(trace.images))
 
 
-def _captum_pixels(explainer: Any, trace: Trace) -> Tensor:
-    images = trace.images.detach().clone().requires_grad_()
+def _captum_pixels(explainer: Any, trace: Trace, alone: bool) -> Tensor:
     # Some of captum's classes hook the model's modules, and take nothing but a module.
     takes_module = "model" in inspect.signature(explainer).parameters
-    with torch.enable_grad():
-        explained = explainer(_AsModule(trace) if takes_module else _utility(trace))
-        return min_max(explained.attribute(images).detach().abs().sum(dim=1))
+    at_once = 1 if alone else len(trace.target)
+    attributions = []
+    for images, target in zip(trace.images.split(at_once), trace.target.split(at_once), strict=True):
+        utility = _utility(trace, target)
+        leaf = images.detach().clone().requires_grad_()
+        with torch.enable_grad():
+            explained = explainer(_AsModule(trace.network.model, utility) if takes_module else utility)
+            attributions.append(explained.attribute(leaf).detach())
+    return min_max(torch.cat(attributions).abs().sum(dim=1))
 
 
-def _utility(trace: Trace) -> Any:
-    """Images (n, 3, H, W) to utilities (n,): n is a multiple of B where steps are stacked."""
+def _utility(trace: Trace, target: Tensor) -> Callable[[Tensor], Tensor]:
+    """Images (n, 3, H, W) to utilities (n,) of the classes (B,), n a multiple of B: steps are stacked."""
 
     def utility(images: Tensor) -> Tensor:
-        target = trace.target.repeat(len(images) // len(trace.target))
-        return trace.utility(trace.network.model(images), target)
+        repeated = target.repeat(len(images) // len(target))
+        return trace.utility(trace.network.model(images), repeated)
 
     return utility
 
 
 class _AsModule(nn.Module):
-    def __init__(self, trace: Trace) -> None:
+    """A function of images as a module, which holds the network that it runs."""
+
+    def __init__(self, model: nn.Module, function: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
-        self.model = trace.network.model
-        self.utility = _utility(trace)
+        self.model = model
+        self.function = function
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.utility(images)
+        return self.function(images)
 
 
 @family(r"grad_cam:(\w+)", form="grad_cam:NAME")
@@ -130,12 +140,19 @@ def find_torchcam(name: str, explainer: str) -> Method:
 
 
 def _torchcam(explainer: Any, trace: Trace) -> Tensor:
-    model = trace.network.model
-    layer = find_module(model, trace.layer)
+    # Some of its classes run the model themselves, and look the class up in what it gives.
+    model = _AsModule(trace.network.model, partial(_class_utilities, trace)).eval()
+    layer = find_module(trace.network.model, trace.layer)
     images = trace.images.detach().clone().requires_grad_()
     with torch.enable_grad(), explainer(model, target_layer=layer) as extractor:
-        logits = model(images)
-        # What is differentiated is scores[i, class]: the utility of image i stands in every column.
-        scores = trace.utility(logits, trace.target)[:, None].expand_as(logits)
-        (maps,) = extractor(trace.target.tolist(), scores, normalized=False)
+        (maps,) = extractor(trace.target.tolist(), model(images), normalized=False)
     return maps.detach()
+
+
+def _class_utilities(trace: Trace, images: Tensor) -> Tensor:
+    """Images (n, 3, H, W) to utilities (n, K): those of the explained classes, 0 in the other columns."""
+    logits = trace.network.model(images)
+    utilities = torch.zeros_like(logits)
+    for target in trace.target.unique():
+        utilities[:, target] = trace.utility(logits, target.expand(len(logits)))
+    return utilities
