@@ -2,6 +2,7 @@
 
 import base64
 import html
+import io
 import json
 import re
 import shutil
@@ -11,11 +12,13 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from conftest import write_photo
+from PIL import Image
 from report_data import blind, made_up, write_results
 
 from camkit.cli import main
-from camkit.data import find_images
+from camkit.data import class_name, find_images
 from camkit.report.gallery import MOST_PHOTOS, agreement, select, small_map, within_limit
+from camkit.report.grid import Cell
 from camkit.report.study import load_study
 
 IMAGES = 8
@@ -120,20 +123,99 @@ def test_the_gallery_shows_where_a_method_wins_and_loses(tmp_path):
     first["adcc"], second["adcc"] = np.full(30, 0.5), np.full(30, 0.5)
     first["adcc"][7], second["adcc"][9] = 0.9, 0.8
     (block,) = load_study([write_results(tmp_path, {"gradcam": first, "layercam": second})])
-    lists = select(block, {}).lists
+    lists = select(block).lists
     assert lists["gradcam wins"][0] == 7 and lists["layercam loses"][0] == 7
     assert lists["layercam wins"][0] == 9
     assert lists["methods agree least"][0] == 7 and set(lists["methods agree most"]).isdisjoint({7, 9})
 
 
 def test_a_page_never_holds_more_photos_than_the_limit(tmp_path):
-    for model in ("resnet18", "resnet50", "vgg16"):
-        cells = {f"m{place}": made_up(400, hash((model, place)) % 1000) for place in range(8)}
+    for number, model in enumerate(("resnet18", "resnet50", "vgg16")):
+        cells = {f"m{place}": made_up(400, 10 * number + place) for place in range(8)}
         write_results(tmp_path, cells, model=model)
-    selections = within_limit([select(block, {}) for block in load_study([tmp_path])])
+    selections = within_limit([select(block) for block in load_study([tmp_path])])
     shown = {one.block.images[place] for one in selections for place in one.images}
     assert len(shown) == MOST_PHOTOS
-    assert all(members for one in selections for members in one.lists.values())
+    assert [len(one.lists) for one in selections] == [18] * 3
+
+
+def test_many_models_have_short_lists_each_and_none_has_none(tmp_path):
+    for number in range(20):
+        cells = {f"m{place}": made_up(2000, 10 * number + place) for place in range(8)}
+        write_results(tmp_path, cells, model=f"model_{number:02}")
+    selections = within_limit([select(block) for block in load_study([tmp_path])])
+    assert sum(len(one.images) for one in selections) >= MOST_PHOTOS
+    assert min(len(one.lists) for one in selections) >= 8
+    assert all("methods agree least" in one.lists for one in selections)
+
+
+def test_images_without_a_map_of_every_method_neither_agree_nor_disagree(tmp_path):
+    names = [f"{place}.png" for place in range(IMAGES)]
+    cells = {"gradcam": made_up(IMAGES, 0), "layercam": made_up(IMAGES, 1)}
+    out = write_results(tmp_path, cells, names=names)
+    write_maps(out, ("gradcam",), names)
+    write_maps(out, ("layercam",), names[:3], seed=1)
+    found = select(load_study([out])[0])
+    assert set(found.lists["methods agree least"]) == set(found.lists["methods agree most"]) == {0, 1, 2}
+    assert set(found.maps["layercam"]) == {0, 1, 2} and set(found.maps["gradcam"]) == set(range(IMAGES))
+
+
+def test_the_class_shown_is_the_one_that_the_maps_explain(study, tmp_path):
+    """The rows of the made-up results explain class 7, the model predicts 8 in every fourth."""
+    text, _ = page(study[0], "--no-photos", to=tmp_path / "page.html")
+    images = data_of(text)["blocks"][0]["gallery"]["images"].values()
+    assert {one["text"] for one in images} == {f"{class_name(7, 1000)}, 50.0 %"}
+
+
+def test_photos_are_those_that_each_model_saw(tmp_path):
+    """One run turned its photos by EXIF, the other did not: the page has both."""
+    path = tmp_path / "photos" / "tall.jpg"
+    write_photo(path, seed=0, size=(400, 300))
+    with Image.open(path) as photo:
+        exif = photo.getexif()
+        exif[0x0112] = 3  # upside down
+        photo.save(path, exif=exif)
+    for model, exif_option in (("resnet18", "ignore"), ("resnet50", "apply")):
+        cells = {"gradcam": made_up(1, 0), "layercam": made_up(1, 1)}
+        write_results(tmp_path / "r", cells, names=["tall.jpg"], model=model, protocol={"exif": exif_option})
+    text, _ = page(tmp_path / "r", "--data", tmp_path / "photos", to=tmp_path / "page.html")
+    data = data_of(text)
+    numbers = [block["gallery"]["images"]["0"]["photo"] for block in data["blocks"]]
+    straight, turned = (
+        np.asarray(Image.open(io.BytesIO(base64.b64decode(data["photos"][number].split(",")[1])))).astype(
+            float
+        )
+        for number in numbers
+    )
+    assert np.abs(straight - turned).mean() > 10
+    assert np.abs(straight - turned[::-1, ::-1]).mean() < 5
+
+
+def test_sample_photos_are_found_without_being_named(tmp_path):
+    pytest.importorskip("skimage")
+    cells = {"gradcam": made_up(2, 0), "layercam": made_up(2, 1)}
+    out = write_results(tmp_path / "r", cells, names=["astronaut.png", "rocket.jpg"])
+    path = out / "resnet18" / "conv-rest" / "run.json"
+    run = json.loads(path.read_text())
+    run["segments"][0] |= {"data": "sample", "layout": "sample"}
+    path.write_text(json.dumps(run))
+    text, _ = page(out, to=tmp_path / "page.html")
+    assert text.count("data:image/jpeg") == 2
+
+
+def test_the_triples_beside_the_paper_cannot_be_sorted_apart(tmp_path):
+    out = write_results(tmp_path / "r", {"gradcam": made_up(40, 0)})
+    text, _ = page(out, "--against", "paper", "--no-photos", to=tmp_path / "page.html")
+    assert "· difference" in text and 'class="sortable"' not in text and "A heading sorts" not in text
+
+
+def test_only_numbers_are_sorted_by():
+    assert [Cell("", value).key for value in (None, float("nan"), float("inf"), 0.5)] == [None] * 3 + [0.5]
+
+
+def test_both_ends_of_an_interval_stand_in_the_page_as_text(study, tmp_path):
+    text, _ = page(study[0], "--no-photos", to=tmp_path / "page.html")
+    assert re.search(r'<span class="ends">\d+\.\d\d to \d+\.\d\d</span>', text)
 
 
 def test_a_small_map_is_min_max_scaled():
@@ -172,6 +254,7 @@ setTimeout(async () => {
     squares: document.querySelectorAll("#scatter-figure rect").length,
     photos: [...document.querySelectorAll("#gallery-images img")].map((one) => one.naturalWidth),
     images: document.querySelectorAll("#gallery-images .image").length,
+    hidden: getComputedStyle(document.getElementById("block-choice")).display,
     sideways: document.documentElement.scrollWidth - document.documentElement.clientWidth,
   };
   const pre = document.createElement("pre");
@@ -216,3 +299,4 @@ def test_the_page_works_in_a_browser(study, tmp_path, width):
     assert result["images"] == IMAGES and result["photos"] == [160] * IMAGES
     assert result["painted"] == 2 * IMAGES
     assert result["sideways"] <= 0
+    assert result["hidden"] == "none"  # one block: nothing to choose

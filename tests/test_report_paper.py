@@ -62,14 +62,52 @@ def test_a_difference_within_the_tolerance_is_not_off(tmp_path, monkeypatch):
     run(write_full(tmp_path, monkeypatch, increase=0.0049), "--strict")
 
 
-def test_a_subset_is_judged_by_its_interval_and_never_fails(tmp_path):
+def test_a_subset_is_judged_by_its_interval(tmp_path):
     cell = ("resnet18", "conv", "rest", "gradcam")
     near = published_scores(400, cell, increase=0.012)  # standard error 0.005: within 0.0098 + 0.005
     far = published_scores(400, cell, increase=0.03)
     for scores, expected in ((near, "6 of 6"), (far, "5 of 6")):
-        text = run(write_results(tmp_path / expected, {"gradcam": scores}), "--strict")
+        text = run(write_results(tmp_path / expected, {"gradcam": scores}))
         assert f"Subset (400 images or more): {expected} figures are within" in text
-        assert "It cannot see differences below" in text
+        assert "at most about 0 would not be by chance alone. It cannot see differences below" in text
+
+
+def test_strict_fails_where_no_figure_over_the_full_set_was_checked(tmp_path):
+    cell = ("resnet18", "conv", "rest", "gradcam")
+    out = write_results(tmp_path, {"gradcam": published_scores(40, cell)})
+    assert "no figure was checked over the full set of 50,000 images (49,500 are enough)" in run(
+        out, "--strict", code=1
+    )
+
+
+def test_a_missing_image_or_an_unpublished_short_method_hides_no_full_figure(tmp_path, monkeypatch):
+    monkeypatch.setattr(paper, "FULL_SET", 400)
+    cell = ("resnet18", "conv", "rest", "gradcam")
+    full = published_scores(400, cell, increase=0.02)
+    full["coherency"][7] = np.nan  # one image of one score
+    short = {name: np.where(np.arange(400) < 100, column, np.nan) for name, column in full.items()}
+    out = write_results(tmp_path, {"gradcam": full, "mine": short, "layercam": short})
+    text = run(out, "--strict", code=1)
+    assert "Full set: 5 of 6 figures" in text and "1 of 6 figures over the full set are off" in text
+    assert "Subset (99 images or more)" in text
+
+
+def test_more_than_one_percent_missing_is_a_subset(tmp_path, monkeypatch):
+    monkeypatch.setattr(paper, "FULL_SET", 400)
+    cell = ("resnet18", "conv", "rest", "gradcam")
+    for images, word in ((396, "Full set: 6 of 6"), (395, "Subset (395 images")):
+        out = write_results(tmp_path / str(images), {"gradcam": published_scores(images, cell)})
+        assert word in run(out)
+
+
+def test_an_artefact_without_images_makes_no_subset_of_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(paper, "FULL_SET", 400)
+    cells = {
+        name: published_scores(400, ("vgg16", "conv", "rest", name)) for name in ("gradcam", "shapleycam")
+    }
+    cells["shapleycam"]["coherency"][:] = np.nan
+    text = run(write_results(tmp_path, cells, model="vgg16"), "--strict")
+    assert "Full set: 6 of 6" in text and "Subset" not in text
 
 
 def test_the_interval_shrinks_as_the_subset_nears_the_full_set(tmp_path, monkeypatch):
@@ -85,7 +123,8 @@ def test_the_interval_shrinks_as_the_subset_nears_the_full_set(tmp_path, monkeyp
 
 def test_the_known_artefact_is_named_and_not_called_off(tmp_path, monkeypatch):
     out = write_full(tmp_path, monkeypatch, model="vgg16", method="shapleycam", average_drop=0.4)
-    text = run(out, "--strict")
+    text = run(out)
+    assert "figures are within" not in text
     assert "§+40.00" in text and "before it, for ShapleyCAM only" in text
 
 

@@ -28,6 +28,27 @@ def test_plot_writes_every_figure_in_every_format(tmp_path):
     assert (tmp_path / "figures" / "vgg16-conv-rest-scores.pdf").read_bytes().startswith(b"%PDF")
 
 
+def test_figures_of_folders_with_the_same_name_do_not_overwrite_each_other(tmp_path):
+    for folder in ("a/run", "b/run"):
+        for model in ("resnet18", "vgg16"):
+            cells = {"gradcam": made_up(20, 0), "layercam": made_up(20, 1)}
+            write_results(tmp_path / folder, cells, model=model)
+    arguments = [
+        "plot",
+        tmp_path / "a/run",
+        tmp_path / "b/run",
+        "-o",
+        tmp_path / "figures",
+        "--format",
+        "svg",
+    ]
+    found = CliRunner().invoke(main, list(map(str, arguments)))
+    assert found.exit_code == 0, found.output
+    written = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert len(written) == len(found.output.splitlines()) == 2 * (2 * 2 + 6)
+    assert {"a__run-vgg16-conv-rest-scores.svg", "ranks-conv-rest-b__run-adcc.svg"} <= written
+
+
 def test_groups_that_cannot_be_told_apart():
     # 1 and 2 are within 1.5 of each other, 2 and 3.2 too, 5 of none.
     assert alike(np.array([3.2, 1.0, 5.0, 2.0]), 1.5) == [(1.0, 2.0), (2.0, 3.2)]

@@ -7,7 +7,9 @@ from report_data import blind, made_up, write_cell, write_results
 from camkit.errors import CamkitError, UsageError
 from camkit.report.analysis import Analysis, compare
 from camkit.report.audit import audit
-from camkit.report.study import load_study
+from camkit.report.comparisons import compare_all, comparison_frame, comparison_grids, rank_tables
+from camkit.report.study import load_study, source_names
+from camkit.report.tables import score_frame
 
 IMAGES = 60
 
@@ -100,7 +102,7 @@ def test_a_method_that_does_not_beat_the_best_control_is_marked(tmp_path):
     }
     found = analysis(tmp_path, cells)
     complexity, drop = (found.block.columns.index(name) for name in ("complexity", "average_drop"))
-    assert found.unbeaten[:, complexity].tolist() == [True, False, False, False]
+    np.testing.assert_array_equal(found.beats_control[:, complexity], [0, 1, np.nan, np.nan])
     best = [found.block.methods[row] for row in found.best_control]
     assert (best[complexity], best[drop]) == ("flat", "fake-cam")
     assert found.blind_winners["coherency"] == "flat"
@@ -140,6 +142,9 @@ def test_a_zero_hessian_term_is_named(tmp_path):
     scores = made_up(IMAGES, 0)
     text = lines(tmp_path, {"gradcam": scores, "shapleycam": scores, "layercam": made_up(IMAGES, 1)})
     assert "shapleycam is gradcam: its Hessian term was zero throughout." in text
+    nearly = scores | {"average_drop": scores["average_drop"] + 5e-6}
+    text = lines(tmp_path / "nearly", {"gradcam": scores, "shapleycam": nearly, "gradcam-e": scores})
+    assert "shapleycam is gradcam: its Hessian term made no difference." in text
     assert "Hessian" not in lines(tmp_path / "other", {"gradcam": scores, "shapleycam": made_up(IMAGES, 1)})
 
 
@@ -182,6 +187,86 @@ def test_missing_images_are_named_and_comparisons_use_those_that_all_have(tmp_pa
     assert found.common_images[drop] == 40
     expected = (second["average_drop"] - first["average_drop"])[:40].mean()
     assert compare(found, 0).difference[1, drop] == pytest.approx(expected, rel=1e-5)
+
+
+def test_shares_of_images_are_of_those_that_the_difference_is_over(tmp_path):
+    """A third method lacks the images on which the second wins."""
+    first, second, third = (made_up(4, 0) for _ in range(3))
+    second["average_drop"] = first["average_drop"] + np.array([0.1, 0.1, -0.1, -0.1])
+    third["average_drop"] = np.array([0.5, 0.5, np.nan, np.nan])
+    found = compare(analysis(tmp_path, {"gradcam": first, "layercam": second, "hirescam": third}), 0)
+    drop = found.analysis.block.columns.index("average_drop")
+    row = found.analysis.block.methods.index("layercam")
+    assert found.difference[row, drop] == pytest.approx(0.1, rel=1e-5)
+    assert (found.won[row, drop], found.tied[row, drop]) == (0, 0)
+
+
+def test_holms_family_holds_only_what_has_a_better_side(tmp_path):
+    scores = {name: made_up(IMAGES, 0)[name] for name in ("average_drop", "complexity")}
+    other = {name: made_up(IMAGES, 1)[name] for name in ("average_drop", "complexity")}
+    few = compare(analysis(tmp_path / "few", {"gradcam": scores, "layercam": other}), 0)
+    rng = np.random.default_rng(2)
+    more = [one | {"nonadditivity": rng.random(IMAGES)} for one in (scores, other)]
+    found = compare(analysis(tmp_path / "more", {"gradcam": more[0], "layercam": more[1]}), 0)
+    assert found.analysis.block.columns == ("average_drop", "complexity", "nonadditivity")
+    np.testing.assert_allclose(found.p[1], [*few.p[1], np.nan])
+    assert np.isnan(found.won[1, 2]) and not found.same[1, 2]
+
+
+def test_what_cannot_be_asked_is_no_statement(tmp_path):
+    """Deletion is there for one method only: it is neither worse, nor the same, nor better than a control."""
+    first = made_up(IMAGES, 0, curves=True)
+    flat = blind(IMAGES, 0.3, 0.2, deletion_auc=0.9)
+    study = [analysis(tmp_path, {"gradcam": first, "layercam": made_up(IMAGES, 1), "flat": flat})]
+    frame = score_frame(study).set_index(["method", "score"])
+    assert frame.loc[("layercam", "deletion_auc"), "beats_best_control"] == ""
+    assert frame.loc[("gradcam", "deletion_auc"), "beats_best_control"] is True
+    found = compare_all(study, "gradcam")
+    rows = comparison_frame(found).set_index(["method", "score"])
+    assert rows.loc[("layercam", "deletion_auc"), "told_apart"] == ""
+    (grid,) = [grid for grid in comparison_grids(found[0]) if "Deletion" in grid.title]
+    assert not any("layercam" in note for note in grid.notes)
+
+
+def test_a_block_without_a_known_score_is_left_out_with_a_line(tmp_path):
+    write_results(tmp_path, {"gradcam": made_up(5, 0)})
+    write_results(tmp_path, {"gradcam": {"sharpness": np.ones(5)}}, model="vgg16")
+    said = []
+    (block,) = load_study([tmp_path], said.append)
+    assert block.model == "resnet18"
+    assert said == ["vgg16 · conv · rest is left out: no metric here declares any of its scores (sharpness)."]
+    out = write_results(tmp_path / "alone", {"gradcam": {"sharpness": np.ones(5)}})
+    with pytest.raises(UsageError, match="--plugin FILE"):
+        load_study([out])
+
+
+def test_methods_of_a_package_that_is_not_installed_can_be_read(tmp_path):
+    names = ("grad_cam:NoSuchCAM", "torchcam:NoSuchCAM", "captum:NoSuch", "aumann-99", "gradcam")
+    (block,) = load_study([write_results(tmp_path, {name: made_up(5, 0) for name in names})])
+    assert block.methods[0] == "gradcam" and not block.controls.any()
+
+
+def test_folders_of_the_same_name_are_told_apart_by_those_above_them(tmp_path):
+    folders = [tmp_path / place for place in ("a/run", "b/run", "b/other", "run")]
+    assert source_names(folders) == ["a/run", "b/run", "other", f"{tmp_path.name}/run"]
+    for folder in folders[:2]:
+        write_results(folder, {"gradcam": made_up(5, 0)})
+    study = load_study([*folders[:2], folders[0] / ".." / "run"])
+    assert [block.source for block in study] == ["a/run", "b/run"]
+    assert study[1].title.startswith("resnet18 · conv · rest · b/run (5 images")
+
+
+def test_a_model_in_two_folders_counts_once_in_a_ranking(tmp_path):
+    for folder in ("a/run", "b/run"):
+        for number, model in enumerate(("resnet18", "vgg16")):
+            cells = {"gradcam": made_up(20, number), "layercam": made_up(20, number + 9)}
+            write_results(tmp_path / folder, cells, model=model)
+    study = load_study([tmp_path / "a/run", tmp_path / "b/run"])
+    tables = [one for one in rank_tables([Analysis(block) for block in study]) if one.score.short == "ADCC"]
+    assert [one.models for one in tables] == [("resnet18", "vgg16")] * 2
+    assert [one.title for one in tables] == [
+        f"conv · rest · {folder}/run · ADCC ↑, average rank over 2 models" for folder in "ab"
+    ]
 
 
 def test_comparison_by_hand(tmp_path):

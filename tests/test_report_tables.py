@@ -3,6 +3,7 @@
 import io
 import shutil
 import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,7 @@ from click.testing import CliRunner
 from report_data import blind, made_up, write_results
 
 from camkit.cli import main
-from camkit.report.grid import Cell, Grid, escape_latex, markdown
+from camkit.report.grid import LATEX_ROWS, Cell, Grid, escape_latex, markdown
 
 IMAGES = 50
 
@@ -78,13 +79,30 @@ def test_latex_escapes_what_it_must():
     assert escape_latex("AD ↓ ± 3 · 猫") == r"AD $\downarrow$ $\pm$ 3 $\cdot$ ?"
 
 
-def test_latex_has_a_caption_with_the_protocol_and_one_table_for_one_protocol(results):
+def test_latex_has_a_caption_with_the_protocol_and_a_table_for_each_block(results):
     write_results(results, {"gradcam": made_up(IMAGES, 3)}, model="vgg_16")
     text = run("report", results, "--format", "latex")
-    assert text.count(r"\begin{table}") == 1 and text.count(r"\toprule") == 1
+    assert text.count(r"\begin{table}") == 2 and text.count(r"\toprule") == 2
     assert "layer conv, utility rest, target predicted, 50 images" in text
     assert r"vgg\_16" in text and r"\textbf{" in text and r"\underline{" in text
     assert text.count("{") == text.count("}")
+
+
+def test_no_latex_table_is_longer_than_a_page(tmp_path):
+    cells = {f"m{place:02}": made_up(5, place) for place in range(60)} | {"flat": blind(5, 0.3, 0.2)}
+    for model in ("resnet18", "vgg16"):
+        write_results(tmp_path, cells, model=model)
+    text = run("report", tmp_path, "--format", "latex")
+    tables = text.split(r"\begin{table}")[1:]
+    rows = [sum(line.endswith(r"\\") and " & " in line for line in table.splitlines()) for table in tables]
+    # Each with its headings: 42 of 62 rows, then 20.
+    assert rows == [43, 21, 43, 21]
+    assert "(continued)" in tables[1] and tables[1].count(r"\textit") == 1
+    assert "Only 5 images" not in tables[0] and "Only 5 images" in tables[1]
+
+
+def test_three_rows_of_a_method_stay_in_one_latex_table():
+    assert LATEX_ROWS % 3 == 0
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
@@ -138,6 +156,34 @@ def test_average_ranks_over_models(tmp_path):
     block = text[text.index("conv · rest · Com ↓, average rank over 3 models") :]
     rows = {line.split()[0]: line.split()[1] for line in block.splitlines()[3:5]}
     assert rows == {"layercam": "1.33", "gradcam": "1.67"}
+
+
+PLUGIN = """
+from camkit import metric
+
+@metric("sharp", directions={"sharpness": "higher"})
+def sharp(subject, maps, explain):
+    return {"sharpness": maps.amax(dim=(1, 2))}
+"""
+
+
+@pytest.mark.parametrize("command", ["report", "compare", "plot"])
+def test_a_plugins_scores_are_shown_with_the_plugin_and_left_out_without(tmp_path, command):
+    """In a process of its own: what a plugin registers stays."""
+    cells = {
+        name: {"sharpness": np.arange(40.0) + place} for place, name in enumerate(("gradcam", "layercam"))
+    }
+    out = write_results(tmp_path / "r", cells)
+    plugin = tmp_path / "sharp.py"
+    plugin.write_text(PLUGIN)
+    words = [sys.executable, "-m", "camkit", command, str(out)]
+    words += ["-o", str(tmp_path / "figures")] if command == "plot" else []
+    without = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert without.returncode == 2 and "resnet18 · conv · rest is left out" in without.stderr
+    assert "--plugin FILE" in without.stderr and "Traceback" not in without.stderr
+    found = subprocess.run([*words, "--plugin", plugin], capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+    assert ("resnet18-conv-rest-scores" if command == "plot" else "sharpness ↑") in found.stdout
 
 
 def test_bad_folders_are_refused_in_one_line(tmp_path):

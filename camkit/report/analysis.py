@@ -30,22 +30,25 @@ class Analysis:
     @cached_property
     def common(self) -> Sampled:
         """Statistics over the images that every method has: what comparisons use."""
-        shared = self._shared
-        if shared[:, self.block.counts.max(axis=0) > 0].all():
+        if self.shared[:, self.block.counts.max(axis=0) > 0].all():
             return self.own
-        values = np.where(shared[:, None], self.block.values, np.nan).astype(np.float64)
-        return bootstrap(values, self.block.columns)
+        return bootstrap(self.shared_values.astype(np.float64), self.block.columns)
 
     @cached_property
-    def _shared(self) -> np.ndarray:
+    def shared(self) -> np.ndarray:
         """(images, scores): true where every method that has the score at all has it for the image."""
         missing = np.isnan(self.block.values)  # (images, methods, scores)
         return ~(missing & (self.block.counts > 0)).any(axis=1)
 
+    @property
+    def shared_values(self) -> np.ndarray:
+        """The block's values (images, methods, scores) with NaN for images that comparisons leave out."""
+        return np.where(self.shared[:, None], self.block.values, np.nan)
+
     @cached_property
     def common_images(self) -> np.ndarray:
         """Number of images that comparisons use, (scores,)."""
-        return self._shared.sum(axis=0)
+        return self.shared.sum(axis=0)
 
     @property
     def few(self) -> bool:
@@ -87,16 +90,20 @@ class Analysis:
         return np.where(np.isnan(values).all(axis=0) | (self.sign == 0), -1, rows)
 
     @cached_property
-    def unbeaten(self) -> np.ndarray:
-        """True where a method does not beat the best control: the 95 % interval of the difference says so."""
+    def beats_control(self) -> np.ndarray:
+        """1 where a method beats the best control: the 95 % interval of the difference says so; else 0.
+
+        NaN where that cannot be asked: of controls, without controls, without a score or its better side.
+        """
+        beats = np.full(self.own.value.shape, np.nan)
         if self.best_control is None:
-            return np.zeros(self.own.value.shape, dtype=bool)
+            return beats
         rows = self.best_control[None]
         difference = self.common - self.common[rows, np.arange(rows.shape[1])[None]]
         low, high = difference.interval()
-        better = np.where(self.sign > 0, low > 0, high < 0)
         asked = ~self.block.controls[:, None] & ~np.isnan(difference.value) & (self.best_control >= 0)
-        return ~better & asked
+        beats[asked] = np.where(self.sign > 0, low > 0, high < 0)[asked]
+        return beats
 
     @cached_property
     def blind_winners(self) -> dict[str, str]:
@@ -112,18 +119,17 @@ class Analysis:
         return winners
 
 
-def analyse(blocks: list[Block]) -> list[Analysis]:
-    return [Analysis(block) for block in blocks]
-
-
 @dataclass(frozen=True)
 class Comparison:
     """Paired differences of a block's methods to one of them; arrays are (methods, scores).
 
+    All are over the images that every method has.
+
     Attributes:
         baseline: row of the method compared with.
         difference: method minus baseline; `low`, `high`: ends of its 95 % interval.
-        p: two-sided, Holm-corrected over all methods and scores of the block; NaN for the baseline.
+        p: two-sided, Holm-corrected over all methods and scores of the block; NaN for the baseline, and
+            where there is nothing to tell: no score of one of the two, or a score without a better side.
         won, tied: shares of images on which the method's score is better, or the same.
         same: no image's score differs by more than rounding.
     """
@@ -139,6 +145,11 @@ class Comparison:
     same: np.ndarray
 
     @property
+    def asked(self) -> np.ndarray:
+        """True where it can be asked whether a method differs from the baseline."""
+        return ~np.isnan(self.p)
+
+    @property
     def apart(self) -> np.ndarray:
         """True where a method can be told from the baseline (corrected p below 0.05, and not the same)."""
         return (self.p < 0.05) & ~self.same
@@ -146,12 +157,14 @@ class Comparison:
 
 def compare(analysis: Analysis, baseline: int) -> Comparison:
     """Compare every method of a block with the one in row `baseline`, image by image."""
-    block = analysis.block
     difference = analysis.common - analysis.common[baseline : baseline + 1]
     low, high = difference.interval()
     p = difference.p_value()
     p[baseline] = np.nan
-    gain = (block.values - block.values[:, baseline : baseline + 1]) * analysis.sign
+    p[:, analysis.sign == 0] = np.nan
+    values = analysis.shared_values
+    better = np.where(analysis.sign == 0, np.nan, analysis.sign)
+    gain = (values - values[:, baseline : baseline + 1]) * better
     compared = ~np.isnan(gain)
     images = compared.sum(axis=0)
     with np.errstate(invalid="ignore"):

@@ -41,7 +41,7 @@ def _images(analysis: Analysis) -> list[str]:
         )
     most = block.counts.max(axis=0)
     short = {
-        name: [s.short for s, have, all_ in zip(block.scores, counts, most, strict=True) if have < all_]
+        name: [s.short for s, have, all_ in zip(block.scores, counts, most, strict=True) if 0 < have < all_]
         for name, counts in zip(block.methods, block.counts, strict=True)
     }
     by_scores: dict[tuple[str, ...], list[str]] = defaultdict(list)
@@ -60,7 +60,8 @@ def _images(analysis: Analysis) -> list[str]:
         failed = ", ".join(f"{name} {n}" for name, n in block.failures.items())
         lines.append(f"Images on which a plugin failed (failures.csv): {failed}.")
     if block.unknown:
-        lines.append(f"Score columns that no metric here declares are left out: {', '.join(block.unknown)}.")
+        unknown = ", ".join(block.unknown)
+        lines.append(f"Score columns that no metric here declares are left out (--plugin): {unknown}.")
     return lines
 
 
@@ -89,11 +90,12 @@ def _same_cells(block: Block) -> list[str]:
         if len(names) > 1:
             degree = "identical" if largest == 0 else f"the same but for rounding (at most {largest:.0e})"
             lines.append(f"{listed(names)} are {degree} on every image.")
-        lines += [
-            f"{name} is {plain}: its Hessian term was zero throughout."
-            for name, plain in WITHOUT_HESSIAN.items()
-            if name in names and plain in names
-        ]
+        for name, plain in WITHOUT_HESSIAN.items():
+            if name in names and plain in names:
+                one, other = (block.values[:, block.methods.index(each)] for each in (name, plain))
+                exactly = _largest_difference(one, other) == 0
+                effect = "was zero throughout" if exactly else "made no difference"
+                lines.append(f"{name} is {plain}: its Hessian term {effect}.")
     return lines
 
 

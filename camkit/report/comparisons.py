@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -49,15 +50,15 @@ def comparison_grids(comparison: Comparison) -> list[Grid]:
         rows = {
             control: tuple(
                 _comparison_row(comparison, row, column)
-                for row, name in enumerate(block.methods)
-                if row != comparison.baseline and is_control(name) == control
+                for row in range(len(block.methods))
+                if row != comparison.baseline and block.controls[row] == control
             )
             for control in (False, True)
         }
         alike = [
             name
             for row, name in enumerate(block.methods)
-            if row != comparison.baseline and not comparison.apart[row, column]
+            if comparison.asked[row, column] and not comparison.apart[row, column]
         ]
         images = comparison.analysis.common_images[column]
         notes = (
@@ -78,7 +79,7 @@ def comparison_grids(comparison: Comparison) -> list[Grid]:
 def _comparison_row(comparison: Comparison, row: int, column: int) -> tuple[Cell, ...]:
     score = comparison.analysis.block.scores[column]
     difference, p = comparison.difference[row, column], comparison.p[row, column]
-    if np.isnan(difference):
+    if not comparison.asked[row, column]:
         return (Cell(comparison.analysis.block.methods[row]), *[Cell("")] * 6)
     if comparison.same[row, column]:
         verdict = "the same"
@@ -98,7 +99,7 @@ def _comparison_row(comparison: Comparison, row: int, column: int) -> tuple[Cell
 
 
 def comparison_frame(comparisons: Sequence[Comparison]) -> pd.DataFrame:
-    """One row a cell and score; fractions."""
+    """One row a cell and score; fractions. What cannot be asked is empty."""
     rows = []
     for one in comparisons:
         block = one.analysis.block
@@ -120,7 +121,7 @@ def comparison_frame(comparisons: Sequence[Comparison]) -> pd.DataFrame:
                         "p_holm": one.p[row, column],
                         "won": one.won[row, column],
                         "tied": one.tied[row, column],
-                        "told_apart": one.apart[row, column],
+                        "told_apart": one.apart[row, column] if one.asked[row, column] else "",
                     }
                 )
     return pd.DataFrame(rows)
@@ -128,26 +129,32 @@ def comparison_frame(comparisons: Sequence[Comparison]) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class RankTable:
-    """Average ranks in one score over the models of one layer and utility; controls have none."""
+    """Average ranks in one score over the models of one layer and utility; controls have none.
+
+    Attributes:
+        place: layer, utility and, of a study with several, the results folder: models are ranked within one.
+    """
 
     score: Score
-    layer: str
-    utility: str
+    place: tuple[str, ...]
     models: tuple[str, ...]
     methods: tuple[str, ...]
     ranks: Ranks
+
+    @property
+    def title(self) -> str:
+        place = " · ".join((*self.place, self.score.heading))
+        return f"{place}, average rank over {len(self.models)} models"
 
 
 def rank_tables(analyses: Sequence[Analysis]) -> list[RankTable]:
     """One for each score, layer and utility with at least two models that share at least two methods."""
     tables = []
-    places = dict.fromkeys((a.block.source, a.block.layer, a.block.utility) for a in analyses)
-    for source, layer, utility in places:
-        members = [
-            a
-            for a in analyses
-            if (a.block.source, a.block.layer, a.block.utility) == (source, layer, utility)
-        ]
+    places: dict[tuple[str, ...], list[Analysis]] = defaultdict(list)
+    for analysis in analyses:
+        block = analysis.block
+        places[block.layer, block.utility, *([] if block.alone else [block.source])].append(analysis)
+    for place, members in places.items():
         methods = [
             name
             for name in members[0].block.methods
@@ -172,7 +179,7 @@ def rank_tables(analyses: Sequence[Analysis]) -> list[RankTable]:
             if not np.isnan(values).any():
                 models = tuple(a.block.model for a in members)
                 found = ranks(np.round(values * score.sign, 6))
-                tables.append(RankTable(score, layer, utility, models, tuple(methods), found))
+                tables.append(RankTable(score, place, models, tuple(methods), found))
     return tables
 
 
@@ -190,10 +197,8 @@ def rank_grid(table: RankTable) -> Grid:
     )
     p = table.ranks.p
     friedman = "" if np.isnan(p) else f" Friedman's test that all rank alike: p = {p:.3g}."
-    place = f"{table.layer} · {table.utility} · {table.score.heading}"
-    title = f"{place}, average rank over {len(table.models)} models"
     note = (
         f"Average ranks closer than {table.ranks.critical_difference:.2f} cannot be told apart "
         f"(Nemenyi, 95 %).{friedman}"
     )
-    return Grid(title, "", ("method", "average rank", "among the best"), (rows,), (note,))
+    return Grid(table.title, "", ("method", "average rank", "among the best"), (rows,), (note,))

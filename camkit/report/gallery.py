@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -15,25 +17,58 @@ from camkit.data.sources import Source
 from camkit.errors import CamkitError, UsageError
 from camkit.models import ROWS, load_model
 from camkit.pixels import PAPER_CROP, Preprocess, read_file
-from camkit.report.study import Block
-from camkit.results import PREDICTIONS, file_name
-from camkit.tables import merge_rows
+from camkit.report.study import Block, Say
+from camkit.results import file_name
 
 MOST_PHOTOS = 200  # in one page, whatever the number of models: small enough to mail
 PER_LIST = 12
 PHOTO_SIDE, JPEG_QUALITY = 160, 70
 IMAGENET_CLASSES = 1000
 
-Say = Callable[[str], None]
+
+class Photo(NamedTuple):
+    """An image and what decides how a model saw it; models that saw the same share a photo.
+
+    Attributes:
+        model: whose crop it is; empty where the crop is the same for all.
+        exif: `apply` where the photo was turned as its EXIF data say.
+        sample: it is one of the sample photos.
+    """
+
+    image: str
+    preprocess: str
+    model: str
+    exif: str
+    sample: bool
+
+
+def photo_of(block: Block, image: str) -> Photo:
+    preprocess = block.protocol["preprocess"]
+    model = "" if preprocess == "paper" else block.model
+    return Photo(image, preprocess, model, block.protocol.get("exif", "ignore"), _is_sample(block))
+
+
+def _segment(block: Block) -> Mapping[str, Any]:
+    return block.segments[-1] if block.segments else {}
+
+
+def _is_sample(block: Block) -> bool:
+    return _segment(block).get("layout") == "sample"
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Images of one block, in named lists; indices into the block's images."""
+    """Images of one block, in named lists; indices into the block's images.
+
+    Attributes:
+        basis: what the lists go by, in words.
+        maps: method -> image -> saved map (h, w) after ReLU, of images in the lists.
+    """
 
     block: Block
     basis: str
     lists: Mapping[str, list[int]]
+    maps: Mapping[str, Mapping[int, np.ndarray]] = field(repr=False)
 
     @property
     def images(self) -> list[int]:
@@ -66,26 +101,32 @@ def read_maps(block: Block) -> dict[str, np.ndarray]:
 def agreement(maps: Sequence[np.ndarray]) -> np.ndarray:
     """Mean Pearson correlation over all pairs of methods, (images,); constant maps correlate by 0.
 
+    NaN for images without a map of every method.
+
     Args:
         maps: of each method, (images, h, w).
     """
     total, varied, methods = np.zeros(1), np.zeros(1), len(maps)
+    whole = np.ones(1, dtype=bool)
     for one in maps:
         flat = one.reshape(len(one), -1).astype(np.float64)
         flat = flat - flat.mean(axis=1, keepdims=True)
         norm = np.linalg.norm(flat, axis=1, keepdims=True)
+        whole = whole & np.isfinite(norm[:, 0])
         varied = varied + (norm[:, 0] > 0)
         total = total + np.divide(flat, norm, out=np.zeros_like(flat), where=norm > 0)
     # |sum of M unit vectors|^2 is M and twice the sum over all pairs of their products.
-    return ((total**2).sum(axis=1) - varied) / (methods * (methods - 1))
+    mean = ((total**2).sum(axis=1) - varied) / (methods * (methods - 1))
+    return np.where(whole, mean, np.nan)
 
 
-def select(block: Block, maps: Mapping[str, np.ndarray]) -> Selection:
+def select(block: Block) -> Selection:
     """The images on which the methods agree least and most, and on which each wins and loses.
 
     Agreement is that of the maps or, where none are saved, the closeness of the scores. A method wins where
     its ADCC (without ADCC: the first score) lies furthest above the mean of the other methods.
     """
+    maps = read_maps(block)
     methods = [row for row, control in enumerate(block.controls) if not control] or [0]
     column = block.columns.index("adcc") if "adcc" in block.columns else 0
     score = block.scores[column]
@@ -105,7 +146,12 @@ def select(block: Block, maps: Mapping[str, np.ndarray]) -> Selection:
     else:
         lists["best"] = _first(-values[:, 0])
         lists["worst"] = _first(values[:, 0])
-    return Selection(block, f"agreement: {basis}; wins and loses: {score.short}", lists)
+    chosen = sorted({image for members in lists.values() for image in members})
+    kept = {
+        method: {image: one[image].copy() for image in chosen if np.isfinite(one[image]).all()}
+        for method, one in maps.items()
+    }
+    return Selection(block, f"agreement: {basis}; wins and loses: {score.short}", lists, kept)
 
 
 def _first(key: np.ndarray) -> list[int]:
@@ -115,48 +161,90 @@ def _first(key: np.ndarray) -> list[int]:
 
 
 def within_limit(selections: Sequence[Selection]) -> list[Selection]:
-    """Shorten the lists, in turn from their ends, until all hold at most `MOST_PHOTOS` images together."""
-    chosen: set[str] = set()
+    """Shorten the lists from their ends until all hold at most `MOST_PHOTOS` photos together.
+
+    The first image of each list comes before the second of any, and each block has a list before any has
+    two: many models have short lists each. A list that is left without an image is left out.
+    """
+    turns = sorted(
+        (rank, number, place)
+        for place, one in enumerate(selections)
+        for number, members in enumerate(one.lists.values())
+        for rank in range(len(members))
+    )
+    chosen: set[Photo] = set()
     kept: list[dict[str, list[int]]] = [{name: [] for name in one.lists} for one in selections]
-    for rank in range(PER_LIST):
-        for one, lists in zip(selections, kept, strict=True):
-            for name, members in one.lists.items():
-                if rank >= len(members):
-                    continue
-                image = one.block.images[members[rank]]
-                if image in chosen or len(chosen) < MOST_PHOTOS:
-                    chosen.add(image)
-                    lists[name].append(members[rank])
-    return [Selection(one.block, one.basis, lists) for one, lists in zip(selections, kept, strict=True)]
+    for rank, number, place in turns:
+        block, (name, members) = selections[place].block, list(selections[place].lists.items())[number]
+        photo = photo_of(block, block.images[members[rank]])
+        if photo in chosen or len(chosen) < MOST_PHOTOS:
+            chosen.add(photo)
+            kept[place][name].append(members[rank])
+    return [
+        replace(one, lists={name: members for name, members in lists.items() if members})
+        for one, lists in zip(selections, kept, strict=True)
+    ]
 
 
-def find_photos(blocks: Sequence[Block], data: str | None, wanted: set[str], say: Say) -> dict[str, str]:
-    """Image -> JPEG as a data URI, the crop that the model saw.
+def find_photos(
+    selections: Sequence[Selection], data: str | None, layout: str | None, labels: Path | None, say: Say
+) -> dict[Photo, str]:
+    """The photos as JPEG data URIs, each the crop that the model saw.
 
     Args:
-        data: where the photos lie; None: the sample photos where the run had them, else no photos.
+        data: where the photos lie; None: not known. The sample photos are found without it.
+        layout: how they lie; None: as when the run had them.
+        labels: the label file that the run had, if any.
+
+    Raises:
+        UsageError: `data` holds no images, or not in that layout.
     """
-    block = blocks[0]
-    segment = block.segments[-1] if block.segments else {}
-    if data is None:
-        if segment.get("data") != "sample":
+    photos: dict[Photo, str] = {}
+    for sample in (True, False):
+        members = [one for one in selections if _is_sample(one.block) == sample]
+        if not members:
+            continue
+        if sample:
+            try:
+                photos |= _read_photos(members, "sample", None, None, say)
+            except CamkitError as error:  # nobody asked for them: the page does without
+                say(f"no photos: {error}")
+        elif data is None:
             say("no photos: --data PATH says where they lie (--no-photos: none are wanted)")
-            return {}
-        data = "sample"
+        else:
+            known = None if data == "sample" else _segment(members[0].block).get("layout")
+            photos |= _read_photos(members, data, layout or known, labels, say)
+    return photos
+
+
+def _read_photos(
+    selections: Sequence[Selection], data: str, layout: str | None, labels: Path | None, say: Say
+) -> dict[Photo, str]:
     try:
-        found = find_images(data, seed=0, layout=segment.get("layout") if data != "sample" else None)
+        found = find_images(data, seed=0, layout=layout, labels=labels)
     except UsageError as error:
         raise UsageError(f"--data {data}: {error}") from error
-    if found.fingerprint != block.protocol["data_fingerprint"]:
-        say(f"--data {data} is not what these results were made with (other files, sizes or labels)")
-    preprocess = _preprocess(block)
-    photos = {}
-    for item in found.items:
-        if item.id in wanted:
+    blocks = [one.block for one in selections]
+    others = [block.name for block in blocks if block.protocol["data_fingerprint"] != found.fingerprint]
+    if others:
+        say(
+            f"--data {data} is not what these results were made with (other files, sizes or labels): "
+            f"{', '.join(others)}"
+        )
+    sources = {item.id: item.source for item in found.items}
+    wanted = {
+        photo_of(one.block, one.block.images[place]): one.block for one in selections for place in one.images
+    }
+    crops: dict[Photo, Preprocess] = {}
+    photos: dict[Photo, str] = {}
+    for photo, block in wanted.items():
+        if photo.image in sources:
+            view = photo._replace(image="")
+            crops[view] = crops.get(view) or _preprocess(block)
             try:
-                photos[item.id] = _jpeg(preprocess, item.source)
+                photos[photo] = _jpeg(crops[view], sources[photo.image])
             except CamkitError as error:
-                say(f"{item.id}: {error}")
+                say(f"{photo.image}: {error}")
     if len(photos) < len(wanted):
         say(f"{len(wanted) - len(photos)} of {len(wanted)} photos are not in --data {data}")
     return photos
@@ -164,9 +252,11 @@ def find_photos(blocks: Sequence[Block], data: str | None, wanted: set[str], say
 
 def _preprocess(block: Block) -> Preprocess:
     if block.protocol["preprocess"] == "paper":
-        return Preprocess("paper", PAPER_CROP, mean=(0, 0, 0), std=(1, 1, 1))
-    # The crop belongs to the architecture, not to its weights.
-    return load_model(block.model, "random", block.protocol["preprocess"], seed=0).preprocess
+        found = Preprocess("paper", PAPER_CROP, mean=(0, 0, 0), std=(1, 1, 1))
+    else:
+        # The crop belongs to the architecture, not to its weights.
+        found = load_model(block.model, "random", block.protocol["preprocess"], seed=0).preprocess
+    return replace(found, orient=block.protocol.get("exif") == "apply")
 
 
 def _jpeg(preprocess: Preprocess, source: Source) -> str:
@@ -185,11 +275,10 @@ def small_map(one: np.ndarray) -> str:
     return base64.b64encode(np.round(255 * scaled).astype(np.uint8).tobytes()).decode()
 
 
-def predictions(block: Block) -> dict[str, str]:
-    """Image -> the explained class and its probability, in words."""
+def explained(block: Block, place: int) -> str:
+    """The class that an image's maps explain and its probability, in words; empty where not known."""
     classes = IMAGENET_CLASSES if block.model in ROWS else 0  # else it is not known how many the model has
-    rows = merge_rows([block.folder.parent / PREDICTIONS])[1]
-    return {
-        image: f"{class_name(int(row['predicted']), classes)}, {100 * float(row['probability']):.1f} %"
-        for (image,), row in rows.items()
-    }
+    target, probability = block.explained[place]
+    if np.isnan([target, probability]).any():
+        return ""
+    return f"{class_name(int(target), classes)}, {100 * probability:.1f} %"

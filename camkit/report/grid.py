@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 import click
 from tabulate import SEPARATING_LINE, tabulate
@@ -18,7 +18,7 @@ class Cell:
     Attributes:
         text: as shown; `bold` and `underline` where the format allows; `detail` stands behind it.
         value: what it sorts by.
-        hint: more about it, one sentence.
+        hint: more about it, in few words; in the page only.
     """
 
     text: str
@@ -27,6 +27,11 @@ class Cell:
     underline: bool = False
     detail: str = ""
     hint: str = ""
+
+    @property
+    def key(self) -> float | None:
+        """What it sorts by, if that is a number."""
+        return None if self.value is None or not math.isfinite(self.value) else self.value
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,7 @@ class Grid:
         title: of this table, such as the model; `caption`: of the tables with the same protocol.
         groups: rows in groups with a line between them; a row begins with its name.
         notes: lines below the table.
+        sortable: its rows mean the same in any order.
     """
 
     title: str
@@ -44,9 +50,10 @@ class Grid:
     headings: tuple[str, ...]
     groups: tuple[tuple[tuple[Cell, ...], ...], ...]
     notes: tuple[str, ...] = ()
+    sortable: bool = True
 
 
-def terminal(grids: Sequence[Grid], legend: Sequence[str] = ()) -> str:
+def terminal(grids: Sequence[Grid], legend: Sequence[str] = (), remarks: Sequence[str] = ()) -> str:
     """Text with ANSI styles; :func:`click.unstyle` takes them out."""
 
     def styled(cell: Cell) -> str:
@@ -68,10 +75,11 @@ def terminal(grids: Sequence[Grid], legend: Sequence[str] = ()) -> str:
         blocks.append(
             "\n".join([click.style(grid.title, bold=True), table, *(f"  {note}" for note in grid.notes)])
         )
-    return "\n\n".join([*blocks, *(["\n".join(legend)] if legend else [])]) + "\n"
+    words = "\n".join([*legend, *remarks])
+    return "\n\n".join([*blocks, *([words] if words else [])]) + "\n"
 
 
-def markdown(grids: Sequence[Grid], legend: Sequence[str] = ()) -> str:
+def markdown(grids: Sequence[Grid], legend: Sequence[str] = (), remarks: Sequence[str] = ()) -> str:
     """Pipe tables; underlining is HTML, which Markdown lets through."""
 
     def marked(cell: Cell) -> str:
@@ -87,7 +95,7 @@ def markdown(grids: Sequence[Grid], legend: Sequence[str] = ()) -> str:
         table = tabulate(rows, grid.headings, tablefmt="pipe", disable_numparse=True, colalign=align)
         notes = [f"- {note}" for note in grid.notes]
         blocks.append("\n\n".join(part for part in (f"### {grid.title}", table, "\n".join(notes)) if part))
-    return "\n\n".join([*blocks, *legend]) + "\n"
+    return "\n\n".join([*blocks, *legend, *remarks]) + "\n"
 
 
 def _rows(grid: Grid, render: Callable[[Cell], str], line: list[str]) -> list[list[str]]:
@@ -113,8 +121,11 @@ def escape_latex(text: str) -> str:
     return "".join(LATEX_LETTERS.get(c, c if c.isascii() else "?") for c in text)
 
 
-def latex(grids: Sequence[Grid], legend: Sequence[str] = ()) -> str:
-    """A document that compiles as it is: one booktabs table a caption, with a block a title."""
+def latex(grids: Sequence[Grid], legend: Sequence[str] = (), remarks: Sequence[str] = ()) -> str:
+    """A document that compiles as it is: one booktabs table a grid, long ones in parts of a page each.
+
+    The legend is in each caption; remarks on the whole stand behind the tables.
+    """
 
     def marked(cell: Cell) -> str:
         text = escape_latex(cell.text)
@@ -123,29 +134,30 @@ def latex(grids: Sequence[Grid], legend: Sequence[str] = ()) -> str:
         return rf"{text} {{\scriptsize {escape_latex(cell.detail)}}}" if cell.detail else text
 
     tables = []
-    for (caption, headings), members in groupby(grids, key=lambda grid: (grid.caption, grid.headings)):
-        body: list[str] = []
-        notes: list[str] = []
-        for grid in members:
-            title = escape_latex(grid.title)
-            body += [r"\midrule", rf"\multicolumn{{{len(headings)}}}{{l}}{{\textit{{{title}}}}} \\"]
-            for group in grid.groups:
-                body.append(r"\midrule")
-                body += [" & ".join(marked(cell) for cell in row) + r" \\" for row in group]
-            if grid.notes:
-                notes.append(rf"\textit{{{title}:}} {escape_latex(' '.join(grid.notes))}")
-        caption = " ".join([caption, *legend])
-        tables.append(LATEX_TABLE % {
-            "caption": escape_latex(caption),
-            "columns": "l" + "r" * (len(headings) - 1),
-            "headings": " & ".join(escape_latex(heading) for heading in headings),
-            "body": "\n".join(body),
-            "notes": " \\par\n".join(notes),
-        })  # fmt: skip
-    return LATEX_DOCUMENT % "\n".join(tables)
+    for grid in grids:
+        rows = [(place == 0, row) for group in grid.groups for place, row in enumerate(group)]
+        for start in range(0, len(rows), LATEX_ROWS):
+            title = escape_latex(grid.title) + (" (continued)" if start else "")
+            body = [rf"\multicolumn{{{len(grid.headings)}}}{{l}}{{\textit{{{title}}}}} \\"]
+            for place, (first, row) in enumerate(rows[start : start + LATEX_ROWS]):
+                if first or place == 0:
+                    body.append(r"\midrule")
+                body.append(" & ".join(marked(cell) for cell in row) + r" \\")
+            last = start + LATEX_ROWS >= len(rows)
+            tables.append(LATEX_TABLE % {
+                "caption": escape_latex(" ".join([grid.caption, *legend])),
+                "columns": "l" + "r" * (len(grid.headings) - 1),
+                "headings": " & ".join(escape_latex(heading) for heading in grid.headings),
+                "body": "\n".join(body),
+                "notes": escape_latex(" ".join(grid.notes)) if last else "",
+            })  # fmt: skip
+    return LATEX_DOCUMENT % "\n".join([*tables, *(f"{escape_latex(remark)}\n" for remark in remarks)])
 
 
-LATEX_TABLE = r"""\begin{table}
+# Of a table that fits on a page with its caption and notes; three rows a method (`--against paper`) stay
+# together.
+LATEX_ROWS = 42
+LATEX_TABLE = r"""\begin{table}[H]
 \centering
 \caption{%(caption)s}
 \setlength{\tabcolsep}{3pt}
@@ -153,6 +165,7 @@ LATEX_TABLE = r"""\begin{table}
 \begin{tabular}{%(columns)s}
 \toprule
 %(headings)s \\
+\midrule
 %(body)s
 \bottomrule
 \end{tabular}}
@@ -164,10 +177,11 @@ LATEX_TABLE = r"""\begin{table}
 \end{table}
 """
 
-LATEX_DOCUMENT = r"""%% Compiles as it is. A paper that takes a table over loads booktabs and graphicx.
+LATEX_DOCUMENT = r"""%% Compiles as it is. A paper that takes a table over loads booktabs, float and graphicx.
 \documentclass{article}
 \usepackage[margin=2cm]{geometry}
 \usepackage{booktabs}
+\usepackage{float}
 \usepackage{graphicx}
 \begin{document}
 %s

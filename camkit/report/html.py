@@ -16,7 +16,7 @@ from matplotlib import colormaps
 from camkit.report.analysis import Analysis
 from camkit.report.curves import mean_curves
 from camkit.report.figures import COLOUR_MAPS
-from camkit.report.gallery import Selection, predictions, read_maps, small_map
+from camkit.report.gallery import Photo, Selection, explained, photo_of, small_map
 from camkit.report.grid import Grid
 from camkit.report.study import Block
 
@@ -28,22 +28,23 @@ def page(
     grids: Sequence[Grid],
     legend: Sequence[str],
     selections: Sequence[Selection],
-    photos: Mapping[str, str],
+    photos: Mapping[Photo, str],
 ) -> str:
     """The page's HTML.
 
     Args:
         selections: the images to show, one entry a block, or none at all.
-        photos: image -> data URI; without one, an image has its maps only.
+        photos: data URIs; without one, an image has its maps only.
     """
     study = [analysis.block for analysis in analyses]
-    galleries = [_gallery(one) for one in selections]
+    numbers = {photo: number for number, photo in enumerate(photos)}
+    galleries = [_gallery(one, numbers) for one in selections]
     blocks = [
         _block(analysis, galleries[place] if galleries else None) for place, analysis in enumerate(analyses)
     ]
     data = {
         "blocks": blocks,
-        "photos": {shown(name): uri for name, uri in photos.items()},
+        "photos": list(photos.values()),
         "colours": [{"name": name, "rgb": _colours(name)} for name in COLOUR_MAPS],
     }
     scores = {score.column: score for block in study for score in block.scores}
@@ -57,6 +58,7 @@ def page(
         legend=legend,
         scores=list(scores.values()),
         provenance=[_provenance(block) for block in study],
+        has_ends=any(cell.hint for grid in grids for group in grid.groups for row in group for cell in row),
         has_curves=any(block["curves"] for block in blocks),
         has_gallery=any(gallery["images"] for gallery in galleries),
         has_photos=bool(photos),
@@ -99,7 +101,7 @@ def _block(analysis: Analysis, gallery: dict[str, Any] | None) -> dict[str, Any]
     block = analysis.block
     low, high = analysis.intervals
     return {
-        "name": f"{block.name} ({block.source})",
+        "name": block.name,
         "methods": [
             {"name": name, "control": bool(control)}
             for name, control in zip(block.methods, block.controls, strict=True)
@@ -119,23 +121,21 @@ def _block(analysis: Analysis, gallery: dict[str, Any] | None) -> dict[str, Any]
     }
 
 
-def _gallery(selection: Selection) -> dict[str, Any]:
-    """Scores and maps of the chosen images."""
+def _gallery(selection: Selection, photos: Mapping[Photo, int]) -> dict[str, Any]:
+    """Scores, maps and the numbers of the photos of the chosen images."""
     block = selection.block
-    maps = read_maps(block)
-    words = predictions(block)
     images = {}
     for place in selection.images:
-        name = block.images[place]
         images[place] = {
-            "id": shown(name),
-            "text": words.get(name, ""),
+            "id": shown(block.images[place]),
+            "text": explained(block, place),
+            "photo": photos.get(photo_of(block, block.images[place])),
             "scores": _numbers(block.values[place]),
             "maps": {
-                method: small_map(one[place]) for method, one in maps.items() if np.isfinite(one[place]).all()
+                method: small_map(maps[place]) for method, maps in selection.maps.items() if place in maps
             },
         }
-    shapes = {method: one.shape[1:] for method, one in maps.items()}
+    shapes = {method: next(iter(maps.values())).shape for method, maps in selection.maps.items() if maps}
     return {"basis": selection.basis, "lists": selection.lists, "shapes": shapes, "images": images}
 
 
@@ -151,7 +151,7 @@ def _provenance(block: Block) -> dict[str, Any]:
         ]
 
     return {
-        "name": f"{block.name} ({block.source})",
+        "name": block.name,
         "protocol": pairs(block.protocol),
         "segments": [pairs(segment) for segment in block.segments],
     }

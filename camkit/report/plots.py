@@ -35,10 +35,9 @@ def write_figures(analyses: Sequence[Analysis], folder: Path, formats: Sequence[
 
 
 def _figures(analyses: Sequence[Analysis]) -> Iterator[tuple[str, Figure]]:
-    sources = {analysis.block.source for analysis in analyses}
     for analysis in analyses:
         block = analysis.block
-        parts = [block.source] * (len(sources) > 1) + [block.model, block.layer, block.utility]
+        parts = [*([] if block.alone else [block.source]), block.model, block.layer, block.utility]
         name = "-".join(file_name(part) for part in parts)
         yield f"{name}-scores", scores_figure(analysis)
         if {"average_drop", "adcc"} <= set(block.columns):
@@ -46,7 +45,7 @@ def _figures(analyses: Sequence[Analysis]) -> Iterator[tuple[str, Figure]]:
         if curves := mean_curves(block):
             yield f"{name}-curves", curves_figure(block, curves)
     for table in rank_tables(analyses):
-        place = "-".join(file_name(part) for part in (table.layer, table.utility, table.score.column))
+        place = "-".join(file_name(part) for part in (*table.place, table.score.column))
         yield f"ranks-{place}", rank_figure(table)
 
 
@@ -193,7 +192,6 @@ def rank_figure(table: RankTable) -> Figure:
         axis.plot([average[method], average[method], end], [0, row, row], color=METHOD, linewidth=0.8)
         words = f"{table.methods[method]}  {average[method]:.2f}"
         axis.text(end, row, f" {words} ", ha="right" if on_left else "left", va="center")
-    over = f"{len(table.models)} models ({table.layer}, {table.utility})"
     difference = f"critical difference {table.ranks.critical_difference:.2f}"
-    axis.set_title(f"{table.score.heading}, average rank over {over}; {difference}", fontsize=8)
+    axis.set_title(f"{table.title}; {difference}", fontsize=8)
     return figure

@@ -88,11 +88,15 @@ def known_scores(columns: Iterable[str]) -> list[Score]:
     ]
 
 
+# Methods are looked up among the registered ones only: the member of a family (`grad_cam:NAME`) would be made
+# by a package that whoever reads the results need not have.
+
+
 def is_control(name: str) -> bool:
-    return name in METHODS and "controls" in METHODS[name].groups
+    return name in tuple(METHODS) and "controls" in METHODS[name].groups
 
 
 def method_place(name: str) -> tuple[bool, int, str]:
     """Sorts methods as tables show them: registry order, the controls last."""
-    names = list(METHODS)
+    names = tuple(METHODS)
     return is_control(name), names.index(name) if name in names else len(names), name

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ from camkit.results import (
 )
 from camkit.tables import ODD_NAMES, UTF8, complete, merge_rows
 
+Say = Callable[[str], None]
+
 
 @dataclass(frozen=True)
 class Block:
@@ -34,11 +37,13 @@ class Block:
 
     Attributes:
         folder: where the cells' files lie.
-        source: name of the results folder.
+        source: the results folder, see :func:`source_names`.
+        alone: it is the study's only results folder, which titles then need not name.
         protocol: all that decided the numbers; `segments`: with what, and when, they were made.
         methods: the controls last.
         images: names, those of all methods together, in the run's order.
         values: scores as fractions, float32 (images, methods, scores); NaN where there is none.
+        explained: class index that the maps explain, and its probability, (images, 2); NaN where not known.
         top1: share of labelled images that the model gets right; NaN without labels.
         flags: (method, flag) -> number of images.
         errors: number of images that could not be read.
@@ -48,12 +53,14 @@ class Block:
 
     folder: Path
     source: str
+    alone: bool
     protocol: Mapping[str, Any]
     segments: Sequence[Mapping[str, Any]]
     methods: tuple[str, ...]
     scores: tuple[Score, ...]
     images: tuple[str, ...]
     values: np.ndarray = field(repr=False)
+    explained: np.ndarray = field(repr=False)
     top1: float
     flags: Mapping[tuple[str, str], int]
     errors: int
@@ -76,19 +83,19 @@ class Block:
     def columns(self) -> tuple[str, ...]:
         return tuple(score.column for score in self.scores)
 
-    @property
+    @cached_property
     def controls(self) -> np.ndarray:
         """(methods,), true for controls."""
         return np.array([is_control(name) for name in self.methods])
 
-    @property
+    @cached_property
     def counts(self) -> np.ndarray:
         """Images that have each score, (methods, scores)."""
         return (~np.isnan(self.values)).sum(axis=0)
 
     @property
     def name(self) -> str:
-        return f"{self.model} · {self.layer} · {self.utility}"
+        return f"{self.model} · {self.layer} · {self.utility}" + ("" if self.alone else f" · {self.source}")
 
     @property
     def title(self) -> str:
@@ -105,25 +112,54 @@ class Block:
         return ", ".join(words)
 
 
-def load_study(folders: Sequence[Path]) -> list[Block]:
-    """All blocks below some results folders.
+def load_study(folders: Sequence[Path], say: Say = lambda line: None) -> list[Block]:
+    """All blocks below some results folders; a folder that is named twice counts once.
+
+    Args:
+        say: takes a line for each block that is left out, having no score that a metric here declares.
 
     Raises:
-        UsageError: a folder does not exist or holds no results.
+        UsageError: a folder does not exist or holds no results, or no block is left.
         CamkitError: a file cannot be read.
     """
+    folders = list({folder.resolve(): folder for folder in folders}.values())
     blocks: list[Block] = []
-    for folder in folders:
+    for folder, source in zip(folders, source_names(folders), strict=True):
         if not folder.is_dir():
             raise UsageError(f"{folder}: no such folder")
-        found = [block for cells in run_folders(folder) if (block := _load_block(folder, cells))]
+        alone = len(folders) == 1
+        found = [block for cells in run_folders(folder) if (block := _load_block(cells, source, alone))]
         if not found:
             raise UsageError(f"{folder}: no results found (camkit bench --out {folder} makes some)")
         blocks += found
-    return blocks
+    for block in blocks:
+        if not block.scores:
+            columns = f" ({', '.join(block.unknown)})" if block.unknown else ""
+            say(f"{block.name} is left out: no metric here declares any of its scores{columns}.")
+    known = [block for block in blocks if block.scores]
+    if not known:
+        raise UsageError("no score in these results is known here: --plugin FILE loads metrics of your own")
+    return known
 
 
-def _load_block(root: Path, folder: Path) -> Block | None:
+def source_names(folders: Sequence[Path]) -> list[str]:
+    """The folders' names, each with as many folders above it as tell it from the others."""
+    whole = [folder.resolve() for folder in folders]
+
+    def ending(path: Path, parts: int) -> str:
+        return str(Path(*path.parts[-parts:]))
+
+    def shortest(path: Path) -> str:
+        for parts in range(1, len(path.parts)):
+            name = ending(path, parts)
+            if all(other == path or ending(other, parts) != name for other in whole):
+                return name
+        return str(path)
+
+    return [shortest(path) for path in whole]
+
+
+def _load_block(folder: Path, source: str, alone: bool) -> Block | None:
     run = read_run(folder)
     tables = {
         method: rows
@@ -144,17 +180,23 @@ def _load_block(root: Path, folder: Path) -> Block | None:
     values = np.stack(
         [rows.reindex(index=images, columns=names).to_numpy(np.float32) for rows in tables.values()], axis=1
     )
+    explained = np.full((len(images), 2), np.nan)
+    for rows in tables.values():
+        found = rows.reindex(index=images, columns=["target", "probability"]).to_numpy()
+        explained = np.where(np.isnan(explained), found, explained)
     protocol = run["protocol"]
     counts = model_counts(folder, protocol)
     return Block(
         folder=folder,
-        source=root.resolve().name,
+        source=source,
+        alone=alone,
         protocol=protocol,
         segments=run["segments"],
         methods=methods,
         scores=tuple(scores),
         images=tuple(images),
         values=values,
+        explained=explained,
         top1=top1(folder.parent / PREDICTIONS),
         flags={(name, flag): n for name, found in counts["flags"].items() for flag, n in found.items()},
         errors=counts["errors"],
@@ -188,6 +230,7 @@ def read_rows(path: Path) -> pd.DataFrame:
         )
         names = [name.encode("latin-1").decode(UTF8, ODD_NAMES) for name in rows.pop("image")]
         rows = rows.drop(columns="label").apply(pd.to_numeric, errors="coerce")
+        rows = rows.astype({"target": np.float64, "probability": np.float64})
         rows.index = pd.Index(names, dtype=object)
     except (KeyError, ValueError) as error:
         raise CamkitError(f"{path}: not a table of scores ({str(error).splitlines()[0]})") from error

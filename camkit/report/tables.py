@@ -72,16 +72,11 @@ def score_grid(analysis: Analysis, study: Sequence[Block]) -> Grid:
         groups.append(((Cell("best control"), *(Cell(name) for name in best)),))
     return Grid(
         block.title,
-        f"CAM scores in percent: {block.describe()}. {_source(study, block)}".strip(),
+        f"CAM scores in percent: {block.describe()}.",
         ("method", *(score.heading for score in block.scores)),
         tuple(groups),
         tuple(audit(analysis, study)),
     )
-
-
-def _source(study: Sequence[Block], block: Block) -> str:
-    """The results folder, where the study has several."""
-    return f"Results: {block.source}." if len({other.source for other in study}) > 1 else ""
 
 
 def _score_cell(analysis: Analysis, row: int, column: int) -> Cell:
@@ -89,18 +84,14 @@ def _score_cell(analysis: Analysis, row: int, column: int) -> Cell:
     if np.isnan(value):
         return Cell("")
     low, high = (ends[row, column] for ends in analysis.intervals)
-    unbeaten = analysis.unbeaten[row, column]
-    hint = f"{INTERVAL}: {percent(low)} to {percent(high)}"
-    if unbeaten:
-        control = analysis.block.methods[analysis.best_control[column]]  # type: ignore[index]
-        hint += f"; does not beat {control}"
+    unbeaten = analysis.beats_control[row, column] == 0
     return Cell(
         f"{'†' if unbeaten else ''}{percent(value)}",
         value,
         bold=analysis.place[row, column] == 1,
         underline=analysis.place[row, column] == 2,
         detail=f"± {50 * (high - low):5.2f}",
-        hint=hint,
+        hint=f"{percent(low)} to {percent(high)}",
     )
 
 
@@ -110,6 +101,7 @@ def score_frame(analyses: Sequence[Analysis]) -> pd.DataFrame:
     for analysis in analyses:
         block = analysis.block
         low, high = analysis.intervals
+        beats = analysis.beats_control
         for row, name in enumerate(block.methods):
             for column, score in enumerate(block.scores):
                 control = analysis.best_control
@@ -129,8 +121,8 @@ def score_frame(analyses: Sequence[Analysis]) -> pd.DataFrame:
                         if control is None or control[column] < 0
                         else block.methods[control[column]],
                         "beats_best_control": ""
-                        if control is None or control[column] < 0 or is_control(name)
-                        else not analysis.unbeaten[row, column],
+                        if np.isnan(beats[row, column])
+                        else bool(beats[row, column]),
                     }
                 )
     return pd.DataFrame(rows)

@@ -71,7 +71,7 @@
   // Figures
 
   function ticks(low, high) {
-    const rough = (high - low) / 5;
+    const rough = (high - low) / 7;
     const power = 10 ** Math.floor(Math.log10(rough));
     const step = [1, 2, 5, 10].map((m) => m * power).find((s) => s >= rough);
     const found = [];
@@ -248,7 +248,10 @@
     context.drawImage(layer, 0, 0);
   }
 
+  let drawing = 0;
+
   async function drawGallery() {
+    const turn = ++drawing;
     const { methods, scores, gallery } = block();
     const list = Object.keys(gallery.lists)[Number($("gallery-list").value)];
     const score = Number($("gallery-score").value);
@@ -261,8 +264,8 @@
       heading.append(element("small", {}, one.id));
       const tiles = element("div", { class: "tiles" });
       let photo = null;
-      if (data.photos[one.id]) {
-        photo = element("img", { src: data.photos[one.id], alt: `Photo ${one.id}` });
+      if (one.photo !== null) {
+        photo = element("img", { src: data.photos[one.photo], alt: `Photo ${one.id}` });
         await photo.decode().catch(() => { photo = null; });
         if (photo) tile(tiles, photo, "photo", "");
       }
@@ -279,7 +282,8 @@
       section.append(heading, tiles);
       return section;
     }));
-    $("gallery-images").replaceChildren(...entries);
+    // Photos decode at their own pace: what was chosen last stays.
+    if (turn === drawing) $("gallery-images").replaceChildren(...entries);
   }
 
   function tile(tiles, picture, name, value) {
