@@ -126,11 +126,11 @@ def bench(config: RunConfig, say: Say = print) -> pd.DataFrame | None:
         summary = None if share.rank else refresh_summary(config.out)
         stop.check()
     if summary is not None and (failed or failures):
-        raise _what_failed(failed, failures, len(models), config.out)
+        raise what_failed(failed, failures, len(models), config.out)
     return summary
 
 
-def _what_failed(failed: Sequence[str], failures: Sequence[str], models: int, out: Path) -> CamkitError:
+def what_failed(failed: Sequence[str], failures: Sequence[str], models: int, out: Path) -> CamkitError:
     """The error that a run ends with of which everything else is finished.
 
     Args:

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from camkit.benchmark import first_batch_size, load_batches, make_evaluation
+from camkit.benchmark import first_batch_size, load_batches, make_evaluation, what_failed
 from camkit.config import RunConfig
 from camkit.data import DataSet, Item, find_images
 from camkit.errors import PluginError, UsageError
@@ -100,8 +100,7 @@ def rescore(
         failures += _rescore_folder(config, saved, found, say)
     summary = refresh_summary(out)
     if failures:
-        others = f"\n({len(failures) - 1} more; all in failures.csv)" if len(failures) > 1 else ""
-        raise PluginError(f"{failures[0]}{others}\nAll else is finished: {out / 'summary.csv'}")
+        raise what_failed([], failures, len(folders), out)
     return summary
 
 
