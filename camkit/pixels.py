@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-import signal
+import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,7 +20,6 @@ from camkit.cache import PixelCache
 from camkit.data import Item
 from camkit.data.sources import Source, read_bytes
 from camkit.errors import CamkitError
-from camkit.stop import STOP_SIGNALS
 
 # Sixteen bits or more a channel: PIL's own conversion to RGB would clip everything above 255 to white.
 DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
@@ -187,9 +186,10 @@ class _Crops(Dataset):
 
 def _start_worker(_: int) -> None:
     torch.set_num_threads(1)
-    # A signal to the whole group (Ctrl-C, a scheduler) is the run's business: it ends its workers itself.
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+    # A signal to the run's process group (Ctrl-C, a scheduler) is the run's own. To ignore it will not do:
+    # by SIGTERM the run itself ends the workers of a loader that an error keeps alive.
+    if hasattr(os, "setpgid"):  # Windows has no such groups
+        os.setpgid(0, 0)
 
 
 def batches(

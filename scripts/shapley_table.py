@@ -20,7 +20,6 @@ import pandas as pd
 
 from camkit.benchmark import bench
 from camkit.config import RunConfig
-from camkit.registry import METHODS
 from camkit.results import file_name, read_run, run_folders
 from camkit.statistics import bootstrap
 
@@ -125,7 +124,7 @@ def _rows(out: Path, part: str) -> pd.DataFrame:
 
 def intervals(rows: pd.DataFrame, scores: Sequence[str]) -> pd.DataFrame:
     """Methods down, scores across: means with 95 % intervals; ADCC is the function of means that it is."""
-    methods = sorted(rows["method"].unique(), key=list(METHODS).index)
+    methods = sorted(rows["method"].unique(), key=(*VALUES, *OTHERS).index)
     wide = rows.pivot(index="image", columns="method", values=list(scores))
     values = np.stack([wide[score][methods].to_numpy(float) for score in scores], axis=2)
     sampled = bootstrap(values, tuple(scores))
@@ -151,7 +150,7 @@ def across_cells(rows: pd.DataFrame, score: str) -> pd.DataFrame:
         if len(here)
     }
     table = pd.DataFrame(columns)
-    return table.loc[sorted(table.index, key=list(METHODS).index)].fillna("")
+    return table.loc[sorted(table.index, key=(*VALUES, *OTHERS).index)].fillna("")
 
 
 def _place(cell: tuple[str, str]) -> tuple[int, int]:

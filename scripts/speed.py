@@ -150,12 +150,10 @@ def decoding(setting: Setting) -> list[Line]:
     case = f"{LITE}, ADCC scores, one method"
     return [
         Line(
-            "decoding",
             f"{case}: no cache against a filled one",
             interleaved(job.run, filled, setting.repetitions),
         ),
         Line(
-            "decoding",
             f"{case}: filling the cache against a filled one",
             interleaved(filling, filled, setting.repetitions),
         ),

@@ -6,6 +6,8 @@ import multiprocessing
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -166,3 +168,18 @@ def test_a_folder_that_cannot_be_used(photos: Path, tmp_path: Path) -> None:
     error = result.output.splitlines()[-1]
     assert error.startswith(f"error: --cache {tmp_path / 'file' / 'cache'}: ")
     assert "Traceback" not in result.output
+
+
+ABANDONED = """
+import sys
+from camkit.data import find_images
+from camkit.pixels import PAPER_CROP, Preprocess, batches
+preprocess = Preprocess("paper", PAPER_CROP, (0.5,) * 3, (0.5,) * 3)
+kept = batches(find_images(sys.argv[1], seed=0).items, preprocess, 1, workers=2)
+next(kept)
+"""
+
+
+def test_workers_of_a_loader_that_is_left_alone_do_not_outlive_the_program(photos: Path) -> None:
+    """As one is by an error, whose traceback keeps the loader."""
+    subprocess.run([sys.executable, "-c", ABANDONED, str(photos)], check=True, timeout=120)
