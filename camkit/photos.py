@@ -47,7 +47,7 @@ def find_photos(names: Sequence[Path], say: Say) -> list[Item]:
 
 
 def explain_images(
-    names: Sequence[Path], config: RunConfig, say: Say, metrics: Sequence[str] = ()
+    names: Sequence[Path], config: RunConfig, say: Say, metrics: Sequence[str] = (), most: int | None = None
 ) -> list[Explained]:
     """Photos, classes and saliency maps of one model's cells.
 
@@ -55,9 +55,10 @@ def explain_images(
         config: one model, layer and utility; any methods.
         say: takes each line that the user should see.
         metrics: groups of scores of every map.
+        most: maps, where there is a limit.
 
     Raises:
-        UsageError: a photo, or a name in `config`, does not exist.
+        UsageError: a photo, or a name in `config`, does not exist; or there would be too many maps.
         CamkitError: no photo could be read, or the weights cannot be had.
     """
     load_plugins(config.plugin)
@@ -65,6 +66,10 @@ def explain_images(
     methods = find_methods(config.method)
     (utility,) = find_utilities(config.utility)
     photos = find_photos(names, say)
+    if most is not None and len(photos) * len(methods) > most:
+        raise UsageError(
+            f"{len(photos) * len(methods)} maps, at most {most} can be shown so: take fewer photos or methods"
+        )
     prepared = prepare(model, config.layer, photos, config, say)
     ((layer, path),) = prepared.paths.items()
     cells = {Cell(layer, path, utility, method): metrics for method in methods}

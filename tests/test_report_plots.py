@@ -84,7 +84,7 @@ def test_a_moving_picture_of_deletion_and_insertion(tmp_path, photos):
     deleted = [frame[:, : frame.shape[1] // 3] for frame in frames]
     assert deleted[0].std() > deleted[14].std() > deleted[-1].std()
 
-    found = CliRunner().invoke(main, [*command, "--method", "all"])
+    found = CliRunner().invoke(main, [*command, "--method", "paper"])
     assert found.exit_code == 2 and "take fewer photos or methods" in found.output
 
 

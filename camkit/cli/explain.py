@@ -10,7 +10,7 @@ import click
 from camkit.cli.options import explanation_options, format_option, plugin_option, say
 from camkit.config import RunConfig
 
-GIF_STEPS = 28
+GIF_STEPS, GIF_MAPS = 28, 24
 
 
 @click.command()
@@ -33,7 +33,7 @@ GIF_STEPS = 28
     "--gif",
     type=click.Path(path_type=Path),
     metavar="FILE.gif",
-    help="Also show deletion and insertion of each map, as a moving picture (at most 24 maps).",
+    help=f"Also show deletion and insertion of each map, as a moving picture (at most {GIF_MAPS} maps).",
 )
 @click.option(
     "--cmap",
@@ -69,7 +69,7 @@ def explain(
 
     config = RunConfig(model=(model,), layer=(layer,), utility=(utility,), steps=GIF_STEPS, **options)
     metrics = ("adcc",) * scores + ("deletion", "insertion") * (gif is not None)
-    rows = explain_images(images, config, say, metrics)
+    rows = explain_images(images, config, say, metrics, most=None if gif is None else GIF_MAPS)
     save_figure(saliency_figure(rows, cmap), out)
     click.echo(str(out))
     if gif is not None:

@@ -11,14 +11,13 @@ import torch
 from matplotlib.animation import FuncAnimation, PillowWriter
 from matplotlib.figure import Figure
 
-from camkit.errors import UsageError
+from camkit.errors import CamkitError
 from camkit.metrics.causal import pixel_ranks
 from camkit.report.scores import known_scores
 
 # Perceptually even, unlike the field's usual jet, whose bands draw edges that are not in the map.
 COLOUR_MAPS = ("inferno", "viridis", "jet")
 FRAMES_A_SECOND = 6
-MOST_MAPS = 24  # in a moving picture
 
 
 @dataclass(frozen=True)
@@ -82,11 +81,11 @@ def save_changes(rows: Sequence[Explained], path: Path) -> None:
     Beside them p_c up to there; the line is deletion, the dashes insertion.
 
     Raises:
-        UsageError: no map, or more than :data:`MOST_MAPS`.
+        CamkitError: there is no map.
     """
     maps = [(row, method) for row in rows for method in row.saliency]
-    if not 0 < len(maps) <= MOST_MAPS:
-        raise UsageError(f"{path}: {len(maps)} maps, expected 1 to {MOST_MAPS}: take fewer photos or methods")
+    if not maps:
+        raise CamkitError(f"{path}: there is no map to show")
     points = len(next(iter(maps[0][0].curves.values()))["deletion_curve"])
     figure = Figure(figsize=(4.8, 1.6 * len(maps)), dpi=80, layout="constrained")
     axes = figure.subplots(len(maps), 3, squeeze=False)
