@@ -90,25 +90,27 @@ def save_changes(rows: Sequence[Explained], path: Path) -> None:
     figure = Figure(figsize=(4.8, 1.6 * len(maps)), dpi=80, layout="constrained")
     axes = figure.subplots(len(maps), 3, squeeze=False)
     ranks = [pixel_ranks(torch.from_numpy(row.saliency[method])[None])[0].numpy() for row, method in maps]
+    artists = []
+    for (row, method), (deleted, inserted, plot) in zip(maps, axes, strict=True):
+        for axis, name in ((deleted, "deletion"), (inserted, "insertion")):
+            axis.axis("off")
+            axis.set_title(f"{method}: {name}", fontsize=7)
+        lines = (plot.plot([], [], style, color="black", linewidth=1)[0] for style in ("-", "--"))
+        plot.set(xlim=(0, 1), ylim=(0, 1))
+        plot.tick_params(labelsize=6)
+        plot.set_title(row.title, fontsize=7)
+        artists.append((deleted.imshow(row.photo), inserted.imshow(row.blurred), *lines))
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # what was found once holds for every frame
 
     def draw(step: int) -> list:
-        for (row, method), rank, (deleted, inserted, plot) in zip(maps, ranks, axes, strict=True):
+        for (row, method), rank, (deleted, inserted, *lines) in zip(maps, ranks, artists, strict=True):
             changed = (rank < rank.size * step / (points - 1))[..., None]
-            for axis, picture, title in (
-                (deleted, np.where(changed, row.blank, row.photo), f"{method}: deletion"),
-                (inserted, np.where(changed, row.photo, row.blurred), f"{method}: insertion"),
-            ):
-                axis.clear()
-                axis.axis("off")
-                axis.imshow(picture)
-                axis.set_title(title, fontsize=7)
-            plot.clear()
-            for name, style in (("deletion_curve", "-"), ("insertion_curve", "--")):
+            deleted.set_data(np.where(changed, row.blank, row.photo))
+            inserted.set_data(np.where(changed, row.photo, row.blurred))
+            for line, name in zip(lines, ("deletion_curve", "insertion_curve"), strict=True):
                 curve = row.curves[method][name][: step + 1]
-                plot.plot(np.arange(len(curve)) / (points - 1), curve, style, color="black", linewidth=1)
-            plot.set(xlim=(0, 1), ylim=(0, 1))
-            plot.tick_params(labelsize=6)
-            plot.set_title(row.title, fontsize=7)
+                line.set_data(np.arange(len(curve)) / (points - 1), curve)
         return []
 
     path.parent.mkdir(parents=True, exist_ok=True)
