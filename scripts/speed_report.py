@@ -50,7 +50,9 @@ def _replace(path: Path, key: str, names: set[str], new: pd.DataFrame, digits: s
     if path.exists():
         old = pd.read_csv(path, keep_default_na=False)
         kept = old[~old[key].isin(names)]
+        order = list(dict.fromkeys((*old[key], *new[key])))
         new = pd.concat([frame for frame in (kept, new) if len(frame)] or [new])
+        new = new.sort_values(key, key=lambda column: column.map(order.index), kind="stable")
     new.to_csv(path, index=False, float_format=digits, lineterminator="\n")
     return pd.read_csv(path)
 
@@ -68,8 +70,8 @@ def _markdown(speed: pd.DataFrame, dtype: pd.DataFrame, setting: Setting, load: 
         cells = [(c.dtype, c.score, f"{c.max:.1e}", f"{c.mean:.1e}") for c in dtype.itertuples()]
         parts += [
             "\n## What a number format does to the scores\n",
-            "Against float32, over the six sample photos and the paper's ten methods (EfficientNet-Lite0, "
-            "`conv`, `rest`; scores are fractions in [0, 1]):\n",
+            "Against float32, over the six sample photos and GradCAM, ShapleyCAM and ShapleyCAM-H "
+            "(EfficientNet-Lite0, `conv`, `rest`; scores are fractions in [0, 1]):\n",
             tabulate(cells, ("dtype", "score", "max", "mean"), tablefmt="github", disable_numparse=True),
         ]
     parts += ["\n## Machine\n", _machine(setting, load)]
