@@ -174,7 +174,7 @@ def _batch(images: Images, model: Prepared) -> Tensor:
     return preprocess.normalise(torch.stack(crops).to(model.network.device))
 
 
-def bench(model: str | Sequence[str], **options: Any) -> pd.DataFrame:
+def bench(model: str | Sequence[str], **options: Any) -> pd.DataFrame | None:
     """Run a benchmark; the results folder (`out`) is the same as that of `camkit bench`.
 
     Args:
@@ -182,7 +182,8 @@ def bench(model: str | Sequence[str], **options: Any) -> pd.DataFrame:
             one, or several in a sequence.
 
     Returns:
-        One row for each of this run's cells: scores are fractions, as in summary.csv.
+        One row for each of this run's cells: scores are fractions, as in summary.csv. None in all but the
+        first of several processes.
 
     Raises:
         UsageError, CamkitError: see :func:`camkit.benchmark.bench`.
@@ -199,4 +200,4 @@ def bench(model: str | Sequence[str], **options: Any) -> pd.DataFrame:
         options["out"] = Path(options["out"])
     config = RunConfig(**options)
     summary = camkit.benchmark.bench(config, say=_say)
-    return cells_of(summary, config)
+    return None if summary is None else cells_of(summary, config)

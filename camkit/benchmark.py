@@ -6,7 +6,7 @@ import gc
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -174,6 +174,7 @@ def _bench_model(
 ) -> list[str]:
     """What plugins did wrong, a line each; the first of several processes says it for all."""
     folder = share.folder(config.out) / file_name(name)
+    failure: CamkitError | None = None
     with ExitStack() as locks:
         for held in dict.fromkeys([folder] if share.rank else [config.out / file_name(name), folder]):
             locks.enter_context(hold(held))
@@ -181,14 +182,24 @@ def _bench_model(
         try:
             prepared = prepare(name, config.layer, data.items, config, say)
             run = ModelRun(prepared, config, data, items, share)
-            _make_missing(run, prepared, numeric_record, stop, say)
+            try:
+                _make_missing(run, prepared, numeric_record, stop, say)
+            except RunError:
+                raise
+            except CamkitError as error:
+                if share.rank or share.world == 1:
+                    raise
+                failure = error  # what the other processes make is folded all the same
         finally:
             if share.rank and not stop.asked:
                 mark_through(folder, share)
     if share.rank:
         return []
     if share.world > 1 and not stop.asked:
-        wait_for_parts(run, stop, say)
+        with suppress(CamkitError) if failure else nullcontext():
+            wait_for_parts(run, stop, say)
+    if failure:
+        raise failure
     errors = config.out / file_name(name) / ERRORS
     unreadable = run.unreadable()
     if unreadable:
@@ -326,7 +337,9 @@ def score_images(run: ModelRun, prepared: Prepared, size: int, stop: Stop) -> di
                 _check_errors(run, faults)
                 if stop.asked:
                     break
-    except CamkitError:
+    except CamkitError as error:
+        if stop.asked and not isinstance(error, RunError):
+            return took()  # who signals every process of a job also ends those that decode
         with suppress(CamkitError):
             run.end(took())
         raise

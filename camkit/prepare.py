@@ -18,7 +18,7 @@ import camkit.metrics  # noqa: F401  (both fill the registries)
 from camkit.allocator import keep_freed_memory
 from camkit.config import RunConfig
 from camkit.data import Item
-from camkit.errors import CamkitError, UsageError
+from camkit.errors import CamkitError, UsageError, is_out_of_memory
 from camkit.evaluate import Cell
 from camkit.models import PAPER_ROWS, LoadedModel, calibrate, find_row, load_model
 from camkit.pixels import Preprocess, batches
@@ -173,10 +173,12 @@ def prepare(name: str, layers: Sequence[str], data: Sequence[Item], config: RunC
         raise UsageError(f"--steps {config.steps}: expected 1 to {height * width}, the number of pixels")
     probe = torch.zeros(1, 3, height, width, device=device)
     dtype = getattr(torch, config.dtype)
-    network = Network(loaded.model, device, dtype)
     try:
+        network = Network(loaded.model, device, dtype)
         logits = network.logits(probe)
     except (RuntimeError, AssertionError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise CamkitError(f"{name} does not fit into the memory of {device}") from error
         raise UsageError(
             f"{name} cannot take {height}x{width} images: {str(error).strip().splitlines()[0]}\n"
             "Use --preprocess native, the transform that belongs to the weights."

@@ -13,7 +13,13 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from camkit.benchmark import first_batch_size, load_batches, make_evaluation, what_failed
+from camkit.benchmark import (
+    failures_named,
+    first_batch_size,
+    load_batches,
+    make_evaluation,
+    what_failed,
+)
 from camkit.config import RunConfig
 from camkit.data import DataSet, Item, find_images
 from camkit.errors import PluginError, UsageError
@@ -84,21 +90,23 @@ def rescore(
         out=out,
     )
     failures: list[str] = []
-    for folder, saved in folders.items():
-        run = read_run(folder)
-        without = [method for method in run["methods"] if method not in saved]
-        if without:
-            say(f"{folder}: no saved maps of {', '.join(without)} (saliency methods have none)")
-        if not saved:
-            continue
-        config = replace(
-            as_it_ran(folder, given), method=tuple(saved), metrics=tuple(metrics), batch_size=batch_size
-        )
-        found = find_images(data, config.seed, layout, labels)
-        if found.fingerprint != run["protocol"]["data_fingerprint"]:
-            raise UsageError(f"--data {data} is not the data of this run (another fingerprint)")
-        failures += _rescore_folder(config, saved, found, say)
-    summary = refresh_summary(out)
+    try:
+        for folder, saved in folders.items():
+            run = read_run(folder)
+            without = [method for method in run["methods"] if method not in saved]
+            if without:
+                say(f"{folder}: no saved maps of {', '.join(without)} (saliency methods have none)")
+            if not saved:
+                continue
+            config = replace(
+                as_it_ran(folder, given), method=tuple(saved), metrics=tuple(metrics), batch_size=batch_size
+            )
+            found = find_images(data, config.seed, layout, labels)
+            if found.fingerprint != run["protocol"]["data_fingerprint"]:
+                raise UsageError(f"--data {data} is not the data of this run (another fingerprint)")
+            failures += _rescore_folder(config, saved, found, say)
+    finally:
+        summary = refresh_summary(out)
     if failures:
         raise what_failed([], failures, len(folders), out)
     return summary
@@ -127,10 +135,13 @@ def _rescore_folder(config: RunConfig, files: Mapping[str, Path], data: DataSet,
         evaluation.explain = partial(_explain_saved, saved)
         run.start(size, record, say)
         started, passes = time.perf_counter(), prepared.network.passes
-        for wanted, items in groups.items():
-            for batch in load_batches(prepared, config, items, size):
-                for result in evaluation.run(batch, dict(wanted), run.predicted):
-                    run.write(result)
+        with failures_named(size):
+            for wanted, items in groups.items():
+                for batch in load_batches(prepared, config, items, size):
+                    for item, reason in batch.errors:
+                        say(f"{item.source}: {reason}")
+                    for result in evaluation.run(batch, dict(wanted), run.predicted):
+                        run.write(result)
         seconds = time.perf_counter() - started
         counts = {"images": images, "seconds": seconds, "waiting_seconds": 0.0}
         run.end(counts | {"passes": prepared.network.passes - passes})

@@ -159,7 +159,7 @@ def summarise(out: Path) -> pd.DataFrame:
                     "not_finite": flags[(*cell, "not_finite")],
                 }
             )
-    table = pd.DataFrame(summary)
+    table = pd.DataFrame(summary, columns=None if summary else ["model", "layer", "utility", "method"])
     if columns_of_values(table.columns):
         table["value"] = ["yes" if is_value(name) else "no" for name in table["method"]]
     return table

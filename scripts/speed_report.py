@@ -71,7 +71,8 @@ def _markdown(speed: pd.DataFrame, dtype: pd.DataFrame, setting: Setting, load: 
         parts += [
             "\n## What a number format does to the scores\n",
             "Against float32, over the six sample photos and GradCAM, ShapleyCAM and ShapleyCAM-H "
-            "(EfficientNet-Lite0, `conv`, `rest`; scores are fractions in [0, 1]):\n",
+            "(EfficientNet-Lite0, `conv`, `rest`; scores are fractions in [0, 1]), where the same class is "
+            "explained: of two classes that are nearly as likely, another format may take the other.\n",
             tabulate(cells, ("dtype", "score", "max", "mean"), tablefmt="github", disable_numparse=True),
         ]
     parts += ["\n## Machine\n", _machine(setting, load)]

@@ -9,6 +9,7 @@ import click
 
 from camkit.cli.options import explanation_options, format_option, plugin_option, say
 from camkit.config import RunConfig
+from camkit.errors import UsageError
 
 GIF_STEPS, GIF_MAPS = 28, 24
 
@@ -67,10 +68,12 @@ def explain(
     from camkit.photos import explain_images
     from camkit.report.figures import saliency_figure, save_changes, save_figure
 
+    if gif is not None and gif.suffix.lower() != ".gif":
+        raise UsageError(f"--gif {gif}: expected a name that ends in .gif")
     config = RunConfig(model=(model,), layer=(layer,), utility=(utility,), steps=GIF_STEPS, **options)
     metrics = ("adcc",) * scores + ("deletion", "insertion") * (gif is not None)
     rows = explain_images(images, config, say, metrics, most=None if gif is None else GIF_MAPS)
-    save_figure(saliency_figure(rows, cmap), out)
+    save_figure(saliency_figure(rows, cmap, with_scores=scores), out)
     click.echo(str(out))
     if gif is not None:
         save_changes(rows, gif)

@@ -71,6 +71,8 @@ def merge(folder: Path, plugin: tuple[str, ...]) -> None:
 
     load_plugins(plugin)
     summary = fold_parts(folder)
+    if summary.empty:
+        raise UsageError(f"{folder}: no results there")
     click.echo(terminal_table(summary))
     click.echo(f"\n{folder / 'summary.csv'}: {len(summary)} cells")
 

@@ -42,10 +42,13 @@ class Explained:
     curves: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
 
 
-def saliency_figure(rows: Sequence[Explained], colour_map: str = COLOUR_MAPS[0]) -> Figure:
+def saliency_figure(
+    rows: Sequence[Explained], colour_map: str = COLOUR_MAPS[0], with_scores: bool = True
+) -> Figure:
     """Photos in the first column, then each method's saliency map laid over the photo."""
     columns = 1 + max(len(row.saliency) for row in rows)
-    lines = max(len(_score_lines(scores)) for row in rows for scores in (row.scores.values() or [{}]))
+    scored = [scores for row in rows for scores in row.scores.values()] if with_scores else []
+    lines = max(map(len, map(_score_lines, scored)), default=0)
     height = (1.85 + 0.1 * lines) * len(rows)
     figure = Figure(figsize=(1.6 * columns, height), dpi=120, layout="constrained")
     axes = figure.subplots(len(rows), columns, squeeze=False)
@@ -59,7 +62,7 @@ def saliency_figure(rows: Sequence[Explained], colour_map: str = COLOUR_MAPS[0])
             axis.imshow(saliency, cmap=colour_map, alpha=0.6, vmin=0, vmax=1)
             if place == 0:
                 axis.set_title(method, fontsize=8)
-            words = "\n".join(_score_lines(row.scores.get(method, {})))
+            words = "\n".join(_score_lines(row.scores.get(method, {}))) if with_scores else ""
             axis.text(0.5, -0.03, words, transform=axis.transAxes, ha="center", va="top", fontsize=5.5)
     return figure
 
