@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -273,6 +274,18 @@ def picky(trace):
         raise ValueError("not this one")
     return trace.activation.sum(dim=1)
 """
+
+
+def test_rows_of_the_others_are_folded_where_the_first_process_fails(
+    own_data: Path, tmp_path: Path, as_rank: Callable
+) -> None:
+    out, theirs = tmp_path / "out", share_of(1, own_data)
+    break_images(own_data, share_of(0, own_data)[:10])
+    run_as(1, 2, as_rank, own_data, out)
+    with pytest.raises(CamkitError, match="cannot be read"):
+        run_as(0, 2, as_rank, own_data, out)
+    (images,) = re.findall(r",gradcam,predicted,(\d+),", (out / "summary.csv").read_text())
+    assert int(images) >= len(theirs)
 
 
 def test_what_a_plugin_did_wrong_in_another_process_is_reported_by_the_first(
