@@ -19,14 +19,14 @@ from camkit.models import load_model
 
 T = TypeVar("T")
 MODEL = "tf_efficientnet_lite0"
-IMAGES, REPETITIONS = (50, 200), 2
+IMAGES = (50, 200)
 SHAPE, PASSES = (16, 3, 224, 224), 20
 
 
 def memory(setting: Setting) -> list[Line]:
     """Peak resident memory of `camkit bench` with 200 images and with 50, in megabytes."""
     pairs = []
-    for _ in range(min(setting.repetitions, REPETITIONS)):
+    for _ in range(setting.repetitions):
         few, many = (peak_megabytes(setting, images) for images in IMAGES)
         pairs.append((many, few))
     case = f"{MODEL}, ADCC scores, one method: peak memory with {IMAGES[1]} images against {IMAGES[0]}"
