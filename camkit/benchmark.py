@@ -206,6 +206,8 @@ def _bench_model(
         say(f"{name}: {unreadable} images could not be read; see {errors}")
     if not run.predicted and not stop.asked:
         raise CamkitError(f"none of the {len(items)} images could be read; see {errors}")
+    if not any(map(run.is_wanted, items)):
+        say(f"{name}: no image's predicted class is its own, so there is none to explain (--target correct)")
     return run.failure_lines()
 
 

@@ -52,7 +52,7 @@ PATIENCE = 300.0
 # Seconds without a new row after which the first process gives up waiting for the others.
 SILENCE = 600.0
 ORDER = "order.csv"
-# In a part's folder of a model: its process has been through its share of it. Holds the number of processes.
+# In a part's folder of a model: its process has been through its share of it. Says in which start.
 THROUGH = "through"
 
 
@@ -165,7 +165,11 @@ def _fold_cells(out: Path, folder: Path, parts: Sequence[Path], order: Mapping[s
 
 def mark_through(part: Path, share: Share) -> None:
     """Say in a part's folder of a model, whose lock the caller holds, that its process is through with it."""
-    write_atomically(part / THROUGH, f"{share.world}\n")
+    write_atomically(part / THROUGH, _mark(share))
+
+
+def _mark(share: Share) -> str:
+    return f"{share.world} {share.start}\n"
 
 
 def unmark_through(part: Path) -> None:
@@ -175,12 +179,12 @@ def unmark_through(part: Path) -> None:
 
 
 def _all_through(out: Path, model: str, share: Share) -> bool:
-    """Whether every other process has been through its share of a model, as a run of as many processes."""
+    """Whether every other process of this start has been through its share of a model."""
     try:
         marks = [(part / model / THROUGH).read_text() for part in share.folders(out)[1:]]
     except FileNotFoundError:
         return False
-    return all(mark == f"{share.world}\n" for mark in marks)
+    return all(mark == _mark(share) for mark in marks)
 
 
 def wait_for_parts(run: ModelRun, stop: Stop, say: Say) -> None:

@@ -273,6 +273,12 @@ def columns_of_values(columns: Iterable[str]) -> list[str]:
     return [column for column in columns if column in known]
 
 
+def method_place(name: str) -> tuple[int, str]:
+    """Sorts methods: camkit's own as they are registered, then all others by name, loaded or not."""
+    own = [entry.name for entry in METHODS.values() if not entry.origin]
+    return (own.index(name) if name in own else len(own), name)
+
+
 def is_value(name: str) -> bool:
     """Whether maps of a method divide the utility among the positions.
 

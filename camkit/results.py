@@ -23,7 +23,7 @@ import pandas as pd
 
 from camkit.config import DEFAULT_METRICS
 from camkit.errors import CamkitError
-from camkit.registry import METHODS, METRICS, columns_of_values, is_value
+from camkit.registry import METRICS, columns_of_values, is_value, method_place
 from camkit.statistics import cell_means
 from camkit.tables import ODD_NAMES, UTF8, Table, complete, merge_rows, write_atomically
 
@@ -136,7 +136,7 @@ def summarise(out: Path) -> pd.DataFrame:
         protocol = run["protocol"]
         flags = flag_counts(folder.parent / FLAGS)
         accuracy = top1(folder.parent / PREDICTIONS)
-        for method in sorted(run["methods"], key=_method_place):
+        for method in sorted(run["methods"], key=method_place):
             path = folder / f"{file_name(method)}.csv"
             rows = read_scores(path) if path.exists() else pd.DataFrame()
             if rows.empty:
@@ -172,8 +172,3 @@ def summary_text(summary: pd.DataFrame) -> str:
 
 def write_summary(out: Path, summary: pd.DataFrame) -> None:
     write_atomically(out / "summary.csv", summary_text(summary))
-
-
-def _method_place(name: str) -> tuple[int, str]:
-    names = list(METHODS)
-    return (names.index(name) if name in names else len(names), name)

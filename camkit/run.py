@@ -165,7 +165,7 @@ class ModelRun:
         """The cells that lack something for any of `items`, and the metric groups to compute for them."""
         wanted: dict[Cell, list[str]] = {}
         for cell in self.cells:
-            missing = [self._missing(cell, item) for item in items if self._is_wanted(item)]
+            missing = [self._missing(cell, item) for item in items if self.is_wanted(item)]
             if any(groups is not None for groups in missing):
                 found = {group for groups in missing for group in groups or ()}
                 wanted[cell] = [group for group in self.config.metrics if group in found]
@@ -180,7 +180,7 @@ class ModelRun:
         unsaved = cell in self.maps and item.id not in self.maps[cell].maps
         return groups if groups or unsaved else None
 
-    def _is_wanted(self, item: Item) -> bool:
+    def is_wanted(self, item: Item) -> bool:
         """Whether an image has rows at all: not where `--target correct` is known to leave it out."""
         known = self.predicted.get(item.id)
         return self.config.target != "correct" or known is None or known == item.label

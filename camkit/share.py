@@ -17,6 +17,13 @@ from camkit.errors import UsageError
 
 T = TypeVar("T")
 PARTS = ".parts"
+START = (
+    "TORCHELASTIC_RUN_ID",
+    "TORCHELASTIC_RESTART_COUNT",
+    "MASTER_PORT",
+    "SLURM_JOB_ID",
+    "SLURM_RESTART_COUNT",
+)
 
 
 @dataclass(frozen=True)
@@ -26,15 +33,20 @@ class Share:
     Attributes:
         rank: 0 to `world` - 1.
         local_rank: the same within this machine: which of its devices to take.
+        start: names this start of all the processes; another one, of the same run too, has another name.
     """
 
     rank: int = 0
     world: int = 1
     local_rank: int = 0
+    start: str = ""
 
     @classmethod
     def from_environment(cls) -> Share:
         """From RANK, WORLD_SIZE and LOCAL_RANK, which torchrun sets; the whole run without them.
+
+        A start is known by what torchrun and Slurm set the same for all its processes, and anew for each
+        start: the port at which they would meet, the number of the restart, the job.
 
         Raises:
             UsageError: they make no sense.
@@ -52,7 +64,7 @@ class Share:
             raise UsageError(
                 f"{found} in the environment: expected 0 <= RANK < WORLD_SIZE, as torchrun sets them"
             )
-        return cls(rank, world, local_rank)
+        return cls(rank, world, local_rank, " ".join(os.environ.get(name, "-") for name in START))
 
     def of(self, images: Sequence[T]) -> Sequence[T]:
         """This process's images: none twice and none left out over all ranks."""

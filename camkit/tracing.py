@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from camkit.config import DEFAULT_BUDGET
 from camkit.errors import CamkitError
 from camkit.game import Game, absent_activation
-from camkit.head import Head, precise
+from camkit.head import AffineBatchNorm, Head, precise
 from camkit.layers import find_layout, find_module, layout_of
 from camkit.seeding import generator
 from camkit.utilities import Utility
@@ -246,9 +246,11 @@ class Network:
         return layout.from_map(activation.clone(), output)
 
     def enter_tail(self, tail: ExitStack) -> None:
-        # Derivatives are taken from here on: float32, and the attention that has a second derivative.
+        # Derivatives are taken from here on: float32, the attention that has a second derivative, and a batch
+        # norm whose second derivative is cheap.
         tail.enter_context(torch.autocast(self.device.type, enabled=False))
         tail.enter_context(sdpa_kernel(SDPBackend.MATH))
+        tail.enter_context(AffineBatchNorm())
 
     def head(self, images: Tensor, layer: str) -> Head:
         """The rest of the network after `layer` (a module path) for `images`: one pass up to the layer.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import random
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
@@ -21,7 +22,7 @@ from camkit.prepare import Prepared, Say, numerics, prepare
 from camkit.provenance import as_it_ran, describe_protocol, unlike
 from camkit.registry import METHODS, METRICS
 from camkit.results import PREDICTIONS, file_name, read_run, run_folders, summarise, summary_text
-from camkit.tables import Row, merge_rows
+from camkit.tables import UTF8, Row, merge_rows
 
 SHARE, AT_LEAST = 0.01, 5
 # How far a value may be from the recorded one: absolutely, or relative to it where it is above 1. Number
@@ -115,7 +116,9 @@ def verify(
     for cells in folders:
         _expect_known(cells)
     path = folder / "summary.csv"
-    if not path.exists() or path.read_text(encoding="utf-8") != summary_text(summarise(folder)):
+    if not path.exists() or not _by_cell(path.read_text(UTF8)).equals(
+        _by_cell(summary_text(summarise(folder)))
+    ):
         raise CamkitError(
             f"{path} does not follow from the rows beside it: the run is unfinished, or files were changed "
             "after the run"
@@ -143,6 +146,16 @@ def faults(checks: pd.DataFrame) -> list[str]:
     if differing:
         found.append(f"{differing} of {values} values differ from what was recomputed")
     return found
+
+
+def _by_cell(summary: str) -> pd.DataFrame:
+    """The text of a summary.csv, cells and columns sorted: who wrote it last may have known other plugins.
+
+    Without `value`, which does not come from the rows.
+    """
+    table = pd.read_csv(io.StringIO(summary), dtype=str, keep_default_na=False)
+    cells = table.drop(columns="value", errors="ignore").set_index(["model", "layer", "utility", "method"])
+    return cells.sort_index().sort_index(axis=1)
 
 
 def _expect_known(folder: Path) -> None:

@@ -4,7 +4,8 @@
     python scripts/shapley_table.py run imagenet --data DIR             # photos of a folder
     python scripts/shapley_table.py table                               # tables.md, from the CSVs
 
-`run` writes results/shapley/NAME.csv, one row an image and cell; a run that was stopped goes on. Tables of
+`run` writes results/shapley/NAME.csv, one row an image and cell; a run that was stopped goes on, and rows of
+parts that are not run stay. Tables of
 scripts/shapley_search.py's results (search*.csv) are made too.
 """
 
@@ -42,15 +43,7 @@ PARTS: dict[str, dict[str, Any]] = {
     "mixing": {
         "model": MODELS,
         "layer": ("blocks.5",),
-        "utility": ("rest",),
-        "method": VALUES[:-1],
-        "metrics": ("shapley",),
-        "budget": 32,
-    },
-    "mixing-utilities": {
-        "model": MODELS[:1],
-        "layer": ("blocks.5",),
-        "utility": UTILITIES[1:],
+        "utility": UTILITIES,
         "method": VALUES[:-1],
         "metrics": ("shapley",),
         "budget": 32,
@@ -98,13 +91,19 @@ def main() -> None:
 @click.option("--part", type=click.Choice(list(PARTS)), multiple=True, help="Only these parts.")
 @click.option("--batch-size", default=10, show_default=True)
 def run(name: str, data: str, limit: int | None, part: Sequence[str], batch_size: int) -> None:
-    """Run the parts over the images of --data and gather their rows in results/shapley/NAME.csv."""
+    """Run the parts over the images of --data, and put their rows into results/shapley/NAME.csv."""
+    path = HERE / f"{name}.csv"
     for one in part or PARTS:
         out = RUNS / name / one
         bench(RunConfig(data=data, limit=limit, batch_size=batch_size, out=out, **PARTS[one]), say=click.echo)
-    rows = [_rows(RUNS / name / one, one) for one in PARTS if (RUNS / name / one).exists()]
-    HERE.mkdir(parents=True, exist_ok=True)
-    pd.concat(rows).to_csv(HERE / f"{name}.csv", index=False, float_format="%.5g", lineterminator="\n")
+        rows = _rows(out, one)
+        if path.exists():
+            there = pd.read_csv(path, dtype={"image": str})
+            rows = pd.concat([there[there["part"] != one], rows])
+        HERE.mkdir(parents=True, exist_ok=True)
+        rows.sort_values("part", key=lambda parts: parts.map(list(PARTS).index), kind="stable").to_csv(
+            path, index=False, float_format="%.5g", lineterminator="\n"
+        )
 
 
 def _rows(out: Path, part: str) -> pd.DataFrame:

@@ -91,6 +91,24 @@ def test_integrated_gradients_explain_each_images_own_class(traced):
     assert (maps("captum:IntegratedGradients", traced) - expected).abs().max() < 0.02
 
 
+def test_what_hooks_the_models_modules_and_takes_a_layer(traced):
+    captum = pytest.importorskip("captum.attr")
+    traced.utility = UTILITIES["logit"]
+    model, target = traced.network.model, traced.target
+    # DeepLIFT divides the whole difference to its baseline, a black image.
+    black = trace(model, torch.zeros_like(traced.images), "block")
+    logits = torch.stack([traced.logits, black.logits]).gather(2, target.expand(2, -1)[..., None])[..., 0]
+    torch.testing.assert_close(maps("captum:LayerDeepLift", traced).sum(dim=(1, 2)), logits[0] - logits[1])
+
+    guided = captum.GuidedBackprop(model).attribute(traced.images.requires_grad_(), target)
+    grad_cam = captum.LayerGradCam(model, model.block).attribute(
+        traced.images, target, relu_attributions=True
+    )
+    enlarged = captum.LayerAttribution.interpolate(grad_cam, traced.images.shape[2:])
+    expected = min_max((guided * enlarged).abs().sum(dim=1)).detach()
+    torch.testing.assert_close(maps("captum:GuidedGradCam", traced), expected)
+
+
 @pytest.mark.parametrize("utility", ["rest", "logit"])
 def test_torchcams_score_cam_weighs_channels_by_the_utility(traced, utility):
     pytest.importorskip("torchcam")

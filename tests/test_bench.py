@@ -437,6 +437,13 @@ class TestTargets:
         assert (summary["images"], float(summary["top1"])) == ("3", 0.75)
         lines = run(tmp_path / "flat", tmp_path / "out", target="correct", labels=labels, metrics=("adcc",))
         assert any("nothing to do" in line for line in lines)
+        labels.write_text(
+            "image,label\n" + "".join(f"{name},{(predicted[name] + 1) % 1000}\n" for name in predicted)
+        )
+        lines = run(tmp_path / "flat", tmp_path / "none", target="correct", labels=labels, metrics=("adcc",))
+        assert lines[-1].endswith(
+            "no image's predicted class is its own, so there is none to explain (--target correct)"
+        )
 
 
 def test_conv_and_prepool_stand_for_the_last_feature_layer_and_that_is_said(

@@ -248,6 +248,22 @@ def test_the_first_process_waits_for_images_that_an_earlier_start_could_not_read
     assert result_files(out) == result_files(reference)
 
 
+def test_the_first_process_does_not_take_an_earlier_starts_word(
+    own_data: Path, tmp_path: Path, as_rank: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Process 1 was through with its images in the first start, and has not begun in the second."""
+    out = tmp_path / "out"
+    break_images(own_data, share_of(1, own_data)[20:22])
+    run_as(1, 2, as_rank, own_data, out)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    with monkeypatch.context() as patch:
+        patch.setattr(merge, "SILENCE", 1.5)
+        with pytest.raises(CamkitError, match="2 images are missing, and for"):
+            run_as(0, 2, as_rank, own_data, out)
+    run_as(1, 2, as_rank, own_data, out)
+    assert run_as(0, 2, as_rank, own_data, out)[-1].startswith(f"{MODEL}: 2 images could not be read")
+
+
 def test_a_process_that_fails_says_so_and_the_first_one_does_not_wait_for_it(
     data: Path, tmp_path: Path, as_rank: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from click.testing import CliRunner, Result
@@ -338,6 +339,15 @@ def test_a_summary_that_does_not_follow_from_the_rows(out: Path, data: Path) -> 
     assert result.exit_code == 1
     assert "summary.csv does not follow from the rows" in result.output
     assert "unfinished, or files were changed" in result.output
+
+
+def test_a_summary_that_was_written_without_the_plugins(out: Path, data: Path) -> None:
+    """Another order of cells and columns, and another opinion on which methods divide the utility."""
+    path = out / "summary.csv"
+    table = pd.read_csv(path, dtype=str, keep_default_na=False).iloc[::-1, ::-1]
+    table.assign(value="no").to_csv(path, index=False)
+    result = command(out, data)
+    assert result.exit_code == 0, result.output
 
 
 def test_other_data_are_refused(out: Path, data: Path, tmp_path: Path) -> None:

@@ -64,23 +64,28 @@ def find_captum(name: str, explainer: str) -> Method:
 
 
 def _captum_layer(explainer: Any, trace: Trace) -> Tensor:
+    leaf = trace.images.detach().clone().requires_grad_()
     with torch.enable_grad():
-        layer = find_module(trace.network.model, trace.layer)
-        return _map(explainer(_utility(trace, trace.target), layer).attribute(trace.images))
+        return _map(_captum_explainer(explainer, trace, trace.target).attribute(leaf))
 
 
 def _captum_pixels(explainer: Any, trace: Trace, alone: bool) -> Tensor:
-    # Some of captum's classes hook the model's modules, and take nothing but a module.
-    takes_module = "model" in inspect.signature(explainer).parameters
     at_once = 1 if alone else len(trace.target)
     attributions = []
     for images, target in zip(trace.images.split(at_once), trace.target.split(at_once), strict=True):
-        utility = _utility(trace, target)
         leaf = images.detach().clone().requires_grad_()
         with torch.enable_grad():
-            explained = explainer(_AsModule(trace.network.model, utility) if takes_module else utility)
-            attributions.append(explained.attribute(leaf).detach())
+            attributions.append(_captum_explainer(explainer, trace, target).attribute(leaf).detach())
     return min_max(torch.cat(attributions).abs().sum(dim=1))
+
+
+def _captum_explainer(explainer: Any, trace: Trace, target: Tensor) -> Any:
+    takes = inspect.signature(explainer).parameters
+    utility = _utility(trace, target)
+    # Some of captum's classes hook the model's modules, and take nothing but a module.
+    model = _AsModule(trace.network.model, utility) if "model" in takes else utility
+    layer = [find_module(trace.network.model, trace.layer)] if "layer" in takes else []
+    return explainer(model, *layer)
 
 
 def _utility(trace: Trace, target: Tensor) -> Callable[[Tensor], Tensor]:

@@ -17,14 +17,13 @@ from camkit.saliency import is_degenerate
 
 def pearson(first: Tensor, second: Tensor) -> Tensor:
     """Pearson correlation of each pair of maps of two (B, H, W); (B,), NaN where one is constant."""
-    # float64: maps like `fake-cam` differ from a constant in one pixel only. MPS has none.
-    precise = torch.float32 if first.device.type == "mps" else torch.float64
-    a, b = (maps.flatten(1).to(precise) for maps in (first, second))
+    # float64: maps like `fake-cam` differ from a constant in one pixel only, and the squares of a saturated
+    # softmax's tiny maps would underflow. MPS has none.
+    device = "cpu" if first.device.type == "mps" else first.device
+    a, b = (maps.flatten(1).to(device, torch.float64) for maps in (first, second))
     a, b = a - a.mean(dim=1, keepdim=True), b - b.mean(dim=1, keepdim=True)
-    # Scaled to 1 first: squares of a saturated softmax's tiny maps would underflow.
-    a, b = a / a.abs().amax(dim=1, keepdim=True), b / b.abs().amax(dim=1, keepdim=True)
     correlation = (a * b).sum(dim=1) / (a.norm(dim=1) * b.norm(dim=1))
-    return correlation.clamp(-1, 1).to(first.dtype)
+    return correlation.clamp(-1, 1).to(first)
 
 
 def relative_drop(before: Tensor, after: Tensor) -> Tensor:

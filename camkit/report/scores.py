@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import camkit.methods
 import camkit.metrics  # noqa: F401  (both fill the registries)
-from camkit.registry import METHODS, METRICS
+from camkit.registry import METHODS, METRICS, method_place
 
 # The maps of these controls are the same for every image.
 BLIND = ("flat", "fake-cam", "centre")
@@ -96,7 +96,6 @@ def is_control(name: str) -> bool:
     return name in tuple(METHODS) and "controls" in METHODS[name].groups
 
 
-def method_place(name: str) -> tuple[bool, int, str]:
-    """Sorts methods as tables show them: registry order, the controls last."""
-    names = tuple(METHODS)
-    return is_control(name), names.index(name) if name in names else len(names), name
+def table_place(name: str) -> tuple[bool, int, str]:
+    """Sorts methods as tables show them: the controls last."""
+    return is_control(name), *method_place(name)

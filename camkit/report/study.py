@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from camkit.errors import CamkitError, UsageError
-from camkit.report.scores import Score, is_control, known_scores, method_place
+from camkit.report.scores import Score, is_control, known_scores, table_place
 from camkit.results import (
     FAILURES,
     KEYS,
@@ -163,7 +163,7 @@ def _load_block(folder: Path, source: str, alone: bool) -> Block | None:
     run = read_run(folder)
     tables = {
         method: rows
-        for method in sorted(run["methods"], key=method_place)
+        for method in sorted(run["methods"], key=table_place)
         if (path := folder / f"{file_name(method)}.csv").exists() and len(rows := read_rows(path))
     }
     if not tables:
