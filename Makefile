@@ -31,7 +31,7 @@ report: demo  ## the demo's results as a page, tables and figures, in results/de
 test: $(VENV)/.demo $(VENV)/.test  ## run the tests
 	$(VENV)/bin/python -m pytest
 
-soak: $(VENV)/.demo $(VENV)/.test  ## kill a run some 400 times, start it again, compare (half an hour)
+soak: $(VENV)/.demo $(VENV)/.test  ## kill a run some 300 times, start it again, compare (some minutes)
 	$(VENV)/bin/python scripts/soak.py --kills 200
 
 smoke: $(VENV)/.demo  ## a short real benchmark, run twice: the second time nothing may be left to do

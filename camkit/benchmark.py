@@ -385,6 +385,12 @@ def failures_named(
                 f"out of memory at --batch-size {batch_size}. Finished rows are kept: start again with a "
                 "smaller one, or with --batch-size auto."
             ) from error
+        if isinstance(error, torch._dynamo.exc.TorchDynamoException):
+            raise CamkitError(
+                f"--compile: torch.compile failed ({reason.splitlines()[0]}).\n"
+                "On a CPU it needs a C++ compiler, on a GPU Triton. Without --compile scores are the same "
+                f"but for last digits. {kept}"
+            ) from error
         if "DataLoader worker" not in reason:
             raise
         raise CamkitError(

@@ -39,6 +39,7 @@ class RunConfig:
         dtype: `float32`, `bfloat16` or `float16`.
         tf32: let float32 matrix products and convolutions use TF32 on GPUs that have it.
         deterministic: only operations that give the same bits in every run, where torch has them.
+        compile: run scoring passes as code that torch.compile makes; passes that explain stay as they are.
         budget: permutations from which a Shapley value is estimated.
         absent: activation of an absent position: `zero`, `mean` or `blur`.
         seed: of the order of images, random methods and random weights.
@@ -73,6 +74,7 @@ class RunConfig:
     dtype: str = "float32"
     tf32: bool = False
     deterministic: bool = False
+    compile: bool = False
     budget: int = DEFAULT_BUDGET
     absent: str = "zero"
     seed: int = 0

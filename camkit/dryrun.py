@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pandas as pd
 
-from camkit.benchmark import first_batch_size, load_batches, make_evaluation, select
+from camkit.benchmark import failures_named, first_batch_size, load_batches, make_evaluation, select
 from camkit.config import RunConfig
 from camkit.evaluate import CellScores
 from camkit.prepare import Prepared, Say, cells, numerics, prepare
@@ -50,7 +50,9 @@ def _estimate(prepared: Prepared, config: RunConfig, items: list) -> dict[str, f
         evaluation = make_evaluation(prepared, config, size)
         evaluation.steps = steps
         before, started = prepared.network.passes, time.perf_counter()
-        for result in evaluation.run(batch, wanted):
+        with failures_named(size, kept="Nothing was written."):
+            results = list(evaluation.run(batch, wanted))
+        for result in results:
             if isinstance(result, CellScores) and result.items:
                 values = [result.items[0].id, *(number(column[0]) for column in result.scores.values())]
                 row_bytes += len(",".join(values)) if steps == PROBE_STEPS[-1] else 0

@@ -195,6 +195,8 @@ def prepare(name: str, layers: Sequence[str], data: Sequence[Item], config: RunC
         named = dict.fromkeys(named, _last_layer(network, probe, name, say))
     paths = {layer: named.get(layer) or layer for layer in layers}
     network.trace(probe, list(dict.fromkeys(paths.values())))
+    if config.compile:
+        network.compile()
     return Prepared(loaded, network, paths)
 
 

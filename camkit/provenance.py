@@ -88,6 +88,7 @@ def describe_segment(prepared: Prepared, config: RunConfig, data: DataSet) -> di
         "device": torch.cuda.get_device_name(device) if cuda else str(device),
         "driver": _driver() if cuda else None,
         "threads": torch.get_num_threads(),
+        "compile": config.compile,
         "versions": {
             "python": platform.python_version(),
             "cuda": torch.version.cuda if cuda else None,

@@ -171,9 +171,17 @@ class Network:
         self.model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.device = device
         self.dtype = dtype
+        self._scored: Callable[[Tensor], Tensor] = self.model
         self.passes = 0
         # Layer -> what passes it by, see Head: a matter of the network alone, so found once.
         self.bypasses: dict[str, frozenset[int]] = {}
+
+    def compile(self) -> None:
+        """Let torch.compile make the code of scoring passes from now on, anew for each batch shape.
+
+        Passes that explain are left alone: they are cut at the traced layers, and differentiated twice.
+        """
+        self._scored = torch.compile(self.model, dynamic=False)
 
     def precision(self) -> AbstractContextManager:
         if self.dtype == torch.float32:
@@ -185,7 +193,7 @@ class Network:
         """Logits (B, K) in float32: one scoring pass."""
         self.passes += 1
         with self.precision():
-            return precise(self.model(images))
+            return precise(self._scored(images))
 
     @torch.inference_mode()
     def score(self, images: Tensor, target: Tensor) -> Tensor:

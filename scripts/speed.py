@@ -144,6 +144,22 @@ def score_changes(name: str, reference: pd.DataFrame, found: pd.DataFrame) -> li
     return [changed, *(Change(name, column, float(v.max()), float(v.mean())) for column, v in gap.items())]
 
 
+def compiled(setting: Setting) -> list[Line]:
+    """Scoring passes as torch.compile's code, which is made in the run that does not count."""
+    shared = {"batch_size": 16, "cache": setting.folder / "cache"}
+    curve = {"metrics": ("deletion", "insertion"), "steps": CURVE_STEPS, "limit": 16}
+    lines = []
+    for name, options in (
+        ("ADCC scores, one method", {"limit": 48}),
+        (f"deletion and insertion, one method, N = {CURVE_STEPS}", curve),
+    ):
+        plain = Job(setting, LITE, METHODS["one method"], **shared, **options)
+        job = Job(setting, LITE, METHODS["one method"], **shared, **options, compile=True)
+        pairs = interleaved(job.run, plain.run, setting.repetitions)
+        lines.append(Line(f"{LITE}, {name}: with --compile against without", pairs, inverse=True))
+    return lines
+
+
 def decoding(setting: Setting) -> list[Line]:
     """A small network's first run: decoding without a cache, and while one is filled, beside a filled one."""
     job = Job(setting, LITE, METHODS["one method"], batch_size=16, limit=48)
@@ -175,6 +191,7 @@ SECTIONS: dict[str, Callable] = {
     "torchcam": torchcam,
     "memory": memory,
     "dtype": dtype,
+    "compile": compiled,
     "decoding": decoding,
     "allocator": allocator,
 }

@@ -61,7 +61,7 @@ def test_the_same_pixels_and_no_second_decoding(photos: Path, tmp_path: Path, wo
     assert blind.describe() == PAPER.describe()
     assert torch.equal(pixels(items, blind, tmp_path / "cache", workers), plain)
     with pytest.raises(Exception, match="decoded although"):
-        pixels(items, blind, tmp_path / "another", workers)
+        pixels(items, blind, tmp_path / "another")
 
 
 class _Blind:

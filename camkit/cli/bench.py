@@ -107,6 +107,9 @@ def _use_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> Pa
 @click.option("--tf32", is_flag=True, help="Let float32 passes use TF32 on GPUs that have it (off else).")
 @click.option("--deterministic", is_flag=True, help="Only operations that give the same bits in every run.")
 @click.option(
+    "--compile", is_flag=True, help="torch.compile for the scoring passes; wants a C++ compiler or Triton."
+)
+@click.option(
     "--cache",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
