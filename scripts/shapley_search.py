@@ -8,7 +8,7 @@ network that the map costs. `scripts/shapley_table.py table` makes a table of it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -187,11 +187,20 @@ def main(
                 passed.logits.argmax(dim=1), UTILITIES[utility], config.seed, 0, prepared.network, path,
                 passed.logits, passed.leaves[path], budget=budget,
             )  # fmt: skip
-            for candidate, cost, errors in measure(trace):
-                rows += [
-                    {"layer": name, "map": candidate, "passes": cost, "image": item.id, "error": error}
-                    for item, error in zip(batch.items, errors.tolist(), strict=True)
-                ]
+            rows += measured(name, trace)
+    write(rows, out)
+
+
+def measured(layer: str, trace: Trace) -> list[dict[str, object]]:
+    """The rows of one layer and batch."""
+    return [
+        {"layer": layer, "map": candidate, "passes": cost, "image": image, "error": error}
+        for candidate, cost, errors in measure(trace)
+        for image, error in zip(trace.image_ids, errors.tolist(), strict=True)
+    ]
+
+
+def write(rows: Sequence[Mapping[str, object]], out: Path) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(rows).to_csv(out, index=False, float_format="%.5g", lineterminator="\n")
     click.echo(str(out))

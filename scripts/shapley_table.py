@@ -185,7 +185,7 @@ def search_table(path: Path) -> str:
         )
     table = pd.DataFrame(columns)
     table.insert(0, "passes", rows.drop_duplicates("map").set_index("map")["passes"])
-    return f"**{path.stem}: {rows['image'].nunique()} photos, relative error**\n\n{table.to_markdown()}\n"
+    return f"**{path.stem}: {rows['image'].nunique()} images, relative error**\n\n{table.to_markdown()}\n"
 
 
 @main.command("table")
