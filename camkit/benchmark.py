@@ -206,7 +206,7 @@ def _bench_model(
         say(f"{name}: {unreadable} images could not be read; see {errors}")
     if not run.predicted and not stop.asked:
         raise CamkitError(f"none of the {len(items)} images could be read; see {errors}")
-    if not any(map(run.is_wanted, items)):
+    if run.predicted and not any(run.is_wanted(item) for item in items if item.id in run.predicted):
         say(f"{name}: no image's predicted class is its own, so there is none to explain (--target correct)")
     return run.failure_lines()
 
@@ -382,8 +382,7 @@ def failures_named(
         reason = str(error)
         if is_out_of_memory(error):
             raise OutOfMemory(
-                f"out of memory at --batch-size {batch_size}. Finished rows are kept: start again with a "
-                "smaller one, or with --batch-size auto."
+                f"out of memory at --batch-size {batch_size}: try a smaller one, or auto. {kept}"
             ) from error
         if isinstance(error, torch._dynamo.exc.TorchDynamoException):
             raise CamkitError(

@@ -8,7 +8,14 @@ from dataclasses import replace
 
 import pandas as pd
 
-from camkit.benchmark import failures_named, first_batch_size, load_batches, make_evaluation, select
+from camkit.benchmark import (
+    OutOfMemory,
+    failures_named,
+    first_batch_size,
+    load_batches,
+    make_evaluation,
+    select,
+)
 from camkit.config import RunConfig
 from camkit.evaluate import CellScores
 from camkit.prepare import Prepared, Say, cells, numerics, prepare
@@ -37,13 +44,20 @@ def dry_run(config: RunConfig, say: Say) -> pd.DataFrame:
     for name in models:
         with numerics(config.tf32, config.deterministic):
             prepared = prepare(name, config.layer, data.items, config, say)
-            rows.append({"model": name, **_estimate(prepared, config, items)})
+            size = first_batch_size(config, prepared.network.device, len(items))
+            while True:
+                try:
+                    rows.append({"model": name, **_estimate(prepared, config, items, size)})
+                    break
+                except OutOfMemory:
+                    if config.batch_size != "auto" or size == 1:
+                        raise
+                size //= 2
     return pd.DataFrame(rows)
 
 
-def _estimate(prepared: Prepared, config: RunConfig, items: list) -> dict[str, float]:
+def _estimate(prepared: Prepared, config: RunConfig, items: list, size: int) -> dict[str, float]:
     wanted = dict.fromkeys(cells(prepared, config), config.metrics)
-    size = first_batch_size(config, prepared.network.device, len(items))
     probes = list(load_batches(prepared, replace(config, cache=None), (items * 2)[: 2 * size], size))
     passes, seconds, row_bytes = [], [], 0
     for steps, batch in zip(PROBE_STEPS, probes, strict=True):
@@ -51,11 +65,10 @@ def _estimate(prepared: Prepared, config: RunConfig, items: list) -> dict[str, f
         evaluation.steps = steps
         before, started = prepared.network.passes, time.perf_counter()
         with failures_named(size, kept="Nothing was written."):
-            results = list(evaluation.run(batch, wanted))
-        for result in results:
-            if isinstance(result, CellScores) and result.items:
-                values = [result.items[0].id, *(number(column[0]) for column in result.scores.values())]
-                row_bytes += len(",".join(values)) if steps == PROBE_STEPS[-1] else 0
+            for result in evaluation.run(batch, wanted):
+                if isinstance(result, CellScores) and result.items:
+                    values = [result.items[0].id, *(number(column[0]) for column in result.scores.values())]
+                    row_bytes += len(",".join(values)) if steps == PROBE_STEPS[-1] else 0
         passes.append(prepared.network.passes - before)
         seconds.append(time.perf_counter() - started)
     height, width = probes[0].pixels.shape[2:]  # type: ignore[union-attr]

@@ -17,13 +17,6 @@ from camkit.errors import UsageError
 
 T = TypeVar("T")
 PARTS = ".parts"
-START = (
-    "TORCHELASTIC_RUN_ID",
-    "TORCHELASTIC_RESTART_COUNT",
-    "MASTER_PORT",
-    "SLURM_JOB_ID",
-    "SLURM_RESTART_COUNT",
-)
 
 
 @dataclass(frozen=True)
@@ -33,7 +26,7 @@ class Share:
     Attributes:
         rank: 0 to `world` - 1.
         local_rank: the same within this machine: which of its devices to take.
-        start: names this start of all the processes; another one, of the same run too, has another name.
+        start: names this start of all the processes where that is known: another one has another name.
     """
 
     rank: int = 0
@@ -45,8 +38,8 @@ class Share:
     def from_environment(cls) -> Share:
         """From RANK, WORLD_SIZE and LOCAL_RANK, which torchrun sets; the whole run without them.
 
-        A start is known by what torchrun and Slurm set the same for all its processes, and anew for each
-        start: the port at which they would meet, the number of the restart, the job.
+        A start on one machine is known by torchrun's run, restart and port. The torchruns of several
+        machines count their restarts each for itself.
 
         Raises:
             UsageError: they make no sense.
@@ -64,7 +57,9 @@ class Share:
             raise UsageError(
                 f"{found} in the environment: expected 0 <= RANK < WORLD_SIZE, as torchrun sets them"
             )
-        return cls(rank, world, local_rank, " ".join(os.environ.get(name, "-") for name in START))
+        one_machine = os.environ.get("LOCAL_WORLD_SIZE") == texts[1]
+        started = ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "MASTER_PORT") if one_machine else ()
+        return cls(rank, world, local_rank, " ".join(os.environ.get(name, "") for name in started))
 
     def of(self, images: Sequence[T]) -> Sequence[T]:
         """This process's images: none twice and none left out over all ranks."""

@@ -181,6 +181,7 @@ class Network:
 
         Passes that explain are left alone: they are cut at the traced layers, and differentiated twice.
         """
+        torch._dynamo.reset()  # it compiles the code of a class eight times at most, whichever the model
         self._scored = torch.compile(self.model, dynamic=False)
 
     def precision(self) -> AbstractContextManager:

@@ -116,9 +116,7 @@ def verify(
     for cells in folders:
         _expect_known(cells)
     path = folder / "summary.csv"
-    if not path.exists() or not _by_cell(path.read_text(UTF8)).equals(
-        _by_cell(summary_text(summarise(folder)))
-    ):
+    if not _follows(path, summary_text(summarise(folder))):
         raise CamkitError(
             f"{path} does not follow from the rows beside it: the run is unfinished, or files were changed "
             "after the run"
@@ -146,6 +144,14 @@ def faults(checks: pd.DataFrame) -> list[str]:
     if differing:
         found.append(f"{differing} of {values} values differ from what was recomputed")
     return found
+
+
+def _follows(path: Path, summary: str) -> bool:
+    """Whether a summary.csv has the cells of `summary`."""
+    try:
+        return _by_cell(path.read_text(UTF8)).equals(_by_cell(summary))
+    except (FileNotFoundError, ValueError, KeyError):  # what is no table, or lacks the cells' columns
+        return False
 
 
 def _by_cell(summary: str) -> pd.DataFrame:

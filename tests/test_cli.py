@@ -452,7 +452,7 @@ class TestList:
         methods = self.listed("methods")
         assert set(methods) >= set(METHODS)
         assert tuple(name for name, row in methods.items() if "paper" in row["groups"].split(",")) == PAPER
-        for name in METHODS:
+        for name in [name for name, entry in METHODS.items() if not entry.origin]:  # not other tests' plugins
             assert methods[name]["map"]
             assert methods[name]["source"]
             assert "partial(" not in methods[name]["map"]

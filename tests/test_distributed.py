@@ -254,6 +254,7 @@ def test_the_first_process_does_not_take_an_earlier_starts_word(
     """Process 1 was through with its images in the first start, and has not begun in the second."""
     out = tmp_path / "out"
     break_images(own_data, share_of(1, own_data)[20:22])
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     run_as(1, 2, as_rank, own_data, out)
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     with monkeypatch.context() as patch:

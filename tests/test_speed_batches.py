@@ -82,7 +82,10 @@ def test_a_size_that_was_asked_for_is_not_changed(photos: Path, tmp_path: Path) 
     words += ["--device", "cpu", "--workers", "0", "--data", str(photos), "--out", str(tmp_path)]
     result = CliRunner().invoke(main, [*words, "--steps", "4", "--method", "flat", "--batch-size", "6"])
     assert result.exit_code == 1
-    assert "error: out of memory at --batch-size 6. Finished rows are kept" in result.output
+    assert (
+        "error: out of memory at --batch-size 6: try a smaller one, or auto. Finished rows are kept"
+        in result.output
+    )
     assert "Traceback" not in result.output
     assert rows(tmp_path) == before
     assert len(before) == 2

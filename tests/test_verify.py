@@ -341,6 +341,14 @@ def test_a_summary_that_does_not_follow_from_the_rows(out: Path, data: Path) -> 
     assert "unfinished, or files were changed" in result.output
 
 
+@pytest.mark.parametrize("text", ["", "no,columns\nof,cells\n", "model,layer\n1,2,3\n", "\xff"])
+def test_a_summary_that_is_none(out: Path, data: Path, text: str) -> None:
+    (out / "summary.csv").write_text(text, encoding="latin-1")
+    result = command(out, data)
+    assert result.exit_code == 1
+    assert "summary.csv does not follow from the rows" in result.output
+
+
 def test_a_summary_that_was_written_without_the_plugins(out: Path, data: Path) -> None:
     """Another order of cells and columns, and another opinion on which methods divide the utility."""
     path = out / "summary.csv"
