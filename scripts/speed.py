@@ -31,7 +31,7 @@ from camkit.errors import CamkitError
 
 LITE, RESNET = "tf_efficientnet_lite0", "resnet50"
 # Model -> weights, batch size, images for one method and for ten.
-FLOOR = {LITE: ("pretrained", 16, (96, 16)), RESNET: ("random", 8, (24, 8))}
+FLOOR = {LITE: ("pretrained", 16, (192, 16)), RESNET: ("random", 8, (24, 8))}
 METHODS = {"one method": ("shapleycam",), "ten methods": ("paper",)}
 CURVE_STEPS, PEER_STEPS, DTYPE_STEPS = 16, 8, 4
 # Few: without instructions for it, a CPU takes twenty times as long in another number format.
