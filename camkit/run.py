@@ -1,4 +1,4 @@
-"""The cells of one model in a results folder: what is there, what is wanted, and the new rows."""
+"""The new rows of one model's cells: appended batch by batch, finished when a run ends."""
 
 from __future__ import annotations
 
@@ -13,42 +13,32 @@ from camkit.data import DataSet, Item
 from camkit.evaluate import NOT_FINITE, Cell, CellFailure, CellScores, Predictions, Result
 from camkit.lock import hold
 from camkit.merge import PATIENCE, fold, write_order
-from camkit.prepare import Prepared, Say, cells
+from camkit.prepare import Prepared, Say
 from camkit.provenance import (
     add_counts,
     add_segment,
-    check_protocol,
     credit,
-    describe_protocol,
     describe_segment,
     now,
 )
-from camkit.registry import METRICS
 from camkit.results import (
     ERRORS,
     FAILURES,
-    FLAGS,
-    KEYS,
-    PREDICTIONS,
     file_name,
     model_counts,
     model_table,
     read_run,
-    score_columns,
     write_run,
 )
-from camkit.share import Share, part_folders
-from camkit.tables import Curves, Maps, Table, curve_paths, merge_rows, number, remove_temporaries, thin
+from camkit.rows import ModelRows, cell_key
+from camkit.share import Share
+from camkit.tables import Curves, curve_paths, number, remove_temporaries, thin
 
 
-class ModelRun:
-    """The cells of one model in a results folder: what is there, what is wanted, and the new rows.
+class ModelRun(ModelRows):
+    """The cells of one model in a results folder that new rows are written into; see :class:`ModelRows`.
 
     The caller holds the lock of the model's folder.
-
-    Args:
-        items: the images of the whole run.
-        share: which of the images are this process's.
 
     Raises:
         UsageError: the folder holds results of another protocol.
@@ -63,127 +53,21 @@ class ModelRun:
         items: Sequence[Item],
         share: Share,
     ) -> None:
-        model = file_name(prepared.loaded.row.name)
-        self.config = config
-        self.items = items
-        self.share = share
-        self.order = {item.id: place for place, item in enumerate(data.items)}
-        self.folder = share.folder(config.out) / model
-        # Other processes' parts, those of a run that was killed among them: their rows are not made again.
-        everywhere = list(dict.fromkeys([config.out, *share.folders(config.out), *part_folders(config.out)]))
-        self.others = [out / model for out in everywhere if share.world > 1 and out / model != self.folder]
-        self.cells = cells(prepared, config)
+        super().__init__(prepared, config, data, items, share)
         self.segment = describe_segment(prepared, config, data)
-        self.protocols = {
-            self._cell_folder(cell): describe_protocol(prepared, cell, config, data) for cell in self.cells
-        }
+        self.curves: dict[tuple[Cell, str], Curves] = {}
+        self.failed: set[tuple[str, ...]] = set()  # rows of failures.csv that this start made
         with hold(config.out, PATIENCE):
-            for protocol in self.protocols.values():
-                check_protocol(everywhere, protocol)
+            self.check_protocols()
             for folder in (self.folder, *self.protocols):
                 remove_temporaries(folder)
             if share.world == 1:
-                fold(config.out, model, self.order)
+                fold(config.out, self.folder.name, self.order)
             else:
                 write_order(config.out, self.order)
             for folder in self.protocols:
                 write_run(folder, self._run_file(folder))
-        self._open_tables()
-
-    def _open_tables(self) -> None:
-        metrics = {name: None for folder in self.protocols for name in read_run(folder)["metrics"]}
-        columns = [*KEYS, *score_columns(metrics)]
-        self.tables: dict[Cell, Table] = {}
-        self.maps: dict[Cell, Maps] = {}
-        self.curves: dict[tuple[Cell, str], Curves] = {}
-        for cell in self.cells:
-            path = self._path(cell, ".csv")
-            self.tables[cell] = Table(path, columns, also=self._elsewhere(path))
-            if self.config.save_maps and not cell.method.saliency:
-                path = self._path(cell, ".npz")
-                self.maps[cell] = Maps(path, also=self._elsewhere(path))
-        self.predictions, self.errors, self.flags, self.failures = (
-            model_table(self.folder, name, self.others) for name in (PREDICTIONS, ERRORS, FLAGS, FAILURES)
-        )
-        self.failed: set[tuple[str, ...]] = set()  # rows of failures.csv that this start made
-        self._read_predictions()
-
-    def _read_predictions(self) -> None:
-        paths = [self.predictions.path, *self.predictions.also]
-        self.predicted = {image: int(row["predicted"]) for (image,), row in merge_rows(paths)[1].items()}
-
-    def _elsewhere(self, path: Path) -> list[Path]:
-        return [other / path.relative_to(self.folder) for other in self.others]
-
-    def _cell_folder(self, cell: Cell) -> Path:
-        return self.folder / f"{file_name(cell.layer)}-{cell.utility}"
-
-    def _path(self, cell: Cell, suffix: str) -> Path:
-        return self._cell_folder(cell) / (file_name(cell.method.name) + suffix)
-
-    @property
-    def begun(self) -> bool:
-        """Whether an earlier run left rows."""
-        return any(table.known or table.elsewhere for table in self.tables.values())
-
-    def todo(self) -> list[list[Item]]:
-        """This process's images that lack something, those that lack the same together, in order."""
-        groups: dict[tuple, list[Item]] = {}
-        for item in self.share.of(self.items):
-            lacking = tuple((cell, *metrics) for cell, metrics in self.wanted([item]).items())
-            if lacking:
-                groups.setdefault(lacking, []).append(item)
-        return list(groups.values())
-
-    def unfinished(self) -> list[Item]:
-        """Images of the whole run that lack something; all processes' rows are read anew."""
-        for table in (*self.tables.values(), self.errors, self.failures):
-            table.reload()
-        for maps in self.maps.values():
-            maps.reload()
-        self._read_predictions()
-        return [item for item in self.items if self.wanted([item])]
-
-    def untried(self) -> list[Item]:
-        """Those of :meth:`unfinished` of which no process says that it tried to make what they lack."""
-        unfinished, failed = self.unfinished(), self._failed_images()
-        return [
-            item
-            for item in unfinished
-            if not self.errors.has((item.id,)) and not failed.issuperset(self._lacking(item))
-        ]
-
-    def _failed_images(self) -> set[tuple[str, ...]]:
-        """(layer, utility, method, image) in which a plugin failed."""
-        return {key[:4] for key in (*self.failures.known, *self.failures.elsewhere)}
-
-    def _lacking(self, item: Item) -> set[tuple[str, ...]]:
-        """(layer, utility, method, image) of the cells in which an image lacks something."""
-        return {(*_key(cell), item.id) for cell in self.wanted([item])}
-
-    def wanted(self, items: Iterable[Item]) -> dict[Cell, list[str]]:
-        """The cells that lack something for any of `items`, and the metric groups to compute for them."""
-        wanted: dict[Cell, list[str]] = {}
-        for cell in self.cells:
-            missing = [self._missing(cell, item) for item in items if self.is_wanted(item)]
-            if any(groups is not None for groups in missing):
-                found = {group for groups in missing for group in groups or ()}
-                wanted[cell] = [group for group in self.config.metrics if group in found]
-        return wanted
-
-    def _missing(self, cell: Cell, item: Item) -> list[str] | None:
-        """Metric groups that an image lacks in a cell; None where it lacks nothing, its map included."""
-        table, key = self.tables[cell], (item.id,)
-        if not table.has(key):
-            return list(self.config.metrics)
-        groups = [group for group in self.config.metrics if not table.has(key, METRICS[group].columns)]
-        unsaved = cell in self.maps and item.id not in self.maps[cell].maps
-        return groups if groups or unsaved else None
-
-    def is_wanted(self, item: Item) -> bool:
-        """Whether an image has rows at all: not where `--target correct` is known to leave it out."""
-        known = self.predicted.get(item.id)
-        return self.config.target != "correct" or known is None or known == item.label
+        self.read()
 
     def start(self, batch_size: int, numeric_record: Mapping[str, Any], say: Say) -> None:
         """Enter in run.json with what the rows to come are made.
@@ -271,14 +155,9 @@ class ModelRun:
             "reason": reason,
         }
 
-    def unreadable(self) -> int:
-        """How many of the whole run's images could not be read, as far as is known."""
-        self.errors.reload()
-        return sum(self.errors.has((item.id,)) for item in self.items)
-
     def failure_lines(self) -> list[str]:
         """What failures.csv holds of the run's cells and images: a line each reason, with the first image."""
-        wanted, images = {_key(cell) for cell in self.cells}, {item.id for item in self.items}
+        wanted, images = {cell_key(cell) for cell in self.cells}, {item.id for item in self.items}
         found: dict[str, list[str]] = {}
         for *cell, image, reason in model_table(self._merged, FAILURES).known:
             if tuple(cell) in wanted and image in images:
@@ -293,7 +172,7 @@ class ModelRun:
         For who holds the lock of OUT/<model>, once all that was made is in its tables.
         """
         items, failed = {item.id: item for item in self.items}, self._failed_images()
-        mine = {_key(cell) for cell in self.cells}
+        mine = {cell_key(cell) for cell in self.cells}
         again = {key[:4] for key in self.failed}
 
         def was_read(image: str) -> bool:
@@ -357,22 +236,6 @@ class ModelRun:
             run["segments"][-1] |= {"ended": now(), "not_deterministic": self.segment["not_deterministic"]}
             add_counts(run["segments"][-1], counts)
             write_run(folder, run | model_counts(folder, run["protocol"]))
-
-    def _run_file(self, folder: Path) -> dict[str, Any]:
-        there = read_run(folder) if (folder / "run.json").exists() else {}
-        methods = [cell.method.name for cell in self.cells if self._cell_folder(cell) == folder]
-        return {
-            **there,
-            "protocol": self.protocols[folder],
-            "methods": list(dict.fromkeys([*there.get("methods", ()), *methods])),
-            "metrics": list(dict.fromkeys([*there.get("metrics", ()), *self.config.metrics])),
-            "segments": there.get("segments", []),
-        }
-
-
-def _key(cell: Cell) -> tuple[str, ...]:
-    """A cell in the rows of flags.csv and failures.csv."""
-    return cell.layer, cell.utility, cell.method.name
 
 
 def _text(label: int | None) -> str:

@@ -1,8 +1,8 @@
 """Files that survive: append-only CSV logs, spooled maps, and writing by rename.
 
-A log's row counts once its newline is on disk: what a crash leaves of a record is cut off by the next start.
-An image that gets another score later has a second row; reading merges such rows, and the value that was
-there first stays. :meth:`Table.compact` writes the merged table.
+A log's row counts once its newline is on disk: what a crash leaves of a record is not read, and it is cut off
+before the next row is written. An image that gets another score later has a second row; reading merges such
+rows, and the value that was there first stays. :meth:`Table.compact` writes the merged table.
 """
 
 from __future__ import annotations
@@ -178,22 +178,21 @@ class Table:
         self.path = path
         self.keys = keys
         self.also = list(also)
-        present = self._repair()
-        self.columns = list(dict.fromkeys([*columns, *present]))
-        if present and self.columns != present:
-            self._write(merge_rows([path], keys)[1].values())
+        self.columns = list(dict.fromkeys([*columns, *read_records(path)[0]]))
+        self._mended = False
         self.reload()
 
-    def _repair(self) -> list[str]:
-        """Cut off a torn end; give the file's columns."""
-        if not self.path.exists():
-            return []
-        data = self.path.read_bytes()
-        whole = complete(data)
-        if len(whole) < len(data):
-            with writing(self.path):
-                os.truncate(self.path, len(whole))
-        return read_records(self.path)[0]
+    def _mend(self) -> None:
+        """Cut off a torn end, and give the file all columns: what is appended stands behind whole rows."""
+        if self.path.exists():
+            data = self.path.read_bytes()
+            whole = complete(data)
+            if len(whole) < len(data):
+                with writing(self.path):
+                    os.truncate(self.path, len(whole))
+            if read_records(self.path)[0] not in ([], self.columns):
+                self._write(merge_rows([self.path], self.keys)[1].values())
+        self._mended = True
 
     def reload(self) -> None:
         """Read again which fields have a value, here (`known`) and in `also` (`elsewhere`)."""
@@ -227,6 +226,8 @@ class Table:
         ]
         if not new:
             return
+        if not self._mended:
+            self._mend()
         with writing(self.path):
             empty = not self.path.exists() or self.path.stat().st_size == 0
             _append(self.path, render(self.columns, new, header=empty))
@@ -275,10 +276,8 @@ class Maps:
         self.path = path
         self.spool = path.with_suffix(".maps")
         self.also = list(also)
+        self._mended = False
         self.reload()
-        if self.spool.exists():
-            with writing(self.spool):
-                os.truncate(self.spool, _read_spool(self.spool)[1])
 
     def reload(self) -> None:
         self.maps: dict[str, np.ndarray] = {}
@@ -294,6 +293,9 @@ class Maps:
 
     def append(self, images: Sequence[str], maps: np.ndarray) -> None:
         """Add maps (N, h, w); they are on disk when this returns."""
+        if not self._mended:
+            _cut_torn_end(self.spool)
+            self._mended = True
         _spool(self.spool, images, maps)
         self._learn(dict(zip(images, maps, strict=True)))
 
@@ -322,9 +324,7 @@ class Curves:
     def __init__(self, path: Path, also: Iterable[Path] = ()) -> None:
         self.path = path
         self.also = list(also)
-        if path.exists():
-            with writing(path):
-                os.truncate(path, _read_spool(path)[1])
+        _cut_torn_end(path)
 
     def append(self, images: Sequence[str], curves: np.ndarray) -> None:
         """Add curves (N, points); they are on disk when this returns."""
@@ -372,6 +372,12 @@ def _packed(images: Sequence[str], arrays: np.ndarray) -> bytes:
 def _spool(path: Path, images: Sequence[str], arrays: np.ndarray) -> None:
     with writing(path):
         _append(path, _packed(images, arrays))
+
+
+def _cut_torn_end(path: Path) -> None:
+    if path.exists():
+        with writing(path):
+            os.truncate(path, _read_spool(path)[1])
 
 
 def _read_spool(path: Path) -> tuple[dict[str, np.ndarray], int]:

@@ -19,7 +19,7 @@ ORDER = (
     # results on disk
     *("statistics", "tables", "lock", "results"),
     # a run
-    *("prepare", "provenance", "merge", "run", "benchmark", "dryrun"),
+    *("prepare", "provenance", "merge", "rows", "run", "benchmark", "dryrun"),
     # what is done beside runs
     *("accuracy", "check", "report", "photos", "rescore", "verify", "submit", "api"),
     # the command line

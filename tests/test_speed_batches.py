@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from click.testing import CliRunner
+from conftest import write_photo
 from tiny import CPU, TINY, TinyNet, noise, seeded
 from torch import Tensor
 from torch.nn import functional as F
@@ -16,7 +18,9 @@ from torch.nn import functional as F
 from camkit.benchmark import bench
 from camkit.cli import main
 from camkit.config import RunConfig
+from camkit.data import find_images
 from camkit.dryrun import dry_run
+from camkit.errors import CamkitError, UsageError
 from camkit.prepare import numerics
 from camkit.tracing import Network
 
@@ -119,6 +123,69 @@ def test_dry_run_counts_the_passes_of_the_run(photos: Path, tmp_path: Path, opti
     assert estimate["passes"] == json.loads(path.read_text())["segments"][-1]["passes"]
     assert (estimate["images"], estimate["batch_size"]) == (6, 4)
     assert estimate["seconds"] > 0
+
+
+def estimate_of(**settings: object) -> dict:
+    (estimate,) = dry_run(RunConfig(**settings), say=lambda line: None).to_dict("records")
+    return estimate
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_dry_run_counts_what_is_left(photos: Path, tmp_path: Path) -> None:
+    """One method on two images, then two methods on all: two groups of images that lack the same."""
+    more = {"method": ("gradcam", "hirescam"), "batch_size": 2, "steps": 5}
+    settings = TINY | {"data": str(photos), "out": tmp_path / "out"} | more
+    bench(RunConfig(**settings | {"method": ("gradcam",), "limit": 2}), say=lambda line: None)
+    (table,) = (tmp_path / "out").glob("*/*/gradcam.csv")
+    table.write_bytes(table.read_bytes()[:-3])  # a torn row: its image is to be made again
+    before = contents(tmp_path / "out")
+    estimate = estimate_of(**settings)
+    assert contents(tmp_path / "out") == before
+    assert (estimate["cells"], estimate["images"]) == (2, 6)
+    bench(RunConfig(**settings), say=lambda line: None)
+    path = next((tmp_path / "out").glob("*/*/run.json"))
+    made = json.loads(path.read_text())["segments"][-1]["passes"]
+    first = 1 * (1 + 2 + (2 + 2 * 4))  # the whole batch of two images
+    assert estimate["passes"] == made - first
+    assert estimate_of(**settings)["passes"] == 0
+    assert estimate_of(**settings, force=True)["passes"] == 3 * (1 + 2 + 2 * (2 + 2 * 4))
+
+
+def test_dry_run_refuses_what_the_run_would(photos: Path, tmp_path: Path) -> None:
+    run(photos, tmp_path, method=("flat",), metrics=("adcc",))
+    with pytest.raises(UsageError, match="steps"):
+        estimate_of(**TINY | {"data": str(photos), "out": tmp_path, "method": ("flat",), "steps": 5})
+
+
+def test_dry_run_passes_over_images_that_cannot_be_read(photos: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(photos, data)
+    for photo in sorted(data.iterdir())[:-1]:
+        photo.write_bytes(b"no image")
+    settings = TINY | {"data": str(data), "out": tmp_path / "out", "method": ("flat",), "batch_size": 2}
+    assert estimate_of(**settings, metrics=("adcc",))["passes"] == 3 * (1 + 2)
+    first = find_images(str(data), seed=0).items[0]
+    assert first.id != "photo_5.png"
+    with pytest.raises(CamkitError, match="none of the 1 images could be read"):
+        estimate_of(**settings, limit=1)
+
+
+@pytest.mark.parametrize("options", [{}, {"curves": True, "save_maps": True}])
+def test_dry_run_estimates_the_disk(tmp_path: Path, options: dict) -> None:
+    """Within a fifth of what the run leaves behind its images' rows, curves and maps."""
+    data = tmp_path / "data"
+    for number in range(40):
+        write_photo(data / f"photo_{number}.png", seed=number)
+    settings = TINY | {"data": str(data), "method": ("gradcam",), "steps": 64, "out": tmp_path / "out"}
+    estimate = estimate_of(**settings, **options)
+    bench(RunConfig(**settings, **options), say=lambda line: None)
+    kept = list((tmp_path / "out").glob("*/*/gradcam.*"))
+    assert len(kept) == 3 + bool(options)
+    written = sum(path.stat().st_size for path in kept)
+    assert estimate["megabytes"] == pytest.approx(written / 1e6, rel=0.2, abs=0.05)
 
 
 def test_a_run_records_its_passes_and_its_waiting(photos: Path, tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ def _use_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> Pa
     metavar="DIR",
     help="Keep decoded pixels there (7.6 GB for the validation set): later models and runs do not decode.",
 )
-@click.option("--dry-run", is_flag=True, help="Only say what the run would cost, from two probe batches.")
+@click.option("--dry-run", is_flag=True, help="Only say what is left of the run, and what it would cost.")
 @click.option(
     "--exif",
     type=click.Choice(["ignore", "apply"]),
