@@ -323,6 +323,8 @@ class Evaluation:
         flags = {"degenerate": is_degenerate(saliency), "zero_probability": subject.probability == 0}
         again = partial(self._explain_again, explained, cell)
         for name in metrics:
+            if columns.keys() >= set(METRICS[name].columns):  # another group has the same scores
+                continue
             also = (None if cell.method.saliency else maps, trace) if METRICS[name].needs_trace else ()
             try:
                 found = score(METRICS[name], subject, saliency, again, *also)

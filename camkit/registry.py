@@ -238,12 +238,22 @@ def metric(
     of_values: tuple[str, ...] = (),
     jumps: tuple[str, ...] = (),
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register a function as a metric group; see :class:`Metric` for what it takes and returns."""
+    """Register a function as a metric group; see :class:`Metric` for what it takes and returns.
+
+    Groups of one origin may have columns in common: the same scores.
+
+    Raises:
+        ValueError: the name, or the name of a column, is taken.
+    """
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         entry = Metric(
             name, function, directions, source, needs_trace, optional, of_values, jumps, origin_of(function)
         )
+        for other in METRICS.values():  # rows, tables and resuming know a score by its column
+            taken = [column for column in directions if column in other.columns]
+            if taken and other.origin != entry.origin:
+                raise ValueError(f"metric {name!r}: {taken[0]!r} is a column of metric {other.name!r}")
         METRICS.add(name, entry)
         return function
 

@@ -56,8 +56,8 @@ def file_name(name: str) -> str:
 
 def score_columns(metrics: Iterable[str] = ()) -> list[str]:
     """The score columns of a per-image CSV: those of the default groups, then those of `metrics`."""
-    groups = dict.fromkeys((*DEFAULT_METRICS, *metrics))
-    return [column for group in groups for column in METRICS[group].columns]
+    groups = (*DEFAULT_METRICS, *metrics)
+    return list(dict.fromkeys(column for group in groups for column in METRICS[group].columns))
 
 
 def read_run(folder: Path) -> dict[str, Any]:

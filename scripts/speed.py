@@ -102,7 +102,7 @@ def torchcam(setting: Setting) -> list[Line]:
     size, images = 16, 16
     options = {"batch_size": size, "limit": images, "utility": ("logit",)}
     promise = "≥ 2 × as fast"
-    scores = Job(setting, LITE, ("gradcam",), **options)
+    scores = Job(setting, LITE, ("gradcam",), metrics=("average_drop",), **options)
     both = Job(setting, LITE, ("gradcam",), metrics=("deletion", "insertion"), steps=PEER_STEPS, **options)
     layer, sources = scores.prepared.paths["conv"], [item.source for item in scores.items]
     with Elsewhere(setting.threads) as process:
@@ -110,7 +110,7 @@ def torchcam(setting: Setting) -> list[Line]:
         curve = partial(process.call, torchcam_curves, LITE, layer, sources, size, PEER_STEPS)
         pairs = interleaved(scores.run, drop, setting.repetitions)
         curve_pairs = interleaved(both.run, curve, setting.repetitions)
-    case = f"{LITE}, GradCAM: torchcam's average drop and increase, camkit's six ADCC scores"
+    case = f"{LITE}, GradCAM: torchcam's average drop and increase"
     curve_case = f"{LITE}, GradCAM: torchcam's deletion and insertion, N = {PEER_STEPS}"
     return [
         Line(case, pairs, promise, 2, inverse=True),

@@ -317,6 +317,22 @@ class TestAgain:
         run(photos, tmp_path / "b", metrics=("adcc", "insertion"))
         assert read(cell(tmp_path / "a")) == read(cell(tmp_path / "b"))
 
+    def test_average_drop_alone_then_adcc(self, photos: Path, tmp_path: Path) -> None:
+        """Two of the six columns come first; the others fill up around them, and are those of one run."""
+        run(photos, tmp_path / "a", metrics=("average_drop",))
+        before = read(cell(tmp_path / "a"))
+        assert list(before[0]) == PER_IMAGE
+        assert all(row["average_drop"] and row["increase"] and not row["adcc"] for row in before)
+        run(photos, tmp_path / "b", metrics=("adcc",))
+        reference = read(cell(tmp_path / "b"))
+        run(photos, tmp_path / "a", metrics=("adcc",))
+        after = read(cell(tmp_path / "a"))
+        for old, row, expected in zip(before, after, reference, strict=True):
+            assert (row["average_drop"], row["increase"]) == (old["average_drop"], old["increase"])
+            assert float(row["average_drop"]) == pytest.approx(float(expected["average_drop"]), abs=1e-5)
+            assert row["increase"] == expected["increase"]
+            assert [row[c] for c in SCORES[2:5]] == [expected[c] for c in SCORES[2:5]]
+
     def test_more_images_come_on_top(self, photos: Path, tmp_path: Path) -> None:
         run(photos, tmp_path / "a", limit=2, batch_size=2)
         before = read(cell(tmp_path / "a"))

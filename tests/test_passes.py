@@ -57,6 +57,17 @@ def test_a_curve_costs_a_pass_a_step_between_its_ends(
     assert found == 1 + 1 + 3 * (steps - 1)
 
 
+def test_average_drop_alone_costs_one_pass_a_method(photos: Path, tmp_path: Path) -> None:
+    methods = ("gradcam", "hirescam", "flat")
+    assert passes(photos, tmp_path / "alone", method=methods, metrics=("average_drop",)) == 1 + 3
+    for both in (("average_drop", "deletion"), ("deletion", "average_drop")):
+        assert passes(photos, tmp_path / both[0], method=methods, metrics=both) == 1 + 1 + 3 * (1 + 3)
+
+
+def test_scores_that_two_groups_have_are_made_once(photos: Path, tmp_path: Path) -> None:
+    assert passes(photos, tmp_path, method=("gradcam",), metrics=("adcc", "average_drop")) == 1 + 2
+
+
 def test_all_scores(photos: Path, tmp_path: Path) -> None:
     metrics = ("adcc", "deletion", "insertion")
     found = passes(photos, tmp_path, method=("gradcam", "shapleycam"), metrics=metrics, steps=5)

@@ -104,6 +104,12 @@ def test_a_plugin_may_be_loaded_twice_but_takes_no_names(files: list[Path], tmp_
     with pytest.raises(CamkitError, match=r"plugin thief\.py, line 2: ValueError: method 'gradcam' exists"):
         plugins.load_plugins([thief])
     assert registry.METHODS["gradcam"].origin == ""
+    thief.write_text(
+        "from camkit import metric\n@metric('mine', directions={'adcc': 'lower'})\ndef mine(s): pass\n"
+    )
+    with pytest.raises(CamkitError, match="'adcc' is a column of metric 'adcc'"):
+        plugins.load_plugins([thief])
+    assert "mine" not in registry.METRICS
 
 
 @pytest.mark.parametrize(
@@ -369,7 +375,7 @@ def test_scores_from_saved_maps_are_those_of_one_run(files: list[Path], tmp_path
     two = tmp_path / "two"
     assert run("bench", *words, "--metrics", "adcc", "--save-maps", "-o", two)[0] == 0
     again = ("--data", photos, "--plugin", files[3], "--batch-size", 4)
-    code, output = run("score", two, "--metrics", "deletion,shapley", *again)
+    code, output = run("score", two, "--metrics", "deletion,shapley,average_drop", *again)
     assert code == 0, output
     one, scored = (pd.read_csv(out / "summary.csv") for out in (tmp_path / "one", two))
     assert scored["deletion_auc"].notna().all()
