@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from camkit.errors import CamkitError, UsageError
-from camkit.lock import hold
-from camkit.provenance import check_protocol, credit, merge_segments
+from camkit.lock import LOCK, hold
+from camkit.protocol import check_agreement, check_protocol
+from camkit.provenance import credit, merge_segments
 from camkit.registry import METRICS
 from camkit.results import (
     KEYS,
@@ -63,7 +64,7 @@ def merge(out: Path) -> pd.DataFrame:
         The summary.
 
     Raises:
-        UsageError: there is no such results folder, or the parts' protocols disagree.
+        UsageError: there is no such results folder, or what is in it disagrees.
         CamkitError: a run is at work there, or files cannot be written.
     """
     if not out.is_dir():
@@ -74,6 +75,7 @@ def merge(out: Path) -> pd.DataFrame:
     ):
         with hold(out / model):
             fold(out, model, order)
+    check_agreement(out)
     return refresh_summary(out)
 
 
@@ -228,15 +230,22 @@ def set_aside(out: Path) -> Path | None:
     """Move a results folder to OUT.<time>; None where there is none.
 
     Raises:
+        UsageError: it is the working directory, or holds that.
         CamkitError: a run is at work in it, or it cannot be moved.
     """
-    models = {folder.parent for results in (out, *part_folders(out)) for folder in run_folders(results)}
-    if not models:
+    real = out.resolve()  # of a link, what it names: the new results lie there too
+    results = (real, *part_folders(real))
+    if not any(run_folders(folder) for folder in results):
         return None
+    if Path.cwd().is_relative_to(real):
+        raise UsageError(f"--force: {out} cannot be moved while you are in it: change the directory first")
     with ExitStack() as locks:
-        for folder in (out, *sorted(models)):
+        # Also of a run that is loading its model and has written nothing yet.
+        models = {lock.parent for folder in results for lock in folder.glob(f"*/{LOCK}")}
+        for folder in (real, *sorted(models)):
             locks.enter_context(hold(folder))
-        aside = out.with_name(f"{out.resolve().name}.{datetime.now():%Y%m%d-%H%M%S-%f}")
+        aside = real.with_name(f"{real.name}.{datetime.now():%Y%m%d-%H%M%S-%f}")
         with writing(out):
-            out.rename(aside)
+            real.rename(aside)
+            real.mkdir()
     return aside

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
@@ -93,7 +94,12 @@ def _line(error: BaseException, path: Path) -> str:
 
 def _reason(error: BaseException) -> str:
     text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+    return f"{type(error).__name__}: {without_folders(text[0])}" if text else type(error).__name__
+
+
+def without_folders(text: str) -> str:
+    """A message with only the last part of each absolute path: results say nothing of a user's machine."""
+    return re.sub(r"""(?<![\w./\\])(?:[A-Za-z]:|~)?(?:[/\\][^/\\\s'":,]+)+[/\\](?=[^/\\\s])""", "", text)
 
 
 @contextmanager

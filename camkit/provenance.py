@@ -7,10 +7,11 @@ segments   what moves only last bits (device, threads, batch size, versions): ea
 
 from __future__ import annotations
 
-import json
+import hashlib
 import platform
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cache
@@ -25,19 +26,15 @@ from camkit.data import DataSet
 from camkit.errors import UsageError
 from camkit.evaluate import Cell
 from camkit.prepare import Prepared
-from camkit.results import DEFINITIONS_VERSION, read_run, run_folders
+from camkit.results import DEFINITIONS_VERSION, read_run
 
-# What all cells of one results folder have in common; the rest of the protocol belongs to a model and layer.
-SHARED = (
-    "target_rule", "steps", "preprocess", "exif", "dtype", "tf32", "weights", "seed", "absent", "budget",
-    "data_fingerprint", "definitions",
-)  # fmt: skip
 # Entries of a segment that may differ between two starts of the same segment.
 BOOKKEEPING = {
     "command", "data", "data_images", "layout", "labels", "started", "ended", "starts", "rows",
     "images", "seconds", "waiting_seconds", "passes", "images_per_second", "waiting_for_data",
-    "not_deterministic",
+    "not_deterministic", "plugins",
 }  # fmt: skip
+PLUGIN = "plugin"  # begins the difference that is a plugin's file
 # Entries of a segment that add up over its starts.
 COUNTS = ("images", "seconds", "waiting_seconds", "passes")
 
@@ -87,8 +84,10 @@ def describe_segment(prepared: Prepared, config: RunConfig, data: DataSet) -> di
         "weights_file": prepared.loaded.weights.file,
         "device": torch.cuda.get_device_name(device) if cuda else str(device),
         "driver": _driver() if cuda else None,
+        "processor": None if cuda else processor(),
         "threads": torch.get_num_threads(),
         "compile": config.compile,
+        "plugins": {Path(file).name: _sha256(Path(file)) for file in config.plugin},
         "versions": {
             "python": platform.python_version(),
             "cuda": torch.version.cuda if cuda else None,
@@ -135,51 +134,19 @@ def as_it_ran(folder: Path, config: RunConfig) -> RunConfig:
     )
 
 
-def check_protocol(folders: Iterable[Path], protocol: Mapping[str, Any]) -> None:
-    """One results folder holds one protocol.
-
-    Args:
-        folders: results folders (OUT and its parts).
-        protocol: what decides the numbers of the cells about to run.
-
-    Raises:
-        UsageError: cells that are there were made with something else; the message names it.
-    """
-    for out in folders:
-        for folder in run_folders(out):
-            there = read_run(folder)["protocol"]
-            same_cells = all(there.get(key) == protocol.get(key) for key in ("model", "layer", "utility"))
-            difference = unlike(there, protocol, None if same_cells else SHARED)
-            if difference:
-                raise UsageError(
-                    f"{out} holds results with another {difference} ({folder.relative_to(out)}).\n"
-                    "Use another --out, or --force: it moves the old results aside and starts afresh."
-                )
-
-
-def unlike(
-    there: Mapping[str, Any], protocol: Mapping[str, Any], names: Iterable[str] | None = None
-) -> str | None:
-    """The first thing in which two protocols differ, as `steps: 9, now 224`; None where they agree.
-
-    Args:
-        names: what to compare; None: all that either of them has.
-    """
-    for name in {**there, **protocol} if names is None else names:
-        if there.get(name) != protocol.get(name):
-            old, new = (json.dumps(value.get(name), ensure_ascii=False) for value in (there, protocol))
-            return f"{name.replace('_', ' ')}: {old}, now {new}"
-    return None
-
-
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """What moves last bits and is not the same in two segments, as `name old -> new`."""
-    old, new = _flat(old), _flat(new)
-    return [
-        f"{name.replace('_', ' ')} {old.get(name)} -> {new.get(name)}"
-        for name in {**old, **new}
-        if old.get(name) != new.get(name)
+    """What moves last bits and is not the same in two segments, as `name old -> new`.
+
+    So is a plugin's file, which may move more, where both have it: it may have been mended.
+    """
+    files = new.get("plugins", {})
+    pairs = [
+        (f"{PLUGIN} {file}", digest, files.get(file, digest))
+        for file, digest in old.get("plugins", {}).items()
     ]
+    old, new = _flat(old), _flat(new)
+    pairs += [(name.replace("_", " "), old.get(name), new.get(name)) for name in {**old, **new}]
+    return [f"{name} {there} -> {here}" for name, there, here in pairs if there != here]
 
 
 def _flat(segment: Mapping[str, Any]) -> dict[str, Any]:
@@ -188,12 +155,19 @@ def _flat(segment: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def add_segment(segments: list[dict[str, Any]], segment: Mapping[str, Any]) -> list[str]:
-    """Go on with the last segment if it ran with the same things, else begin one; give the differences."""
+    """Go on with the last segment if it ran with the same things, else begin one; give the differences.
+
+    A segment of the same start without a row (a batch did not fit into memory) gives way to the new one.
+    """
+    if segments and segments[-1]["started"] == segment["started"] and not any(segments[-1]["rows"].values()):
+        segments.pop()
     changed = differences(segments[-1], segment) if segments else []
     if not segments or changed:
         segments.append({**segment, "starts": 1, **dict.fromkeys(COUNTS, 0), "rows": {}})
     else:
         segments[-1] |= {"command": segment["command"], "starts": segments[-1]["starts"] + 1}
+        segments[-1]["plugins"] = {**segments[-1].get("plugins", {}), **segment["plugins"]}
+        segments[-1].pop("ended", None)  # it goes on
     return changed
 
 
@@ -206,11 +180,15 @@ def credit(segments: list[dict[str, Any]], rows: Mapping[str, Iterable[int]]) ->
     if not segments:
         return
     for method, places in rows.items():
-        taken = {place for segment in segments for place in from_ranges(segment["rows"].get(method, ""))}
-        new = set(places) - taken
+        new = set(places) - places_of(segments, method)
         if new:
             mine = segments[-1]["rows"]
             mine[method] = to_ranges(new | set(from_ranges(mine.get(method, ""))))
+
+
+def places_of(segments: Iterable[Mapping[str, Any]], method: str) -> set[int]:
+    """Places, in the data set's order, of the images of which segments have a method's row."""
+    return {place for segment in segments for place in from_ranges(segment["rows"].get(method, ""))}
 
 
 def merge_segments(segments: list[dict[str, Any]], others: Sequence[Mapping[str, Any]]) -> None:
@@ -257,6 +235,20 @@ def from_ranges(text: str) -> list[int]:
         first, _, last = part.partition("-")
         places.extend(range(int(first), int(last or first) + 1))
     return places
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+@cache
+def processor() -> str:
+    """What the CPU calls itself."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()
 
 
 @cache

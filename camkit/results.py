@@ -12,20 +12,20 @@ OUT/.parts/rank-<k>/<model>/…                    the same of one of several pr
 
 from __future__ import annotations
 
-import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from camkit.config import DEFAULT_METRICS
 from camkit.errors import CamkitError
 from camkit.registry import METRICS, columns_of_values, is_value, method_place
 from camkit.statistics import cell_means
-from camkit.tables import ODD_NAMES, UTF8, Table, complete, merge_rows, write_atomically
+from camkit.tables import ODD_NAMES, UTF8, Table, merge_rows, read_fields, write_atomically
 
 DEFINITIONS_VERSION = 1
 KEYS = ("image", "label", "target", "probability")
@@ -107,22 +107,23 @@ def top1(path: Path) -> float:
 
 
 def read_scores(path: Path) -> pd.DataFrame:
-    """The numbers of a per-image CSV, one row an image, without the names; also while a run is writing it.
+    """The numbers of a per-image CSV by image, also while a run is writing it; the first value stands.
 
     Empty, without columns too, where the run that made the file was killed before its first row.
+
+    Raises:
+        CamkitError: the file is no table of scores.
     """
-    data = complete(path.read_bytes())
-    if not data:
+    header, records = read_fields(path)
+    if not records:
         return pd.DataFrame()
-    # Latin-1 takes any bytes: the names only serve to find an image's second row.
-    rows = pd.read_csv(
-        io.BytesIO(data), dtype=str, encoding="latin-1", keep_default_na=False, on_bad_lines="skip"
+    rows = pd.DataFrame(records, columns=header, dtype=object)
+    if not {*KEYS} <= {*header}:
+        raise CamkitError(f"{path}: not a table of scores (no column {', '.join({*KEYS} - {*header})})")
+    rows = (
+        rows.set_index("image").drop(columns="label").apply(pd.to_numeric, errors="coerce").astype(np.float64)
     )
-    images = rows.pop("image")
-    rows = rows.apply(pd.to_numeric, errors="coerce")
-    if images.duplicated().any():
-        rows = rows.groupby(images, sort=False).first().reset_index(drop=True)
-    return rows
+    return rows if rows.index.is_unique else rows.groupby(level=0, sort=False).first()
 
 
 def summarise(out: Path) -> pd.DataFrame:

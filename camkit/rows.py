@@ -10,7 +10,8 @@ from camkit.config import RunConfig
 from camkit.data import DataSet, Item
 from camkit.evaluate import Cell
 from camkit.prepare import Prepared, cells
-from camkit.provenance import check_protocol, describe_protocol
+from camkit.protocol import check_protocol
+from camkit.provenance import describe_protocol
 from camkit.registry import METRICS
 from camkit.results import (
     ERRORS,

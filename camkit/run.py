@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from camkit.lock import hold
 from camkit.merge import PATIENCE, fold, write_order
 from camkit.prepare import Prepared, Say
 from camkit.provenance import (
+    PLUGIN,
     add_counts,
     add_segment,
     credit,
@@ -57,6 +59,7 @@ class ModelRun(ModelRows):
         self.segment = describe_segment(prepared, config, data)
         self.curves: dict[tuple[Cell, str], Curves] = {}
         self.failed: set[tuple[str, ...]] = set()  # rows of failures.csv that this start made
+        self._untold: Callable[[], None] | None = None
         with hold(config.out, PATIENCE):
             self.check_protocols()
             for folder in (self.folder, *self.protocols):
@@ -75,6 +78,7 @@ class ModelRun(ModelRows):
         Args:
             batch_size: images in a pass.
             numeric_record: see :func:`camkit.prepare.numerics`.
+            say: is told what is not as before, once there is a row.
         """
         self.segment |= {"batch_size": batch_size, **numeric_record}
         changed: dict[str, None] = {}
@@ -83,11 +87,16 @@ class ModelRun(ModelRows):
             credit(run["segments"], self._places(folder))
             changed |= dict.fromkeys(add_segment(run["segments"], self.segment))
             write_run(folder, run)
-        if changed:
-            say(
+        how_far = "" if any(one.startswith(PLUGIN) for one in changed) else " in their last digits"
+        self._untold = (
+            partial(
+                say,
                 f"{self.folder.name}: not as before: {'; '.join(changed)}.\n"
-                "New rows may differ from the old ones in their last digits."
+                f"New rows may differ from the old ones{how_far}.",
             )
+            if changed
+            else None
+        )
 
     def _places(self, folder: Path) -> dict[str, list[int]]:
         """Method -> places of the images that have a row."""
@@ -114,6 +123,9 @@ class ModelRun(ModelRows):
                 )
             )
             return
+        if self._untold:
+            self._untold()
+            self._untold = None
         cell = result.cell
         if isinstance(result, CellFailure):
             rows = [self._failure(cell, item, result.reason) for item in result.items]

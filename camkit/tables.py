@@ -90,11 +90,13 @@ def _sync_folder(folder: Path) -> None:
 def _append(path: Path, data: bytes) -> None:
     """Append to a file; the data are on disk when this returns."""
     new = not path.exists()
-    with path.open("ab") as file:
+    # Unbuffered: what a full disk did not take must not be written by closing the file, behind the cut.
+    with path.open("ab", buffering=0) as file:
         before = file.tell()
+        left = memoryview(data)
         try:
-            file.write(data)
-            file.flush()
+            while left:
+                left = left[file.write(left) :]
             os.fsync(file.fileno())
         except BaseException:
             with suppress(OSError):
@@ -115,8 +117,8 @@ def complete(data: bytes) -> bytes:
     return data[:end]
 
 
-def read_records(path: Path) -> tuple[list[str], list[Row]]:
-    """Columns and rows of a log as they stand; a torn end and damaged rows are left out.
+def read_fields(path: Path) -> tuple[list[str], list[list[str]]]:
+    """Columns of a log and its rows as lists, as they stand; a torn end and damaged rows are left out.
 
     Raises:
         CamkitError: it is no CSV.
@@ -125,15 +127,22 @@ def read_records(path: Path) -> tuple[list[str], list[Row]]:
         text = complete(path.read_bytes()).decode(UTF8, ODD_NAMES)
         records = csv.reader(io.StringIO(text, newline=""))
         header = next(records, [])
-        # A block that never reached the disk before a power loss reads as zeros.
-        body = [record for record in records if len(record) == len(header) and "\0" not in record[0]]
+        body = [record for record in records if len(record) == len(header)]
     except FileNotFoundError:
         return [], []
     except csv.Error as error:
         raise CamkitError(
             f"{path} is damaged ({error}): move it away, and its rows are made again"
         ) from error
-    return header, [dict(zip(header, record, strict=True)) for record in body]
+    if "\0" in text:  # a block that never reached the disk before a power loss reads as zeros
+        body = [record for record in body if "\0" not in "".join(record)]
+    return header, body
+
+
+def read_records(path: Path) -> tuple[list[str], list[Row]]:
+    """Columns and rows of a log, see :func:`read_fields`."""
+    header, records = read_fields(path)
+    return header, [dict(zip(header, record, strict=True)) for record in records]
 
 
 def merge_rows(paths: Iterable[Path], keys: Sequence[str] = ("image",)) -> tuple[list[str], dict[Key, Row]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import random
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,7 +19,8 @@ from camkit.evaluate import Cell, CellFailure, CellScores, Predictions
 from camkit.pixels import Batch
 from camkit.plugins import load_plugins
 from camkit.prepare import Prepared, Say, numerics, prepare
-from camkit.provenance import as_it_ran, describe_protocol, unlike
+from camkit.protocol import check_agreement, unlike
+from camkit.provenance import as_it_ran, describe_protocol, places_of
 from camkit.registry import METHODS, METRICS
 from camkit.results import PREDICTIONS, file_name, read_run, run_folders, summarise, summary_text
 from camkit.tables import UTF8, Row, merge_rows
@@ -115,6 +116,7 @@ def verify(
         raise UsageError(f"{folder}: no results there")
     for cells in folders:
         _expect_known(cells)
+    check_agreement(folder)
     path = folder / "summary.csv"
     if not _follows(path, summary_text(summarise(folder))):
         raise CamkitError(
@@ -187,6 +189,7 @@ def _verify_cells(folder: Path, config: RunConfig, seed: int, say: Say) -> Itera
             f"that was named {run['segments'][-1]['data']!r}"
         )
     tables = {method: _rows(folder / f"{file_name(method)}.csv") for method in run["methods"]}
+    order = [item.id for item in data.items]
     picked = {method: _pick(rows, seed) for method, rows in tables.items()}
     predictions = _rows(folder.parent / PREDICTIONS)
     with numerics(config.tf32, config.deterministic):
@@ -208,6 +211,9 @@ def _verify_cells(folder: Path, config: RunConfig, seed: int, say: Say) -> Itera
     jumping = {column for name in config.metrics for column in METRICS[name].jumps}
     for name, rows in {**tables, PREDICTIONS: predictions}.items():
         comparison = _compare(rows, picked[name], made, name, items)
+        if name != PREDICTIONS:
+            places = places_of(run["segments"], name)
+            _compare_names(rows, {order[place] for place in places if place < len(order)}, comparison)
         for image, reason in comparison.lacking.items():
             say(f"{', '.join(place)}, {name}: {image!r}: {reason}")
         differing, jumped = comparison.judge(len(picked[name]), jumping, _tolerance(config))
@@ -237,6 +243,17 @@ def _compare(
         if image not in items:
             comparison.lacks(image, "is not in the data")
     return comparison
+
+
+def _compare_names(rows: Collection[str], listed: set[str], comparison: _Comparison) -> None:
+    """The images that a table has beside those that run.json says were made."""
+    for image in rows:
+        if image not in listed and image not in comparison.lacking:
+            comparison.lacks(
+                image, "has a row that run.json does not list: it was added, or its run was killed"
+            )
+    for image in sorted(listed.difference(rows)):
+        comparison.lacks(image, "has no row, but run.json lists one")
 
 
 def _rows(path: Path) -> dict[str, Row]:

@@ -13,6 +13,8 @@ import pandas as pd
 from speed_jobs import Line, Setting
 from tabulate import tabulate
 
+from camkit.provenance import processor
+
 PACKAGES = ("camkit", "torch", "torchvision", "timm", "numpy", "pillow", "grad-cam", "torchcam")
 HEADINGS = ("", "promised", "median", "range", "")
 COLUMNS = ["section", "case", "repetition", "camkit", "other", "unit", "ratio", "promise", "limit"]
@@ -97,7 +99,7 @@ def _row(case: str, rows: pd.DataFrame) -> tuple[str, str, str, str, str]:
 
 
 def _machine(setting: Setting, load: float) -> str:
-    found = [f"- {_processor()}, {os.cpu_count()} cores, {setting.threads} threads"]
+    found = [f"- {processor()}, {os.cpu_count()} cores, {setting.threads} threads"]
     found.append(f"- load (one minute) before the last section that was measured: {load:.2f}")
     found.append(f"- {platform.system()} {platform.release()}, Python {platform.python_version()}")
     found.append("- " + ", ".join(f"{name} {_version(name)}" for name in PACKAGES))
@@ -109,12 +111,3 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "(not installed)"
-
-
-def _processor() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return platform.processor()
-    names = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")]
-    return names[0] if names else platform.processor()

@@ -17,7 +17,7 @@ ORDER = (
     # the network, what is made of it, and its scores
     *("utilities", "layers", "game", "head", "tracing", "saliency", "methods", "metrics", "evaluate"),
     # results on disk
-    *("statistics", "tables", "lock", "results"),
+    *("statistics", "tables", "lock", "results", "protocol"),
     # a run
     *("prepare", "provenance", "merge", "rows", "run", "benchmark", "dryrun"),
     # what is done beside runs

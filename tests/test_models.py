@@ -176,8 +176,9 @@ class TestWeightsFile:
         path = tmp_path / f"weights{suffix}"
         torch.save(wrap({f"module.{name}": tensor for name, tensor in state.items()}), path)
         loaded = load_model(self.NAME, str(path))
+        assert loaded.weights.file == path.name
         assert loaded.weights.sha256 == load_model(self.NAME, "random", seed=5).weights.sha256
-        assert (loaded.weights.kind, loaded.weights.tag) == ("file", path.name)
+        assert (loaded.weights.kind, loaded.weights.tag) == ("file", None)
 
     def test_safetensors(self, state: OrderedDict, tmp_path: Path) -> None:
         path = tmp_path / "weights.safetensors"
@@ -209,6 +210,18 @@ class TestWeightsFile:
         path, left = tmp_path / "trap.pth", tmp_path / "left_behind"
         torch.save({"state_dict": Trap(left)}, path)
         assert "refused" in self.refusal(path)
+        assert not left.exists()
+
+    def test_code_in_a_librarys_cache_is_not_run(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Whoever can write there needs no download: the hash is checked when a file is fetched."""
+        left, cached = tmp_path / "left_behind", tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth"
+        cached.parent.mkdir(parents=True)
+        torch.save({"conv1.weight": Trap(left)}, cached)
+        monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+        with pytest.raises(CamkitError, match="resnet18's pretrained weights is refused: .*\n.*cache"):
+            load_model("resnet18")
         assert not left.exists()
 
     @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])

@@ -177,8 +177,11 @@ def test_photos_are_those_that_each_model_saw(tmp_path):
         photo.save(path, exif=exif)
     for model, exif_option in (("resnet18", "ignore"), ("resnet50", "apply")):
         cells = {"gradcam": made_up(1, 0), "layercam": made_up(1, 1)}
-        write_results(tmp_path / "r", cells, names=["tall.jpg"], model=model, protocol={"exif": exif_option})
-    text, _ = page(tmp_path / "r", "--data", tmp_path / "photos", to=tmp_path / "page.html")
+        write_results(
+            tmp_path / model, cells, names=["tall.jpg"], model=model, protocol={"exif": exif_option}
+        )
+    folders = (tmp_path / "resnet18", tmp_path / "resnet50")
+    text, _ = page(*folders, "--data", tmp_path / "photos", to=tmp_path / "page.html")
     data = data_of(text)
     numbers = [block["gallery"]["images"]["0"]["photo"] for block in data["blocks"]]
     straight, turned = (

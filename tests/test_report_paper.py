@@ -150,11 +150,11 @@ def test_published_figures_that_contradict_each_other_are_named(tmp_path, monkey
 
 def test_another_protocol_is_left_out_by_name(tmp_path):
     cell = ("resnet18", "conv", "rest", "gradcam")
-    write_results(tmp_path, {"gradcam": published_scores(40, cell)})
-    write_results(tmp_path, {"gradcam": made_up(40, 0)}, model="resnet50", protocol={"weights": "random"})
-    assert "resnet50 · conv · rest is left out: weights is 'random', the paper's 'pretrained'" in run(
-        tmp_path
-    )
+    paper, other = tmp_path / "paper", tmp_path / "other"
+    write_results(paper, {"gradcam": published_scores(40, cell)})
+    write_results(other, {"gradcam": made_up(40, 0)}, model="resnet50", protocol={"weights": "random"})
+    reason = "is left out: weights is 'random', the paper's 'pretrained'"
+    assert f"resnet50 · conv · rest · other {reason}" in run(paper, other)
 
 
 def test_nothing_to_compare_is_an_error(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -96,6 +97,23 @@ def test_a_signal_while_the_model_loads_stops_at_once(
     assert result.output.splitlines()[-1].startswith("error: stopped.")
 
 
+def test_sigterm_while_the_data_are_looked_through(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("camkit.benchmark.select", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    result = tiny_command(data, tmp_path / "out")
+    assert result.exit_code == 1
+    assert result.output.splitlines()[-1].startswith("error: stopped.")
+
+
+def test_force_leaves_a_run_alone_that_is_loading_its_model(data: Path, reference: Path) -> None:
+    """It has written nothing yet but its lock."""
+    with hold(reference / "another_model"):
+        result = tiny_command(data, reference, "--force")
+    assert result.exit_code == 1 and "another run is at work" in result.output
+    assert tiny_command(data, reference).exit_code == 0
+
+
 def test_a_second_run_says_so_and_stops(data: Path, reference: Path) -> None:
     with hold(reference / FOLDER):
         result = tiny_command(data, reference)
@@ -164,6 +182,39 @@ def test_a_disk_that_fails(
     assert last[1] == "What was written before is kept: the same command goes on from there."
     assert tiny_command(data, out).exit_code == 0
     assert result_files(out) == result_files(reference)
+
+
+@pytest.mark.parametrize("room", range(7))
+def test_what_did_not_fit_on_the_disk_is_nowhere(room: int, tmp_path: Path) -> None:
+    """The system takes the first bytes of a batch and refuses the rest; then there is room again."""
+    table = tables.Table(tmp_path / "t.csv", ("image", "score"))
+    table.append([{"image": "a", "score": "1"}])
+    before = table.path.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + room, hard))
+    try:
+        with pytest.raises(CamkitError, match="the same command goes on"):
+            table.append([{"image": "b,c", "score": "2"}, {"image": "d", "score": "3"}])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert table.path.read_bytes() == before
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
+def test_a_small_disk_that_is_full(data: Path, reference: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32k", "tmpfs", str(disk)], check=False)
+    if mounted.returncode:
+        pytest.skip("nothing can be mounted here")
+    try:
+        result = tiny_command(data, disk / "out")
+        assert result.exit_code == 1 and os.strerror(errno.ENOSPC) in result.output
+        subprocess.run(["mount", "-o", "remount,size=8m", str(disk)], check=True)
+        assert tiny_command(data, disk / "out").exit_code == 0
+        assert result_files(disk / "out") == result_files(reference)
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_a_folder_that_is_deleted_under_the_run(data: Path, tmp_path: Path) -> None:

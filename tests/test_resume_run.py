@@ -10,10 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from tiny_run import (
     FOLDER,
     METHODS,
     MODEL,
+    SECOND_FOLDER,
+    SECOND_MODEL,
     crash_at_write,
     make_images,
     result_files,
@@ -24,10 +27,12 @@ from tiny_run import (
 )
 
 from camkit.benchmark import bench
+from camkit.cli import main
 from camkit.config import RunConfig
 from camkit.data import find_images
 from camkit.errors import UsageError
 from camkit.evaluate import CellScores, Evaluation
+from camkit.models import load_model
 from camkit.results import read_run
 from camkit.run import ModelRun
 from camkit.tables import read_records, render
@@ -172,8 +177,68 @@ def test_other_weights_are_refused(data: Path, tmp_path: Path) -> None:
         torch.save(timm.create_model("camkit_tiny_run").state_dict(), tmp_path / "weights.pth")
         if seed == 1:
             tiny_bench(data, tmp_path / "out", weights=str(tmp_path / "weights.pth"))
-    with pytest.raises(UsageError, match="another weights sha256"):
-        tiny_bench(data, tmp_path / "out", weights=str(tmp_path / "weights.pth"))
+    for layer in ("second", "first"):
+        with pytest.raises(UsageError, match="another weights sha256"):
+            tiny_bench(data, tmp_path / "out", weights=str(tmp_path / "weights.pth"), layer=(layer,))
+
+
+def test_the_same_weights_may_have_another_name(data: Path, reference: Path, tmp_path: Path) -> None:
+    state = load_model(MODEL, "random").model.state_dict()
+    for limit, name in ((4, "weights.pth"), (None, "renamed.pth")):
+        torch.save(state, tmp_path / name)
+        tiny_bench(data, tmp_path / "out", weights=str(tmp_path / name), limit=limit)
+    assert [segment["weights_file"] for segment in segments(tmp_path / "out")] == [
+        "weights.pth",
+        "renamed.pth",
+    ]
+
+
+def test_other_definitions_are_refused(data: Path, reference: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("camkit.provenance.DEFINITIONS_VERSION", 2)
+    with pytest.raises(UsageError, match="another definitions: 1, now 2"):
+        tiny_bench(data, reference)
+
+
+PLUGIN = """
+from camkit import method
+
+@method("mine")
+def mine(trace):
+    return {sign}trace.activation.sum(dim=1)
+"""
+
+
+def test_a_plugin_that_was_edited_is_said(data: Path, tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    settings = {"method": ("mine", "gradcam"), "plugin": (str(file),)}
+    tiny_bench(data, tmp_path / "out", method=("gradcam",), limit=4)
+    file.write_text(PLUGIN.format(sign=""))
+    assert not any(
+        "not as before" in line for line in tiny_bench(data, tmp_path / "out", **settings, limit=4)
+    )
+    file.write_text(PLUGIN.format(sign="-"))
+    lines = tiny_bench(data, tmp_path / "out", **settings)
+    (line,) = (line for line in lines if "not as before: plugin mine.py " in line)
+    assert "New rows may differ from the old ones." in line
+    assert [segment["rows"]["mine"] for segment in segments(tmp_path / "out")] == ["0-3", f"4-{IMAGES - 1}"]
+
+
+def test_results_that_disagree_are_not_mixed(data: Path, tmp_path: Path) -> None:
+    """Somebody copies a model's folder into another run's results."""
+    out, other = tmp_path / "out", tmp_path / "other"
+    tiny_bench(data, out, limit=2)
+    tiny_bench(data, other, limit=2, steps=9, model=(SECOND_MODEL,))
+    shutil.copytree(other / SECOND_FOLDER, out / SECOND_FOLDER)
+    for words in (
+        ["merge"],
+        ["report"],
+        ["compare"],
+        ["plot", "-o", str(tmp_path)],
+        ["verify", "--data", str(data)],
+    ):
+        result = CliRunner().invoke(main, [words[0], str(out), *words[1:]])
+        assert result.exit_code == 2, result.output
+        assert "disagree in steps: 224 in " in result.output and ", 9 in " in result.output
 
 
 def test_force_moves_the_old_results_aside(data: Path, reference: Path, tmp_path: Path) -> None:
@@ -185,6 +250,21 @@ def test_force_moves_the_old_results_aside(data: Path, reference: Path, tmp_path
     assert str(aside) in result.output
     assert result_files(aside) == result_files(reference)
     assert read_run(out / CELLS)["protocol"]["seed"] == 1
+
+
+def test_force_follows_a_link_and_leaves_the_working_directory(
+    data: Path, reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, link = tmp_path / "disk" / "out", tmp_path / "link"
+    shutil.copytree(reference, real)
+    link.symlink_to(real)
+    assert tiny_command(data, link, "--seed=1", "--force").exit_code == 0
+    (aside,) = (tmp_path / "disk").glob("out.*")
+    assert result_files(aside) == result_files(reference)
+    assert link.is_symlink() and read_run(real / CELLS)["protocol"]["seed"] == 1
+    monkeypatch.chdir(real)
+    result = tiny_command(data, Path(), "--force")
+    assert result.exit_code == 2 and "change the directory first" in result.output
 
 
 def test_force_without_results_is_no_harm(data: Path, tmp_path: Path) -> None:

@@ -66,7 +66,8 @@ def test_auto_halves_and_goes_on(photos: Path, tmp_path: Path) -> None:
     assert [line for line in said if "out of memory" in line] == [
         "timm/camkit_tiny: out of memory, going on with 3 images in a pass"
     ]
-    assert segments(tmp_path / "auto")[-1]["batch_size"] == 3
+    assert [segment["batch_size"] for segment in segments(tmp_path / "auto")] == [3]
+    assert not any("not as before" in line for line in said)
     run(photos, tmp_path / "fixed", method=("flat", "hirescam"), batch_size=2)
     auto, fixed = rows(tmp_path / "auto"), rows(tmp_path / "fixed")
     assert auto.keys() == fixed.keys()
@@ -76,6 +77,16 @@ def test_auto_halves_and_goes_on(photos: Path, tmp_path: Path) -> None:
             # A CAM's nearly equal pixels change places with the last bit, and its curves with them.
             if not (column.endswith("_auc") and key[0] == "hirescam"):
                 assert float(value) == pytest.approx(float(fixed[key][column]), abs=1e-5), (key, column)
+
+
+@pytest.mark.usefixtures("small_memory")
+def test_auto_that_halves_again_goes_on_with_its_segment(photos: Path, tmp_path: Path) -> None:
+    """Each start tries the large size first, without a row."""
+    said = run(photos, tmp_path / "out", method=("flat",), batch_size="auto")
+    said += run(photos, tmp_path / "out", method=("flat", "edges"), batch_size="auto")
+    assert not any("not as before" in line for line in said)
+    path = tmp_path / "out" / "timm__camkit_tiny" / "conv-rest" / "run.json"
+    assert [segment["starts"] for segment in json.loads(path.read_text())["segments"]] == [2]
 
 
 @pytest.mark.usefixtures("small_memory")

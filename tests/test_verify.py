@@ -61,6 +61,13 @@ def edit(path: Path, change: Callable[[Row], Row | None], out: Path) -> None:
     write_summary(out, summarise(out))
 
 
+def edit_run(out: Path, change: Callable[[dict], object]) -> None:
+    path = out / CELLS / "run.json"
+    run = json.loads(path.read_text())
+    change(run)
+    path.write_text(json.dumps(run))
+
+
 def set_field(column: str, value: object, image: str | None = None) -> Callable[[Row], Row]:
     return lambda row: row | {column: str(value)} if image in (None, row["image"]) else row
 
@@ -176,8 +183,32 @@ def test_a_cell_without_rows_is_named(out: Path, data: Path) -> None:
 def test_methods_of_different_images_are_picked_from_their_own(out: Path, data: Path) -> None:
     few = [row["image"] for row in read_records(out / CELLS / "edges.csv")[1]][:2]
     edit(out / CELLS / "edges.csv", lambda row: row if row["image"] in few else None, out)
+    edit_run(out, lambda run: run["segments"][-1]["rows"].update(edges="0-1"))
     checks = verify(out, RunConfig(model=(), data=str(data), device="cpu"), lambda _: None)
     assert list(checks["images"])[:4] == [5, 5, 5, 2] and not faults(checks)
+
+
+def test_rows_that_were_chosen_or_added_are_found(out: Path, data: Path) -> None:
+    """Means of the best rows, or of rows from elsewhere, are those of another data set."""
+    few = [row["image"] for row in read_records(out / CELLS / "edges.csv")[1]][:6]
+    edit(out / CELLS / "edges.csv", lambda row: row if row["image"] in few else None, out)
+    edit_run(out, lambda run: run["segments"][-1]["rows"].update(gradcam=f"0-{IMAGES - 3}"))
+    result = command(out, data)
+    assert result.exit_code == 1
+    assert result.output.count("has no row, but run.json lists one") == IMAGES - 6
+    assert result.output.count("has a row that run.json does not list") == 2
+
+
+def test_damaged_rows_count_nowhere(out: Path, data: Path) -> None:
+    """A row of too few fields, or with zeros in it, is none for verify, and none for the means."""
+    before = summarise(out)
+    path = out / CELLS / "edges.csv"
+    whole = path.read_bytes()
+    path.write_bytes(
+        whole + b"forged.png,1,2,1,0,1,1,1,0,1\n" + whole.split(b"\n")[1].replace(b",", b",\0", 3)
+    )
+    pd.testing.assert_frame_equal(summarise(out), before)
+    assert command(out, data).exit_code == 0
 
 
 @pytest.mark.parametrize(("column", "value"), [("predicted", 3), ("predicted", 9999), ("predicted", "x"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +12,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from camkit.errors import CamkitError, UsageError
+from camkit.errors import UsageError
+from camkit.protocol import check_agreement
 from camkit.report.scores import Score, is_control, known_scores, table_place
 from camkit.results import (
     FAILURES,
@@ -23,10 +23,11 @@ from camkit.results import (
     file_name,
     model_counts,
     read_run,
+    read_scores,
     run_folders,
     top1,
 )
-from camkit.tables import ODD_NAMES, UTF8, complete, merge_rows
+from camkit.tables import merge_rows
 
 Say = Callable[[str], None]
 
@@ -119,7 +120,7 @@ def load_study(folders: Sequence[Path], say: Say = lambda line: None) -> list[Bl
         say: takes a line for each block that is left out, having no score that a metric here declares.
 
     Raises:
-        UsageError: a folder does not exist or holds no results, or no block is left.
+        UsageError: a folder does not exist or holds no results, what it holds disagrees, or no block is left.
         CamkitError: a file cannot be read.
     """
     folders = list({folder.resolve(): folder for folder in folders}.values())
@@ -128,6 +129,7 @@ def load_study(folders: Sequence[Path], say: Say = lambda line: None) -> list[Bl
         if not folder.is_dir():
             raise UsageError(f"{folder}: no such folder")
         alone = len(folders) == 1
+        check_agreement(folder)
         found = [block for cells in run_folders(folder) if (block := _load_block(cells, source, alone))]
         if not found:
             raise UsageError(f"{folder}: no results found (camkit bench --out {folder} makes some)")
@@ -164,7 +166,7 @@ def _load_block(folder: Path, source: str, alone: bool) -> Block | None:
     tables = {
         method: rows
         for method in sorted(run["methods"], key=table_place)
-        if (path := folder / f"{file_name(method)}.csv").exists() and len(rows := read_rows(path))
+        if (path := folder / f"{file_name(method)}.csv").exists() and len(rows := read_scores(path))
     }
     if not tables:
         return None
@@ -210,28 +212,3 @@ def _failures(path: Path, protocol: Mapping[str, Any]) -> dict[str, int]:
     place = (protocol["layer"], protocol["utility"])
     images = {(row["method"], row["image"]) for row in rows if (row["layer"], row["utility"]) == place}
     return dict(Counter(method for method, _ in sorted(images)))
-
-
-def read_rows(path: Path) -> pd.DataFrame:
-    """A cell's rows by image, also while a run is writing them; the first value of a score stands.
-
-    Empty where the run was killed before its first row.
-
-    Raises:
-        CamkitError: the file is no table of scores.
-    """
-    data = complete(path.read_bytes())
-    if not data:
-        return pd.DataFrame()
-    try:
-        # Latin-1 takes any bytes, and pandas' own strings cannot hold names that are no valid UTF-8.
-        rows = pd.read_csv(
-            io.BytesIO(data), dtype=str, keep_default_na=False, on_bad_lines="skip", encoding="latin-1"
-        )
-        names = [name.encode("latin-1").decode(UTF8, ODD_NAMES) for name in rows.pop("image")]
-        rows = rows.drop(columns="label").apply(pd.to_numeric, errors="coerce")
-        rows = rows.astype({"target": np.float64, "probability": np.float64})
-        rows.index = pd.Index(names, dtype=object)
-    except (KeyError, ValueError) as error:
-        raise CamkitError(f"{path}: not a table of scores ({str(error).splitlines()[0]})") from error
-    return rows if rows.index.is_unique else rows.groupby(level=0, sort=False).first()
