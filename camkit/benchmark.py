@@ -95,12 +95,12 @@ def bench(config: RunConfig, say: Say = print) -> pd.DataFrame | None:
     warn = say
     if share.rank:  # the first of several processes speaks for all, but for errors
         say = _silent
-    models, data, items = select(config, say)
-    if config.force:
-        _start_afresh(config.out, share, say)
     failed: list[str] = []  # names only: an error would keep its model in memory
     failures: list[str] = []
     with stop_signals(say) as stop:
+        models, data, items = select(config, say)
+        if config.force:
+            _start_afresh(config.out, share, say)
         try:
             for name in models:
                 try:

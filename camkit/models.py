@@ -23,6 +23,8 @@ from camkit.errors import CamkitError, PluginError, UsageError
 from camkit.pixels import PAPER_CROP, Preprocess
 from camkit.registry import IMAGENET_MEAN, IMAGENET_STD, MODELS, unknown_name
 
+REFUSED = "refused: it holds more than tensors, or is no PyTorch file, and loading it could run code"
+
 
 @dataclass(frozen=True)
 class ModelRow:
@@ -121,13 +123,13 @@ class Weights:
 
     Attributes:
         kind: `pretrained`, `random` or `file`.
-        tag: the library's tag, the seed, or the file's name.
+        tag: the library's tag or the seed; None for a file, which may have any name.
         sha256: of all tensors of the state dict as loaded, names included.
         file: the name of the file they come from; None for random ones.
     """
 
     kind: str
-    tag: str
+    tag: str | None
     sha256: str
     file: str | None = None
 
@@ -156,6 +158,7 @@ def load_model(
         CamkitError: the weights cannot be fetched or do not fit.
     """
     row = find_row(name)
+    tag: str | None
     file = None
     if weights == "pretrained":
         model = _pretrained(row)
@@ -165,11 +168,11 @@ def load_model(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = _build(row)
-        tag = f"seed {seed}"
+        tag = f"seed {seed}" if weights == "random" else None
         if weights != "random":
             path = Path(weights).expanduser()
             _load_state(model, read_weights(path), path.name, same_order=row.package is not None)
-            tag = file = path.name
+            file = path.name
     kind = weights if weights in ("pretrained", "random") else "file"
     return LoadedModel(
         row, model.eval(), _preprocess(row, model, preprocess), Weights(kind, tag, _sha256(model), file)
@@ -235,13 +238,20 @@ def _pretrained(row: ModelRow) -> nn.Module:
         if row.library == "torchvision":
             if row.tag is None:
                 raise CamkitError("torchvision has no weights for it")
-            state = torchvision.models.get_model_weights(row.entry)[row.tag].get_state_dict(check_hash=True)
+            published = torchvision.models.get_model_weights(row.entry)[row.tag]
+            # The hash of a file that lies in the cache already is not checked.
+            state = published.get_state_dict(check_hash=True, weights_only=True)
             model = _build(row)
             _load_state(model, state, row.tag, same_order=False)
             return model
         return timm.create_model(f"{row.entry}.{row.tag}" if row.tag else row.entry, pretrained=True)
     except CamkitError as error:
         raise CamkitError(f"no pretrained weights for {row.name}: {error}") from error
+    except pickle.UnpicklingError as error:
+        raise CamkitError(
+            f"the file of {row.name}'s pretrained weights is {REFUSED}.\n"
+            "Remove it from the library's cache, and it is fetched anew."
+        ) from error
     except Exception as error:  # whatever the hub's client raises: no network, a proxy's answer, a bad hash
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise CamkitError(
@@ -292,8 +302,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CamkitError(
-            f"{path.name} is refused: it holds more than tensors, or is no PyTorch file, and loading it "
-            "could run code.\nSave the state dict alone: torch.save(model.state_dict(), FILE)."
+            f"{path.name} is {REFUSED}.\nSave the state dict alone: torch.save(model.state_dict(), FILE)."
         ) from error
     except Exception as error:  # torch's unpickler raises nearly anything on a file of another kind
         reason = str(error).strip().split(". ")[0].split("\n")[0] or type(error).__name__

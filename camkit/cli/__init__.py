@@ -13,6 +13,7 @@ from camkit.cli.explain import explain, list_names
 from camkit.cli.report import compare, plot, report
 from camkit.cli.runs import merge, score, submit, verify
 from camkit.errors import CamkitError, UsageError
+from camkit.stop import stop_signals
 
 
 class _Commands(click.Group):
@@ -20,7 +21,8 @@ class _Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with stop_signals(lambda line: None):  # SIGTERM, too, ends with a line
+                return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except (Exception, KeyboardInterrupt) as error:
