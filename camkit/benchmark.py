@@ -23,8 +23,7 @@ from camkit.lock import hold
 from camkit.merge import mark_through, refresh_summary, set_aside, unmark_through, wait_for_parts
 from camkit.pixels import Batch, batches
 from camkit.plugins import load_plugins
-from camkit.prepare import Prepared, Say, find_methods, find_models, find_utilities, numerics, prepare
-from camkit.registry import METRICS
+from camkit.prepare import Prepared, Say, check_names, find_models, numerics, prepare
 from camkit.results import ERRORS, file_name, run_folders
 from camkit.run import ModelRun
 from camkit.share import Share
@@ -48,10 +47,7 @@ def select(config: RunConfig, say: Say) -> tuple[list[str], DataSet, list[Item]]
     """
     load_plugins(config.plugin)
     models = find_models(config.model)
-    find_methods(config.method)
-    for name in config.metrics:
-        METRICS[name]
-    find_utilities(config.utility)
+    check_names(config.method, config.utility, config.metrics)
     data = find_images(config.data, config.seed, config.layout, config.labels)
     for note in data.notes:
         say(note)

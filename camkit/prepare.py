@@ -22,7 +22,7 @@ from camkit.errors import CamkitError, UsageError, is_out_of_memory
 from camkit.evaluate import Cell
 from camkit.models import PAPER_ROWS, LoadedModel, calibrate, find_row, load_model
 from camkit.pixels import Preprocess, batches
-from camkit.registry import METHODS, Method, unknown_name
+from camkit.registry import METHODS, METRICS, Method, unknown_name
 from camkit.share import Share
 from camkit.tracing import Network, last_feature_layer
 from camkit.utilities import UTILITIES
@@ -60,6 +60,18 @@ def find_utilities(names: Iterable[str]) -> list[str]:
         if name not in UTILITIES:
             raise unknown_name("utility", name, UTILITIES)
     return list(names)
+
+
+def check_names(methods: Iterable[str], utilities: Iterable[str], metrics: Iterable[str]) -> None:
+    """All of them exist.
+
+    Raises:
+        UsageError: one does not.
+    """
+    find_methods(methods)
+    find_utilities(utilities)
+    for name in metrics:
+        METRICS[name]
 
 
 def find_models(names: Iterable[str]) -> list[str]:

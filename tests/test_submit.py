@@ -88,6 +88,12 @@ def test_models_of_the_command_line_stand_for_those_of_the_table(tmp_path: Path)
         (["--model", "resnet50", "--no-such-option"], "--no-such-option"),
         (["--model", "resnet50", "--force"], "move the others' results aside"),
         (["--limit", "3"], "Missing option '--model'"),
+        (
+            ["--model", "resnet50", "--method", "gradcamm"],
+            "unknown method 'gradcamm'. Did you mean 'gradcam'?",
+        ),
+        (["--model", "resnet50", "--utility", "logits"], "unknown utility 'logits'"),
+        (["--model", "resnet50", "--metrics", "adc"], "unknown metric 'adc'"),
         (["--model", "resnet50", "--local", "1", "--slurm-partition", "gpu"], "--local"),
         (["--model", "resnet50", "--slurm-time", "soon"], "--slurm-time soon: expected minutes, H:M:S"),
         (["--model", "resnet50", "--slurm-time", "0"], "--slurm-time 0: expected minutes"),

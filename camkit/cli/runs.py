@@ -138,7 +138,7 @@ def submit(
     """
     from camkit import submit as jobs_of
     from camkit.plugins import load_plugins
-    from camkit.prepare import find_models
+    from camkit.prepare import check_names, find_models
 
     slurm, rest = jobs_of.split_words(words)
     if local and slurm:
@@ -152,6 +152,7 @@ def submit(
         commands.commands["bench"].make_context("camkit bench", [*named, *rest], parent=ctx.parent).params
     )
     load_plugins(options["plugin"])
+    check_names(options["method"], options["utility"], options["metrics"])
     if options["force"]:
         raise UsageError("--force: each job would move the others' results aside; move the folder by hand")
     jobs = [jobs_of.Job(("bench", *rest, "--model", name)) for name in find_models(options["model"])]
