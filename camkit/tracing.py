@@ -27,30 +27,48 @@ from camkit.utilities import Utility
 
 
 @dataclass(eq=False)
-class Trace:
-    """What one pass through the network gives a method, for one layer, utility and target.
+class ImageView:
+    """What a method has of images that is the same for all layers and utilities.
 
     Attributes:
-        images: the normalised images that were passed, (B, 3, H, W).
+        images: normalised, (B, 3, H, W).
         image_ids: their names.
         pixels: the same images before normalisation, RGB in [0, 1], (B, 3, H, W).
         target: target classes, (B,).
-        logits: (B, K).
-        activation: the layer's output A, (B, C, h, w).
         seed, draw: seed of random methods; 0 for the image, 1 for the masked image of coherency.
-        network, layer: where the activation comes from; `layer` is a module path.
-        absent: what an absent position's activation is, see :func:`camkit.game.absent_activation`.
-        budget: permutations from which a Shapley value is estimated.
+        network: the model whose classes are explained.
     """
 
     images: Tensor
     image_ids: Sequence[str]
     pixels: Callable[[], Tensor]
     target: Tensor
-    utility: Utility
     seed: int
     draw: int
     network: Network
+
+    def score(self, images: Tensor) -> Tensor:
+        """Probability p_c (B,) of other images (B, 3, H, W): one pass."""
+        return self.network.score(images, self.target)
+
+    def logit(self, images: Tensor) -> Tensor:
+        """Logit y_c (B,) of other images (B, 3, H, W): one pass."""
+        return self.network.logits(images).gather(1, self.target[:, None])[:, 0]
+
+
+@dataclass(eq=False)
+class Trace(ImageView):
+    """What one pass through the network gives a method, for one layer, utility and target.
+
+    Attributes:
+        logits: (B, K).
+        activation: the layer's output A, (B, C, h, w).
+        layer: where the activation comes from, a module path.
+        absent: what an absent position's activation is, see :func:`camkit.game.absent_activation`.
+        budget: permutations from which a Shapley value is estimated.
+    """
+
+    utility: Utility
     layer: str
     _logits: Tensor
     _leaf: Tensor
@@ -108,14 +126,6 @@ class Trace:
         with torch.enable_grad():
             leaf = activation.detach().clone().requires_grad_()
             return _gradient(self.head(leaf), leaf, create_graph=False)
-
-    def score(self, images: Tensor) -> Tensor:
-        """Probability p_c (B,) of other images (B, 3, H, W): one pass."""
-        return self.network.score(images, self.target)
-
-    def logit(self, images: Tensor) -> Tensor:
-        """Logit y_c (B,) of other images (B, 3, H, W): one pass."""
-        return self.network.logits(images).gather(1, self.target[:, None])[:, 0]
 
     @cached_property
     def absent_activation(self) -> Tensor:
