@@ -174,6 +174,7 @@ class Network:
 
     Attributes:
         passes: how many batches have gone through the network.
+        head_passes: how many have gone through what follows a layer alone, see :class:`camkit.head.Head`.
     """
 
     def __init__(self, model: nn.Module, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
@@ -182,7 +183,7 @@ class Network:
         self.device = device
         self.dtype = dtype
         self._scored: Callable[[Tensor], Tensor] = self.model
-        self.passes = 0
+        self.passes = self.head_passes = 0
         # Layer -> what passes it by, see Head: a matter of the network alone, so found once.
         self.bypasses: dict[str, frozenset[int]] = {}
 
