@@ -32,6 +32,7 @@ from camkit.evaluate import Evaluation, explain
 from camkit.models import LoadedModel, calibrate, load_model
 from camkit.pixels import Preprocess
 from camkit.prepare import numerics
+from camkit.rescore import rescore
 from camkit.tracing import Network
 
 FITS = 4
@@ -172,6 +173,10 @@ def test_head_passes_are_recorded_and_shown_where_there_are_any(photos: Path, tm
     assert segments(tmp_path / "game")[-1]["head_passes"] == 2 * (10 + 16)
     assert segments(tmp_path / "game")[-1]["passes"] == 2 * (1 + 1)  # up to the layer, once more
     assert segments(tmp_path / "none")[-1]["head_passes"] == 0
+    run(photos, tmp_path / "saved", method=("gradcam",), metrics=("adcc",), save_maps=True)
+    saved = {"data": str(photos), "batch_size": 3, "device": "cpu", "say": lambda line: None}
+    rescore(tmp_path / "saved", metrics=("shapley",), **saved)
+    assert segments(tmp_path / "saved")[-1]["head_passes"] == 2 * (10 + 16)
     words = ["bench", "--dry-run", "--model", "timm/camkit_tiny", "--weights", "random", "--device", "cpu"]
     words += [
         "--preprocess",
