@@ -276,7 +276,7 @@ def load_batches(prepared: Prepared, config: RunConfig, items: Sequence[Item], s
     )
 
 
-class _Timed(Iterator[Batch]):
+class Timed(Iterator[Batch]):
     """Passes batches on, and adds up the seconds spent waiting for them."""
 
     def __init__(self, source: Iterator[Batch]) -> None:
@@ -298,7 +298,7 @@ def score_images(run: ModelRun, prepared: Prepared, size: int, stop: Stop) -> di
         size: images in a pass.
 
     Returns:
-        What it took: `images`, `seconds`, `waiting_seconds` (for data), `passes`.
+        What it took: `images`, `seconds`, `waiting_seconds` (for data), `passes`, `head_passes`.
 
     Raises:
         OutOfMemory: a pass of `size` images does not fit.
@@ -308,8 +308,9 @@ def score_images(run: ModelRun, prepared: Prepared, size: int, stop: Stop) -> di
     """
     todo = run.todo()
     evaluation = make_evaluation(prepared, run.config, size)
-    loader = _Timed(chain.from_iterable(load_batches(prepared, run.config, items, size) for items in todo))
-    started, passes = time.perf_counter(), prepared.network.passes
+    loader = Timed(chain.from_iterable(load_batches(prepared, run.config, items, size) for items in todo))
+    network = prepared.network
+    started, passes, head_passes = time.perf_counter(), network.passes, network.head_passes
     scored = faults = 0
 
     def took() -> dict[str, float]:
@@ -317,7 +318,8 @@ def score_images(run: ModelRun, prepared: Prepared, size: int, stop: Stop) -> di
             "images": scored,
             "seconds": time.perf_counter() - started,
             "waiting_seconds": loader.seconds,
-            "passes": prepared.network.passes - passes,
+            "passes": network.passes - passes,
+            "head_passes": network.head_passes - head_passes,
         }
 
     try:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from camkit.pixels import Batch, Preprocess, pad
 from camkit.plugins import blamed
 from camkit.registry import METRICS, Method, Metric
 from camkit.saliency import is_degenerate, to_saliency
-from camkit.tracing import Network, Trace, TracedPass
+from camkit.tracing import ImageView, Network, Trace, TracedPass
 from camkit.utilities import UTILITIES
 
 NOT_FINITE = "gives values that are not finite"
@@ -94,7 +94,7 @@ class _Copies:
     trace.activation; a[a < 0] = 0`) would change their numbers.
     """
 
-    def __init__(self, shared: Trace | Subject) -> None:
+    def __init__(self, shared: ImageView | Subject) -> None:
         self._shared = shared
 
     def __getattr__(self, name: str) -> Any:
@@ -105,21 +105,24 @@ def _lent(value: Any) -> Any:
     """An argument as a plugin gets it."""
     if isinstance(value, Tensor):
         return value.clone()
-    return _Copies(value) if isinstance(value, Trace | Subject) else value
+    return _Copies(value) if isinstance(value, ImageView | Subject) else value
 
 
-def explain(method: Method, trace: Trace) -> tuple[Tensor, Tensor]:
+def explain(method: Method, view: ImageView) -> tuple[Tensor, Tensor]:
     """Signed maps (B, h, w) and saliency maps (B, H, W) of a method.
+
+    Args:
+        view: a :class:`camkit.tracing.Trace`, but for methods that are `of_image`.
 
     Raises:
         PluginError: a plugin's method fails, or gives something else.
     """
-    images, activation = trace.images, trace.activation
-    size = (images.shape[2], images.shape[3])
-    grid = size if method.saliency else (activation.shape[2], activation.shape[3])
+    like = view.activation if isinstance(view, Trace) else view.images
+    size = (view.images.shape[2], view.images.shape[3])
+    grid = size if method.saliency else (like.shape[2], like.shape[3])
     with torch.no_grad(), blamed("method", method):
-        given = method.function(_lent(trace) if method.origin else trace)
-        maps = _expect_tensor(given, (len(images), *grid)).to(activation)
+        given = method.function(_lent(view) if method.origin else view)
+        maps = _expect_tensor(given, (len(view.images), *grid)).to(like)
         if not method.saliency:
             return maps, to_saliency(maps, size)
         saliency = maps.where(maps.isfinite(), 0)
@@ -181,12 +184,12 @@ def _column(metric: Metric, name: str, value: object, like: Tensor) -> Tensor:
     )
 
 
-def _not_finite(cell: Cell, maps: Tensor, items: tuple[Item, ...]) -> Iterator[CellFailure]:
+def _not_finite(cell: Cell, maps: Tensor, explained: _Explained) -> Iterator[CellFailure]:
     """Images for which a plugin's map holds NaN or infinities: named, besides counting as degenerate."""
     if not cell.method.origin:
         return
-    finite = maps.flatten(1).isfinite().all(dim=1).tolist()
-    wrong = tuple(item for item, fine in zip(items, finite, strict=True) if not fine)
+    finite = explained.of_kept(maps).flatten(1).isfinite().all(dim=1).tolist()
+    wrong = tuple(item for item, fine in zip(explained.items, finite, strict=True) if not fine)
     if wrong:
         reason = f"plugin {cell.method.origin}: method {cell.method.name!r}: {NOT_FINITE}"
         yield CellFailure(cell, wrong, reason)
@@ -206,23 +209,70 @@ def _defined(columns: Mapping[str, Tensor], optional: Container[str]) -> tuple[d
     return kept, torch.stack(required).any(dim=0)
 
 
-@dataclass(frozen=True)
+def _of_target(logits: Tensor, target: Tensor) -> Tensor:
+    """p_c (B,) of logits (B, K)."""
+    return logits.detach().softmax(dim=1).gather(1, target[:, None])[:, 0]
+
+
+@dataclass
 class _Explained:
     """What is explained of one batch, for every cell.
 
     Attributes:
         target: the classes (B,).
         kept: positions in the batch of the images whose scores are wanted.
+        classes: their target classes.
+        subject: with p_c of the pass that gave the predictions.
+        traced, trace: the pass, and the view of it, that the last cell had.
     """
 
     batch: Batch
     target: Tensor
     kept: list[int]
+    classes: tuple[int, ...]
     subject: Subject
+    traced: TracedPass
+    trace: Trace | None = None
 
     @property
     def items(self) -> tuple[Item, ...]:
         return tuple(self.batch.items[position] for position in self.kept)
+
+    def of_kept(self, values: Tensor) -> Tensor:
+        """Of values (B, ...) those of the kept images, without a copy where no image between is left out."""
+        count = len(self.kept)
+        return values[:count] if self.kept == list(range(count)) else values[self.kept]
+
+
+@dataclass
+class _Made:
+    """What is made once for all cells that have the same maps.
+
+    Attributes:
+        found: what a metric gave; under its name, with the cell's module and utility where it sees them.
+    """
+
+    subject: Subject
+    explain: Callable[[], tuple[Tensor, Tensor]]
+    found: dict[tuple[str, ...], dict[str, Tensor]] = field(default_factory=dict)
+
+    @cached_property
+    def maps(self) -> tuple[Tensor, Tensor]:
+        return self.explain()
+
+
+def _together(wanted: Mapping[Cell, Sequence[str]]) -> list[tuple[Cell, Sequence[str]]]:
+    """Cells by module, utility and method, each in the order of first appearance.
+
+    Those of two layer names for one module are neighbours: their maps need not be kept for longer.
+    """
+    places: dict[tuple[int, object], int] = {}
+
+    def place(cell: Cell) -> list[int]:
+        parts = enumerate((cell.path, cell.utility, cell.method))
+        return [places.setdefault(part, len(places)) for part in parts]
+
+    return sorted(wanted.items(), key=lambda entry: place(entry[0]))
 
 
 class Evaluation:
@@ -262,7 +312,7 @@ class Evaluation:
         self.seed = seed
         self.absent = absent
         self.budget = budget
-        self.explain: Callable[[Method, Trace], tuple[Tensor, Tensor]] = explain
+        self.explain: Callable[[Method, Any], tuple[Tensor, Tensor]] = explain
 
     def run(
         self,
@@ -280,73 +330,115 @@ class Evaluation:
             return
         pixels = pad(batch.pixels, self.batch_size).to(self.network.device, non_blocking=True)
         images = self.preprocess.normalise(pixels)
-        traced = self.network.trace(images, self.layers)
-        probabilities = traced.logits.detach().softmax(dim=1)
-        predicted = self._predicted(batch, traced.logits.detach(), predicted_before or {})
-        target = self._target(batch, predicted, classes=probabilities.shape[1])
+        traced = self._first_pass(images)
+        logits = traced.logits.detach()
+        predicted = self._predicted(batch, logits, predicted_before or {})
+        target = self._target(batch, predicted, classes=logits.shape[1])
+        count = len(batch.items)
+        best, classes = predicted[:count].tolist(), target[:count].tolist()
         yield Predictions(
             batch.items,
-            tuple(predicted[: len(batch.items)].tolist()),
-            tuple(probabilities.gather(1, predicted[:, None])[: len(batch.items), 0].tolist()),
-            probabilities.shape[1],
+            tuple(best),
+            tuple(_of_target(logits, predicted)[:count].tolist()),
+            logits.shape[1],
         )
-        hits = (predicted == target)[: len(batch.items)].tolist()
-        kept = [position for position, hit in enumerate(hits) if hit or self.target != "correct"]
+        pairs = enumerate(zip(best, classes, strict=True))
+        kept = [position for position, (one, other) in pairs if one == other or self.target != "correct"]
         if not kept:
             return
-        subject = Subject(
-            images,
-            probabilities.gather(1, target[:, None])[:, 0],
-            lambda changed: self.network.score(changed, target),
-            self.steps,
+        explained = _Explained(
+            batch,
+            target,
+            kept,
+            tuple(classes[position] for position in kept),
+            Subject(
+                images,
+                _of_target(logits, target),
+                lambda changed: self.network.score(changed, target),
+                self.steps,
+            ),
+            traced,
         )
-        explained = _Explained(batch, target, kept, subject)
-        trace = None
-        for cell, metrics in wanted.items():
-            if trace is None or (trace.layer, trace.utility) != (cell.path, UTILITIES[cell.utility]):
-                # What one method asks of it, the next one has.
-                trace = self._view(explained, cell, images, traced, draw=0)
-            yield from self._cell(explained, cell, metrics, trace)
+        made: dict[tuple[Any, ...], _Made] = {}
+        for cell, metrics in _together(wanted):
+            key = (cell.method,) if cell.method.of_image else (cell.method, cell.path, cell.utility)
+            if key not in made:
+                # Maps of another layer or utility have no further cell.
+                made = {one: maps for one, maps in made.items() if len(one) == 1}
+                made[key] = self._make(explained, cell)
+            yield from self._cell(explained, cell, metrics, made[key])
+
+    def _first_pass(self, images: Tensor) -> TracedPass:
+        """The pass that gives the predictions: in float32 also every layer's activation.
+
+        Below float32 a traced layer changes the logits, as float32 begins there: no layer is traced, and a
+        cell then has a pass of its own layer's, whichever others the run has.
+        """
+        if self.network.dtype == torch.float32:
+            return self.network.trace(images, self.layers)
+        return TracedPass(self.network.logits(images).clone(), {})  # no longer a tensor of inference mode
+
+    def _make(self, explained: _Explained, cell: Cell) -> _Made:
+        if cell.method.of_image:
+            view = ImageView(**self._seen(explained, explained.subject.images, draw=0))
+            return _Made(explained.subject, partial(self.explain, cell.method, view))
+        trace = self._trace(explained, cell)
+        subject = replace(explained.subject, probability=_of_target(trace.logits, explained.target))
+        return _Made(subject, partial(self.explain, cell.method, trace))
+
+    def _trace(self, explained: _Explained, cell: Cell) -> Trace:
+        """The trace of a cell's layer and utility: what one method or metric asks of it, the next one has."""
+        trace = explained.trace
+        if trace is None or (trace.layer, trace.utility) != (cell.path, UTILITIES[cell.utility]):
+            images = explained.subject.images
+            if cell.path not in explained.traced.leaves:
+                explained.traced = self.network.trace(images, [cell.path])
+            trace = explained.trace = self._view(explained, cell, images, explained.traced, draw=0)
+        return trace
 
     def _cell(
-        self, explained: _Explained, cell: Cell, metrics: Sequence[str], trace: Trace
+        self, explained: _Explained, cell: Cell, metrics: Sequence[str], made: _Made
     ) -> Iterator[CellScores | CellFailure]:
-        items, kept, subject = explained.items, explained.kept, explained.subject
+        items, subject = explained.items, made.subject
         try:
-            maps, saliency = self.explain(cell.method, trace)
+            maps, saliency = made.maps
         except PluginError as error:
             yield CellFailure(cell, items, str(error))
             return
-        yield from _not_finite(cell, maps[kept], items)
+        yield from _not_finite(cell, maps, explained)
         columns = {"probability": subject.probability}
         curves: dict[str, Tensor] = {}
         flags = {"degenerate": is_degenerate(saliency), "zero_probability": subject.probability == 0}
         again = partial(self._explain_again, explained, cell)
         for name in metrics:
-            if columns.keys() >= set(METRICS[name].columns):  # another group has the same scores
+            metric = METRICS[name]
+            if columns.keys() >= set(metric.columns):  # another group has the same scores
                 continue
-            also = (None if cell.method.saliency else maps, trace) if METRICS[name].needs_trace else ()
-            try:
-                found = score(METRICS[name], subject, saliency, again, *also)
-            except PluginError as error:
-                yield CellFailure(cell, items, str(error))
-                continue
-            for column, value in found.items():
+            key = (name, cell.path, cell.utility) if metric.needs_trace else (name,)
+            if key not in made.found:
+                signed = None if cell.method.saliency else maps
+                also = (signed, self._trace(explained, cell)) if metric.needs_trace else ()
+                try:
+                    made.found[key] = score(metric, subject, saliency, again, *also)
+                except PluginError as error:
+                    yield CellFailure(cell, items, str(error))
+                    continue
+            for column, value in made.found[key].items():
                 kind = curves if value.ndim == 2 else flags if value.dtype == torch.bool else columns
                 kind[column] = value
         optional = {column for name in metrics for column in METRICS[name].optional}
         columns, flags["not_finite"] = _defined(columns, optional)
         values = torch.stack([column.double() for column in (*columns.values(), *flags.values())])
-        rows = values.cpu()[:, kept].tolist()  # one transfer
+        rows = values.cpu()[:, explained.kept].tolist()  # one transfer
         yield CellScores(
             cell,
             items,
-            tuple(explained.target[kept].tolist()),
+            explained.classes,
             dict(zip(columns, map(tuple, rows[: len(columns)]), strict=True)),
-            {name: curve[kept] for name, curve in curves.items()},
+            {name: explained.of_kept(curve) for name, curve in curves.items()},
             {name: tuple(map(bool, row)) for name, row in zip(flags, rows[len(columns) :], strict=True)},
-            None if cell.method.saliency else maps[kept],
-            saliency[kept],
+            None if cell.method.saliency else explained.of_kept(maps),
+            explained.of_kept(saliency),
         )
 
     def _predicted(self, batch: Batch, logits: Tensor, before: Mapping[str, int]) -> Tensor:
@@ -367,19 +459,25 @@ class Evaluation:
         labels += labels[-1:] * (self.batch_size - len(labels))
         return torch.tensor(labels, device=predicted.device)
 
+    def _seen(self, explained: _Explained, images: Tensor, draw: int) -> dict[str, Any]:
+        """The fields of an image view."""
+        ids = [item.id for item in explained.batch.items]
+        return {
+            "images": images,
+            "image_ids": ids + ids[-1:] * (self.batch_size - len(ids)),
+            "pixels": partial(self.preprocess.denormalise, images),
+            "target": explained.target,
+            "seed": self.seed,
+            "draw": draw,
+            "network": self.network,
+        }
+
     def _view(
         self, explained: _Explained, cell: Cell, images: Tensor, traced: TracedPass, draw: int
     ) -> Trace:
-        ids = [item.id for item in explained.batch.items]
         return Trace(
-            images=images,
-            image_ids=ids + ids[-1:] * (self.batch_size - len(ids)),
-            pixels=partial(self.preprocess.denormalise, images),
-            target=explained.target,
+            **self._seen(explained, images, draw),
             utility=UTILITIES[cell.utility],
-            seed=self.seed,
-            draw=draw,
-            network=self.network,
             layer=cell.path,
             absent=self.absent,
             budget=self.budget,
@@ -389,7 +487,9 @@ class Evaluation:
 
     def _explain_again(self, explained: _Explained, cell: Cell, images: Tensor) -> tuple[Tensor, Tensor]:
         """p_c (B,) and saliency maps (B, H, W) of other images, in one pass."""
+        if cell.method.of_image:
+            view = ImageView(**self._seen(explained, images, draw=1))
+            return explained.subject.score(images), self.explain(cell.method, view)[1]
         traced = self.network.trace(images, [cell.path])
-        target = explained.target[:, None]
-        probability = traced.logits.detach().softmax(dim=1).gather(1, target)[:, 0]
-        return probability, self.explain(cell.method, self._view(explained, cell, images, traced, draw=1))[1]
+        view = self._view(explained, cell, images, traced, draw=1)
+        return _of_target(traced.logits, explained.target), self.explain(cell.method, view)[1]

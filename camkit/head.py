@@ -86,7 +86,8 @@ class Head:
         self.given = [one.clone() if place in self.passing else one for place, one in enumerate(self.given)]
 
     def __call__(self, activation: Tensor) -> Tensor:
-        """Logits (B, K) with `activation` (B, C, h, w) in place of the layer's own."""
+        """Logits (B, K) with `activation` (B, C, h, w) in place of the layer's own: one head pass."""
+        self.network.head_passes += 1
         # An in-place operation further on must not change what the next call is given.
         given = [one.clone() if place in self.passing else one for place, one in enumerate(self.given)]
         return self._replay(activation, given)

@@ -31,12 +31,12 @@ from camkit.results import DEFINITIONS_VERSION, read_run
 # Entries of a segment that may differ between two starts of the same segment.
 BOOKKEEPING = {
     "command", "data", "data_images", "layout", "labels", "started", "ended", "starts", "rows",
-    "images", "seconds", "waiting_seconds", "passes", "images_per_second", "waiting_for_data",
+    "images", "seconds", "waiting_seconds", "passes", "head_passes", "images_per_second", "waiting_for_data",
     "not_deterministic", "plugins",
 }  # fmt: skip
 PLUGIN = "plugin"  # begins the difference that is a plugin's file
 # Entries of a segment that add up over its starts.
-COUNTS = ("images", "seconds", "waiting_seconds", "passes")
+COUNTS = ("images", "seconds", "waiting_seconds", "passes", "head_passes")
 
 
 def now() -> str:
@@ -211,7 +211,7 @@ def merge_segments(segments: list[dict[str, Any]], others: Sequence[Mapping[str,
 def add_counts(segment: dict[str, Any], counts: Mapping[str, float]) -> None:
     """Add to a segment's counts (:data:`COUNTS`), and renew the rates that follow from them."""
     for name in COUNTS:
-        segment[name] = round(segment[name] + counts[name], 3)
+        segment[name] = round(segment.get(name, 0) + counts.get(name, 0), 3)  # older ones lack some
     seconds = segment["seconds"]
     segment["images_per_second"] = round(segment["images"] / seconds, 3) if seconds else None
     segment["waiting_for_data"] = round(segment["waiting_seconds"] / seconds, 4) if seconds else None

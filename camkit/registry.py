@@ -120,6 +120,8 @@ class Method:
         source: the paper, or where the method is defined.
         saliency: the result is taken as it stands: no ReLU, resize or min-max.
         value: the map divides the utility among the positions, as a Shapley value does.
+        of_image: the map is the same for every layer and utility, and made once for all; the function takes a
+            :class:`camkit.tracing.ImageView`, which has neither.
         origin: the plugin it comes from; "" for camkit's own.
     """
 
@@ -129,6 +131,7 @@ class Method:
     source: str
     saliency: bool = False
     value: bool = False
+    of_image: bool = False
     origin: str = ""
 
 
@@ -200,11 +203,19 @@ def method(
     source: str = "",
     saliency: bool = False,
     value: bool = False,
+    of_image: bool = False,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register a function as a CAM method; see :class:`Method` for what it takes and returns."""
+    """Register a function as a CAM method; see :class:`Method` for what it takes and returns.
+
+    Raises:
+        ValueError: the name is taken, or `of_image` without `saliency`: a map (B, h, w) has a layer's size.
+    """
+    if of_image and not saliency:
+        raise ValueError(f"method {name!r}: of_image=True needs saliency=True, maps of the images' size")
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
-        METHODS.add(name, Method(name, function, groups, source, saliency, value, origin_of(function)))
+        origin = origin_of(function)
+        METHODS.add(name, Method(name, function, groups, source, saliency, value, of_image, origin))
         return function
 
     return register

@@ -134,7 +134,8 @@ def _rescore_folder(config: RunConfig, files: Mapping[str, Path], data: DataSet,
         evaluation = make_evaluation(prepared, config, size)
         evaluation.explain = partial(_explain_saved, saved)
         run.start(size, record, say)
-        started, passes = time.perf_counter(), prepared.network.passes
+        network = prepared.network
+        started, passes, head_passes = time.perf_counter(), network.passes, network.head_passes
         with failures_named(size):
             for wanted, items in groups.items():
                 for batch in load_batches(prepared, config, items, size):
@@ -142,9 +143,14 @@ def _rescore_folder(config: RunConfig, files: Mapping[str, Path], data: DataSet,
                         say(f"{item.source}: {reason}")
                     for result in evaluation.run(batch, dict(wanted), run.predicted):
                         run.write(result)
-        seconds = time.perf_counter() - started
-        counts = {"images": images, "seconds": seconds, "waiting_seconds": 0.0}
-        run.end(counts | {"passes": prepared.network.passes - passes})
+        counts = {
+            "images": images,
+            "seconds": time.perf_counter() - started,
+            "waiting_seconds": 0.0,
+            "passes": network.passes - passes,
+            "head_passes": network.head_passes - head_passes,
+        }
+        run.end(counts)
         run.finish()
         return run.failure_lines()
 

@@ -27,30 +27,48 @@ from camkit.utilities import Utility
 
 
 @dataclass(eq=False)
-class Trace:
-    """What one pass through the network gives a method, for one layer, utility and target.
+class ImageView:
+    """What a method has of images that is the same for all layers and utilities.
 
     Attributes:
-        images: the normalised images that were passed, (B, 3, H, W).
+        images: normalised, (B, 3, H, W).
         image_ids: their names.
         pixels: the same images before normalisation, RGB in [0, 1], (B, 3, H, W).
         target: target classes, (B,).
-        logits: (B, K).
-        activation: the layer's output A, (B, C, h, w).
         seed, draw: seed of random methods; 0 for the image, 1 for the masked image of coherency.
-        network, layer: where the activation comes from; `layer` is a module path.
-        absent: what an absent position's activation is, see :func:`camkit.game.absent_activation`.
-        budget: permutations from which a Shapley value is estimated.
+        network: the model whose classes are explained.
     """
 
     images: Tensor
     image_ids: Sequence[str]
     pixels: Callable[[], Tensor]
     target: Tensor
-    utility: Utility
     seed: int
     draw: int
     network: Network
+
+    def score(self, images: Tensor) -> Tensor:
+        """Probability p_c (B,) of other images (B, 3, H, W): one pass."""
+        return self.network.score(images, self.target)
+
+    def logit(self, images: Tensor) -> Tensor:
+        """Logit y_c (B,) of other images (B, 3, H, W): one pass."""
+        return self.network.logits(images).gather(1, self.target[:, None])[:, 0]
+
+
+@dataclass(eq=False)
+class Trace(ImageView):
+    """What one pass through the network gives a method, for one layer, utility and target.
+
+    Attributes:
+        logits: (B, K).
+        activation: the layer's output A, (B, C, h, w).
+        layer: where the activation comes from, a module path.
+        absent: what an absent position's activation is, see :func:`camkit.game.absent_activation`.
+        budget: permutations from which a Shapley value is estimated.
+    """
+
+    utility: Utility
     layer: str
     _logits: Tensor
     _leaf: Tensor
@@ -109,14 +127,6 @@ class Trace:
             leaf = activation.detach().clone().requires_grad_()
             return _gradient(self.head(leaf), leaf, create_graph=False)
 
-    def score(self, images: Tensor) -> Tensor:
-        """Probability p_c (B,) of other images (B, 3, H, W): one pass."""
-        return self.network.score(images, self.target)
-
-    def logit(self, images: Tensor) -> Tensor:
-        """Logit y_c (B,) of other images (B, 3, H, W): one pass."""
-        return self.network.logits(images).gather(1, self.target[:, None])[:, 0]
-
     @cached_property
     def absent_activation(self) -> Tensor:
         """What A is where a position is absent, (B, C, h, w)."""
@@ -164,6 +174,7 @@ class Network:
 
     Attributes:
         passes: how many batches have gone through the network.
+        head_passes: how many have gone through what follows a layer alone, see :class:`camkit.head.Head`.
     """
 
     def __init__(self, model: nn.Module, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
@@ -172,7 +183,7 @@ class Network:
         self.device = device
         self.dtype = dtype
         self._scored: Callable[[Tensor], Tensor] = self.model
-        self.passes = 0
+        self.passes = self.head_passes = 0
         # Layer -> what passes it by, see Head: a matter of the network alone, so found once.
         self.bypasses: dict[str, frozenset[int]] = {}
 

@@ -92,6 +92,23 @@ def test_a_cell_is_the_same_alone_and_among_others(six_at_once: dict, photos: Pa
     assert all(row == six_at_once[key] for key, row in alone.items())
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_below_float32_a_layer_is_the_same_alone_and_among_others(
+    photos: Path, tmp_path: Path, dtype: str
+) -> None:
+    """From a traced layer on a pass is in float32: no other layer may decide where that begins."""
+    options = {"method": ("gradcam", "flat"), "batch_size": 6, "dtype": dtype}
+    both = rows(photos, tmp_path / "both", layer=("features.3", "features.0"), **options)
+    for layer in ("features.3", "features.0"):
+        alone = rows(photos, tmp_path / layer, layer=(layer,), **options)
+        assert len(alone) == 2 * 6
+        assert all(row == both[key] for key, row in alone.items())
+    predictions = [path.read_bytes() for path in sorted(tmp_path.glob("*/*/predictions.csv"))]
+    assert len(predictions) == 3 and len(set(predictions)) == 1
+    mine = [row["probability"] for key, row in sorted(both.items()) if key[1] == "gradcam"]
+    assert mine[:6] != mine[6:]  # else there would be nothing to tell the layers apart
+
+
 def test_the_seed_moves_randomcam_only(photos: Path, tmp_path: Path) -> None:
     options = {"method": ("paper",), "batch_size": 6, "weights": str(weights(tmp_path))}
     first, second = (rows(photos, tmp_path / f"seed_{seed}", seed=seed, **options) for seed in (0, 1))

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 from conftest import write_photo
+from tiny import camkit_tiny  # noqa: F401  (registers it)
 
 import camkit.methods
 import camkit.metrics  # noqa: F401  (both fill the registries)
@@ -463,3 +464,50 @@ def explains_again(subject, saliency, explain):
 def test_import_brings_no_torch() -> None:
     code = "import sys, camkit; from camkit import method, metric, model; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+OF_IMAGE = """
+import torch
+from camkit import method
+
+calls = []
+
+@method("bright-parts", saliency=True, of_image=True)
+def bright_parts(view):
+    calls.append(len(view.images))
+    view.images.clamp_(0, 1)
+    return view.pixels().mean(dim=1)
+
+@method("liar", saliency=True, of_image=True)
+def liar(view):
+    return view.activation.mean(dim=1)
+"""
+
+
+def test_a_method_of_the_image_alone_is_called_once_for_all_layers_and_utilities(
+    tmp_path: Path, photos: Path
+) -> None:
+    """Once for the image and once for the masked one, a batch; one that lies has no layer to read."""
+    file, out = tmp_path / "ofimage.py", tmp_path / "out"
+    file.write_text(OF_IMAGE)
+    code, output = run(
+        "bench", "--model", "timm/camkit_tiny", "--weights", "random", "--preprocess", "native",
+        "--method", "bright-parts,gradcam,liar", "--layer", "conv,features.2", "--utility", "rest,logit",
+        "--metrics", "adcc", "--plugin", file, "--data", photos, "--batch-size", 4, "-o", out,
+    )  # fmt: skip
+    assert code == 1
+    assert "method 'liar': AttributeError: 'ImageView' object has no attribute 'activation'" in output
+    calls = registry.METHODS["bright-parts"].function.__globals__["calls"]
+    assert calls == [4] * (2 * 2)
+    tables = [path.read_bytes() for path in sorted(out.glob("*/*/bright-parts.csv"))]
+    assert len(tables) == 4 and len(set(tables)) == 1
+    assert not list(out.glob("*/*/liar.csv"))
+    failures = pd.read_csv(next(out.glob("*/failures.csv")))
+    assert len(failures) == 4 * 6
+
+
+def test_a_map_of_a_layers_size_is_not_of_the_image_alone(tmp_path: Path) -> None:
+    file = tmp_path / "wrong.py"
+    file.write_text("from camkit import method\n@method('m', of_image=True)\ndef m(view):\n    pass\n")
+    with pytest.raises(CamkitError, match="method 'm': of_image=True needs saliency=True"):
+        plugins.load_plugins([file])

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from tiny_run import FOLDER, Tiny, make_images, tiny_config
+from tiny_run import FOLDER, Tiny, crash_at_write, make_images, result_files, tiny_bench, tiny_config
 from torch import Tensor
 
 from camkit.benchmark import bench
@@ -138,3 +138,30 @@ def test_no_score_at_all_is_no_warning(data: Path, tmp_path: Path, monkeypatch: 
     assert rows[SCORES + CURVES].isna().all(axis=None)
     assert summary.loc["gradcam", SCORES].isna().all()
     assert (summary["not_finite"] == 6).all() and (summary["degenerate"]["gradcam"] == 6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_cells_that_share_maps_are_the_same_after_a_kill_between_them(
+    dtype: str, data: Path, tmp_path: Path
+) -> None:
+    """Two names of one layer and controls that see no layer: what one cell has, the next one is made from.
+
+    Killed in the second batch before each of its cells: the rest of them has nothing to share with those.
+    """
+    settings = {
+        "method": ("gradcam", "flat", "edges"),
+        "layer": ("conv", "norm", "prepool"),
+        "utility": ("rest", "logit"),
+        "metrics": ("adcc", "deletion", "single_deletion"),
+        "steps": 3,
+        "dtype": dtype,
+    }
+    cells = 3 * 3 * 2
+    tiny_bench(data, tmp_path / "whole", **settings)
+    whole = result_files(tmp_path / "whole")
+    assert sum(name.endswith(".csv") and "second-" not in name for name in whole) >= cells
+    for killed in range(cells + 1, 2 * cells, 6):
+        out = tmp_path / str(killed)
+        crash_at_write(killed, data, out, **settings)
+        tiny_bench(data, out, **settings)
+        assert result_files(out) == whole

@@ -307,6 +307,18 @@ def test_the_same_machine_goes_on_with_its_segment(data: Path, tmp_path: Path) -
     assert segment["rows"] == dict.fromkeys(METHODS, f"0-{IMAGES - 1}")
 
 
+def test_a_count_that_an_older_start_did_not_make_begins_at_zero(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    crash_at_write(5, data, out)
+    path = out / CELLS / "run.json"
+    run = json.loads(path.read_text())
+    del run["segments"][0]["head_passes"]
+    path.write_text(json.dumps(run))
+    tiny_bench(data, out)
+    (segment,) = segments(out)
+    assert (segment["starts"], segment["head_passes"]) == (2, 0)
+
+
 def test_the_batch_shape_does_not_depend_on_what_is_left(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

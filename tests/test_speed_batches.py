@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import csv
+import gc
 import json
+import re
 import shutil
+import time
+import weakref
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,13 +20,19 @@ from tiny import CPU, TINY, TinyNet, noise, seeded
 from torch import Tensor
 from torch.nn import functional as F
 
+import camkit.dryrun
+import camkit.prepare
 from camkit.benchmark import bench
 from camkit.cli import main
 from camkit.config import RunConfig
 from camkit.data import find_images
 from camkit.dryrun import dry_run
 from camkit.errors import CamkitError, UsageError
+from camkit.evaluate import Evaluation, explain
+from camkit.models import LoadedModel, calibrate, load_model
+from camkit.pixels import Preprocess
 from camkit.prepare import numerics
+from camkit.rescore import rescore
 from camkit.tracing import Network
 
 FITS = 4
@@ -121,28 +132,168 @@ def test_every_pass_of_the_loop_has_one_shape(photos: Path, tmp_path: Path, size
         {"method": ("paper",), "metrics": ("adcc",)},
         {"method": ("gradcam", "flat"), "metrics": ("deletion",), "steps": 9},
         {"method": ("shapleycam",), "layer": ("conv", "features.3"), "steps": 7},
+        {
+            "method": ("gradcam", "flat"),
+            "layer": ("conv", "prepool"),
+            "utility": ("rest", "logit"),
+            "steps": 6,
+        },
+        {"method": ("gradcam",), "metrics": ("adcc", "shapley")},
+        {"method": ("gradcam",), "layer": ("conv", "features.2"), "dtype": "bfloat16", "steps": 5},
     ],
 )
 def test_dry_run_counts_the_passes_of_the_run(photos: Path, tmp_path: Path, options: dict) -> None:
     settings = TINY | {"data": str(photos), "out": tmp_path / "out", "batch_size": 4} | options
     cache = tmp_path / "cache"
-    (estimate,) = dry_run(RunConfig(**settings, cache=cache), say=lambda line: None).to_dict("records")
+    estimate = estimate_of(**settings, cache=cache)
     assert not (tmp_path / "out").exists()
     assert not cache.exists()
     bench(RunConfig(**settings), say=lambda line: None)
     path = next((tmp_path / "out").glob("*/*/run.json"))
-    assert estimate["passes"] == json.loads(path.read_text())["segments"][-1]["passes"]
+    segment = json.loads(path.read_text())["segments"][-1]
+    assert estimate["passes"] == segment["passes"]
+    assert estimate["head_passes"] == segment["head_passes"]
     assert (estimate["images"], estimate["batch_size"]) == (6, 4)
     assert estimate["seconds"] > 0
 
 
+def weights(folder: Path) -> Path:
+    """Weights of the tiny network, whose batch norm does not come from the run's own images."""
+    model = load_model("timm/camkit_tiny", "random").model
+    calibrate(model, noise(8, 3, 64, 64))
+    torch.save(model.state_dict(), folder / "weights.pth")
+    return folder / "weights.pth"
+
+
 def estimate_of(**settings: object) -> dict:
-    (estimate,) = dry_run(RunConfig(**settings), say=lambda line: None).to_dict("records")
+    table, failed = dry_run(RunConfig(**settings), say=lambda line: None)
+    assert not failed
+    (estimate,) = table.to_dict("records")
     return estimate
 
 
 def contents(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_head_passes_are_recorded_and_shown_where_there_are_any(photos: Path, tmp_path: Path) -> None:
+    """A head that is linear: 10 coalitions tell so, and 16 positions alone tell all others."""
+    settings = {"metrics": ("shapley",), "batch_size": 3}
+    run(photos, tmp_path / "game", method=("shapley", "gradcam"), **settings)
+    run(photos, tmp_path / "none", method=("gradcam",), metrics=("adcc",))
+    assert segments(tmp_path / "game")[-1]["head_passes"] == 2 * (10 + 16)
+    assert segments(tmp_path / "game")[-1]["passes"] == 2 * (1 + 1)  # up to the layer, once more
+    assert segments(tmp_path / "none")[-1]["head_passes"] == 0
+    run(photos, tmp_path / "saved", method=("gradcam",), metrics=("adcc",), save_maps=True)
+    saved = {"data": str(photos), "batch_size": 3, "device": "cpu", "say": lambda line: None}
+    rescore(tmp_path / "saved", metrics=("shapley",), **saved)
+    assert segments(tmp_path / "saved")[-1]["head_passes"] == 2 * (10 + 16)
+    words = ["bench", "--dry-run", "--model", "timm/camkit_tiny", "--weights", "random", "--device", "cpu"]
+    words += [
+        "--preprocess",
+        "native",
+        "--workers",
+        "0",
+        "--data",
+        str(photos),
+        "--out",
+        str(tmp_path / "new"),
+    ]
+    words += ["--steps", "4", "--batch-size", "3", "--method", "gradcam"]
+    for metrics, shown in (("shapley", True), ("adcc", False)):
+        result = CliRunner().invoke(main, [*words, "--metrics", metrics])
+        assert result.exit_code == 0, result.output
+        assert ("head_passes" in result.output) is shown
+
+
+def test_dry_run_takes_more_steps_as_bare_passes(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is slow in a batch, and no pass, is counted once a batch: not in every step of the curves."""
+    run_batch = camkit.dryrun.make_evaluation
+
+    def slow(*arguments: object) -> Evaluation:
+        evaluation = run_batch(*arguments)
+        evaluation.explain = lambda method, trace: time.sleep(0.5) or explain(method, trace)
+        return evaluation
+
+    monkeypatch.setattr(camkit.dryrun, "make_evaluation", slow)
+    settings = TINY | {"data": str(photos), "out": tmp_path / "out", "method": ("gradcam",), "batch_size": 3}
+    estimate = estimate_of(**settings | {"metrics": ("deletion",), "steps": 200})
+    assert 2 * 0.5 < estimate["seconds"] < 2 * 2 * 0.5 + 200 * 2 * 0.005
+
+
+@pytest.mark.parametrize(("workers", "least", "most"), [(0, 1.2, 9), (2, 0.6, 1.19)])
+def test_dry_run_counts_decoding_that_workers_do_not_hide(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int, least: float, most: float
+) -> None:
+    pixels = Preprocess.pixels
+    monkeypatch.setattr(Preprocess, "pixels", lambda self, data: time.sleep(0.2) or pixels(self, data))
+    settings = TINY | {"data": str(photos), "out": tmp_path / "out", "weights": str(weights(tmp_path))}
+    more = {"method": ("flat",), "metrics": ("average_drop",), "batch_size": 3, "workers": workers}
+    assert least <= estimate_of(**settings | more)["seconds"] < most
+
+
+def test_dry_run_of_correct_is_an_upper_bound(tmp_path: Path) -> None:
+    """No probe has a hit, whatever the model says of the others: what they would cost is counted."""
+    for number in range(6):
+        write_photo(tmp_path / "data" / "n01440764" / f"photo_{number}.png", seed=number)
+    settings = TINY | {"data": str(tmp_path / "data"), "out": tmp_path / "out", "batch_size": 2, "steps": 9}
+    settings |= {"method": ("gradcam",), "metrics": ("adcc", "deletion")}
+    label, correct = (estimate_of(**settings, target=target) for target in ("label", "correct"))
+    assert correct["passes"] == label["passes"] == 3 * (1 + 1 + 2 + 8)
+    assert correct["megabytes"] == label["megabytes"]
+    assert correct["seconds"] > 0
+
+
+@pytest.mark.parametrize("work", [bench, dry_run])
+def test_a_model_is_freed_before_the_next_is_loaded(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, work: Callable
+) -> None:
+    """Two models at once may not fit; the first runs out of memory on its way, which must not keep it."""
+    load, logits = camkit.prepare.load_model, Network.logits
+    loaded: list[weakref.ref] = []
+
+    def watched(*arguments: object) -> LoadedModel:
+        assert all(model() is None for model in loaded)
+        found = load(*arguments)
+        loaded.append(weakref.ref(found.model))
+        return found
+
+    def fits(self: Network, images: Tensor) -> Tensor:
+        if len(images) > FITS:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return logits(self, images)
+
+    monkeypatch.setattr(camkit.prepare, "load_model", watched)
+    monkeypatch.setattr(Network, "logits", fits)
+    models = ("timm/camkit_tiny", "timm/camkit_tiny_too")
+    settings = TINY | {"model": models, "data": str(photos), "out": tmp_path / "out", "batch_size": "auto"}
+    work(RunConfig(**settings | {"method": ("gradcam",), "metrics": ("adcc",)}), lambda line: None)
+    gc.collect()
+    assert len(loaded) == 2 and all(model() is None for model in loaded)
+
+
+def test_dry_run_goes_on_after_a_model_that_cannot_be_had(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = camkit.prepare.load_model
+
+    def no_weights(name: str, *arguments: object) -> LoadedModel:
+        if name == "timm/camkit_tiny":
+            raise CamkitError("its weights are not here")
+        return load(name, *arguments)
+
+    monkeypatch.setattr(camkit.prepare, "load_model", no_weights)
+    words = ["bench", "--dry-run", "--weights", "random", "--device", "cpu", "--preprocess", "native"]
+    words += ["--workers", "0", "--data", str(photos), "--out", str(tmp_path / "out"), "--steps", "4"]
+    result = CliRunner().invoke(main, [*words, "--model", "timm/camkit_tiny,timm/camkit_tiny_too"])
+    assert result.exit_code == 1
+    assert "error: timm/camkit_tiny: its weights are not here" in result.output
+    assert re.search(r"^timm/camkit_tiny_too +1 ", result.output, re.MULTILINE)
+    assert "1 of 2 models failed, as said above: timm/camkit_tiny\n" in result.output
+    result = CliRunner().invoke(main, [*words, "--model", "timm/camkit_tiny"])
+    assert (result.exit_code, "models failed" in result.output) == (1, False)
 
 
 def test_dry_run_counts_what_is_left(photos: Path, tmp_path: Path) -> None:

@@ -57,6 +57,12 @@ def camkit_tiny(pretrained: bool = False, **_: Any) -> TinyNet:
     return model
 
 
+@register_model
+def camkit_tiny_too(pretrained: bool = False, **options: Any) -> TinyNet:
+    """The same under another name: a second model."""
+    return camkit_tiny(pretrained, **options)
+
+
 TINY: dict[str, Any] = {  # options of a run that takes milliseconds an image
     "model": ("timm/camkit_tiny",),
     "weights": "random",

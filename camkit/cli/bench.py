@@ -17,6 +17,7 @@ from camkit.cli.options import (
     workers_option,
 )
 from camkit.config import ABSENT, DEFAULT_BUDGET, DEFAULT_METRICS, RunConfig, read_config
+from camkit.errors import CamkitError
 
 
 class BatchSize(click.IntRange):
@@ -193,10 +194,16 @@ def _show_estimate(config: RunConfig) -> None:
 
     from camkit.dryrun import dry_run
 
-    estimate = dry_run(config, say=say)
-    click.echo(tabulate(estimate, headers="keys", tablefmt="simple", showindex=False))
-    hours, rest = divmod(round(estimate["seconds"].sum()), 3600)
-    click.echo(
-        f"\n{estimate['cells'].sum()} cells, {estimate['passes'].sum()} passes of a batch, "
-        f"{estimate['megabytes'].sum():.1f} MB, about {hours} h {rest // 60:02d} min {rest % 60:02d} s"
-    )
+    estimate, failed = dry_run(config, say=say)
+    if len(estimate):
+        if not estimate["head_passes"].any():
+            estimate = estimate.drop(columns="head_passes")
+        click.echo(tabulate(estimate, headers="keys", tablefmt="simple", showindex=False))
+        hours, rest = divmod(round(estimate["seconds"].sum()), 3600)
+        click.echo(
+            f"\n{estimate['cells'].sum()} cells, {estimate['passes'].sum()} passes of a batch, "
+            f"{estimate['megabytes'].sum():.1f} MB, about {hours} h {rest // 60:02d} min {rest % 60:02d} s"
+        )
+    if failed:
+        models = len(failed) + len(estimate)
+        raise CamkitError(f"{len(failed)} of {models} models failed, as said above: {', '.join(failed)}")

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from camkit.registry import method
 from camkit.saliency import min_max
 from camkit.seeding import generator
-from camkit.tracing import Trace
+from camkit.tracing import ImageView, Trace
 
 CENTRE_SIGMA = 60 / 224  # standard deviation of `centre`, in image sides
 GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601 luma, as PIL's mode L
@@ -23,26 +23,32 @@ def _constant(images: Tensor, value: float) -> Tensor:
     return torch.full_like(images[:, 0], value, memory_format=torch.contiguous_format)
 
 
-@method("flat", groups=("controls",), source="control: constant 0.3", saliency=True)
-def flat(trace: Trace) -> Tensor:
+@method("flat", groups=("controls",), source="control: constant 0.3", saliency=True, of_image=True)
+def flat(view: ImageView) -> Tensor:
     """0.3 everywhere, the first pixel 0, the second 1."""
-    saliency = _constant(trace.images, 0.3)
+    saliency = _constant(view.images, 0.3)
     saliency[:, 0, 0], saliency[:, 0, 1] = 0, 1
     return saliency
 
 
-@method("fake-cam", groups=("controls",), source="Poppi et al., CVPRW 2021", saliency=True)
-def fake_cam(trace: Trace) -> Tensor:
+@method("fake-cam", groups=("controls",), source="Poppi et al., CVPRW 2021", saliency=True, of_image=True)
+def fake_cam(view: ImageView) -> Tensor:
     """1 everywhere, the first pixel 0."""
-    saliency = _constant(trace.images, 1)
+    saliency = _constant(view.images, 1)
     saliency[:, 0, 0] = 0
     return saliency
 
 
-@method("centre", groups=("controls",), source="control: Gaussian, sigma 60 px at 224", saliency=True)
-def centre(trace: Trace) -> Tensor:
+@method(
+    "centre",
+    groups=("controls",),
+    source="control: Gaussian, sigma 60 px at 224",
+    saliency=True,
+    of_image=True,
+)
+def centre(view: ImageView) -> Tensor:
     """Gaussian about the middle of the image, scaled to [0, 1]."""
-    images = trace.images
+    images = view.images
     height, width = images.shape[2:]
     y, x = (torch.arange(n, device=images.device, dtype=images.dtype) - (n - 1) / 2 for n in (height, width))
     sigma_y, sigma_x = CENTRE_SIGMA * height, CENTRE_SIGMA * width
@@ -50,10 +56,10 @@ def centre(trace: Trace) -> Tensor:
     return min_max(gaussian[None]).expand(len(images), height, width)
 
 
-@method("edges", groups=("controls",), source="control: Sobel magnitude", saliency=True)
-def edges(trace: Trace) -> Tensor:
+@method("edges", groups=("controls",), source="control: Sobel magnitude", saliency=True, of_image=True)
+def edges(view: ImageView) -> Tensor:
     """Sobel magnitude of the grey image (luma of the pixels, edge pixels repeated), scaled to [0, 1]."""
-    pixels = trace.pixels()
+    pixels = view.pixels()
     grey = (pixels * pixels.new_tensor(GREY).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
     padded = F.pad(grey, (1, 1, 1, 1), mode="replicate")
     sobel = pixels.new_tensor([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]])

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cache
 
 import numpy as np
 import torch
@@ -18,13 +18,20 @@ GRID = 4  # patches a side in single deletion
 
 def blur(images: Tensor) -> Tensor:
     """RISE's blur (1806.07421): a Gaussian of sigma 5 cut to 11x11, zero padding 5; (B, 3, H, W)."""
-    dirac = np.zeros((BLUR_SIZE, BLUR_SIZE))
-    dirac[BLUR_SIZE // 2, BLUR_SIZE // 2] = 1
-    kernel = torch.from_numpy(gaussian_filter(dirac, BLUR_SIGMA)).to(images)
+    kernel = _blur_kernel(images.device, images.dtype)
     channels = images.shape[1]
     return F.conv2d(
         images, kernel.expand(channels, 1, BLUR_SIZE, BLUR_SIZE), padding=BLUR_SIZE // 2, groups=channels
     )
+
+
+@cache
+@torch.inference_mode(False)  # it outlives the caller's mode
+def _blur_kernel(device: torch.device, dtype: torch.dtype) -> Tensor:
+    """(11, 11), of sum 1."""
+    dirac = np.zeros((BLUR_SIZE, BLUR_SIZE))
+    dirac[BLUR_SIZE // 2, BLUR_SIZE // 2] = 1
+    return torch.from_numpy(gaussian_filter(dirac, BLUR_SIGMA)).to(device, dtype)
 
 
 @dataclass
@@ -42,20 +49,26 @@ class Subject:
     probability: Tensor
     score: Callable[[Tensor], Tensor]
     steps: int
-    _drops: Tensor | None = None
+    # Of the images alone: :func:`dataclasses.replace` hands it on to a subject with another `probability`.
+    _made: dict[str, Tensor] = field(default_factory=dict)
 
-    @cached_property
+    def _once(self, name: str, make: Callable[[], Tensor]) -> Tensor:
+        if name not in self._made:
+            self._made[name] = make()
+        return self._made[name]
+
+    @property
     def blank_probability(self) -> Tensor:
         """p_c of the image whose pixels are all 0 after normalisation, (B,)."""
-        return self.score(torch.zeros_like(self.images))
+        return self._once("blank_probability", lambda: self.score(torch.zeros_like(self.images)))
 
-    @cached_property
+    @property
     def blurred(self) -> Tensor:
-        return blur(self.images)
+        return self._once("blurred", lambda: blur(self.images))
 
-    @cached_property
+    @property
     def blurred_probability(self) -> Tensor:
-        return self.score(self.blurred)
+        return self._once("blurred_probability", lambda: self.score(self.blurred))
 
     def patch_drops(self, logit: Callable[[Tensor], Tensor]) -> Tensor:
         """Drop of the target's logit when one patch of the 4x4 grid is set to 0, (B, 16), raster order.
@@ -63,15 +76,16 @@ class Subject:
         Args:
             logit: images (B, 3, H, W) -> y_c (B,); one pass.
         """
-        if self._drops is None:
-            height, width = self.images.shape[2:]
-            drops = []
-            for row in range(GRID):
-                for column in range(GRID):
-                    kept = self.images.clone()
-                    rows = slice(row * height // GRID, (row + 1) * height // GRID)
-                    columns = slice(column * width // GRID, (column + 1) * width // GRID)
-                    kept[:, :, rows, columns] = 0
-                    drops.append(logit(kept))
-            self._drops = logit(self.images)[:, None] - torch.stack(drops, dim=1)
-        return self._drops
+        return self._once("patch_drops", lambda: self._patch_drops(logit))
+
+    def _patch_drops(self, logit: Callable[[Tensor], Tensor]) -> Tensor:
+        height, width = self.images.shape[2:]
+        drops = []
+        for row in range(GRID):
+            for column in range(GRID):
+                kept = self.images.clone()
+                rows = slice(row * height // GRID, (row + 1) * height // GRID)
+                columns = slice(column * width // GRID, (column + 1) * width // GRID)
+                kept[:, :, rows, columns] = 0
+                drops.append(logit(kept))
+        return logit(self.images)[:, None] - torch.stack(drops, dim=1)
