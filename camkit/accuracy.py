@@ -13,8 +13,8 @@ from camkit.config import RunConfig
 from camkit.data import DataSet
 from camkit.data.classes import CLASSES
 from camkit.errors import CamkitError, UsageError
-from camkit.pixels import batches
-from camkit.prepare import prepare
+from camkit.pixels import affordable_workers, batches
+from camkit.prepare import numerics, prepare
 
 # With fewer images, less than half of the published accuracy may be bad luck.
 ENOUGH = 20
@@ -41,6 +41,7 @@ class Accuracy:
     verdict: str
 
 
+@numerics(tf32=False, deterministic=False)
 def measure_top1(
     model: str, data: DataSet, config: RunConfig, batch_size: int, say: Callable[[str], None]
 ) -> Accuracy:
@@ -55,6 +56,7 @@ def measure_top1(
         raise UsageError("--model measures top-1, and these images have no labels (--labels FILE gives some)")
     prepared = prepare(model, (), data.items, config, say)
     preprocess, network = prepared.loaded.preprocess, prepared.network
+    affordable_workers(preprocess, batch_size, len(items), config.workers, say)
     hits = images = 0
     with tqdm(total=len(items), desc=model, unit="img") as bar:
         for batch in batches(items, preprocess, batch_size, config.workers):

@@ -21,7 +21,7 @@ from camkit.errors import CamkitError, PluginError, RunError, UsageError, is_out
 from camkit.evaluate import CellScores, Evaluation
 from camkit.lock import hold
 from camkit.merge import mark_through, refresh_summary, set_aside, unmark_through, wait_for_parts
-from camkit.pixels import Batch, batches
+from camkit.pixels import SHARED_MEMORY, TIMEOUT, Batch, affordable_workers, batches
 from camkit.plugins import load_plugins
 from camkit.prepare import Prepared, Say, check_names, find_models, numerics, prepare
 from camkit.results import ERRORS, file_name, run_folders
@@ -222,6 +222,7 @@ def _make_missing(
     elif run.begun:
         say(f"{name}: going on with {missing} of {mine} images")
     size = first_batch_size(config, prepared.network.device, len(run.items))
+    affordable_workers(prepared.loaded.preprocess, size, missing, config.workers, say)
     try:
         while missing:
             run.start(size, numeric_record, say)
@@ -376,7 +377,7 @@ def failures_named(
     """What the system does to a run, in the user's words; `kept`: what is left of it."""
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         reason = str(error)
         if is_out_of_memory(error):
             raise OutOfMemory(
@@ -387,6 +388,11 @@ def failures_named(
                 f"--compile: torch.compile failed ({reason.splitlines()[0]}).\n"
                 "On a CPU it needs a C++ compiler, on a GPU Triton. Without --compile scores are the same "
                 f"but for last digits. {kept}"
+            ) from error
+        if "DataLoader timed out" in reason:
+            raise CamkitError(
+                f"for {TIMEOUT} seconds no batch came from the processes that decode images (does the disk "
+                f"answer? is there room in {SHARED_MEMORY}?): try --workers 0. {kept}"
             ) from error
         if "DataLoader worker" not in reason:
             raise

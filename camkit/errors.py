@@ -17,10 +17,19 @@ class PluginError(CamkitError):
     """Code that is not camkit's own failed or gave something wrong; what is camkit's own goes on."""
 
 
-# How the allocators of MPS and of the CPU say it, which raise plain RuntimeErrors.
-NO_MEMORY = ("backend out of memory", "DefaultCPUAllocator")
+# How allocators and libraries of MPS, the CPU and CUDA say it, in plain RuntimeErrors.
+NO_MEMORY = (
+    "backend out of memory",
+    "DefaultCPUAllocator",
+    "could not create a primitive",  # oneDNN, which gives no reason; without memory it is this
+    "could not create a memory object",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether a pass did not fit into the device's memory."""
-    return type(error).__name__ == "OutOfMemoryError" or any(words in str(error) for words in NO_MEMORY)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return any(words in str(error) for words in NO_MEMORY)

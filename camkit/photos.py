@@ -17,7 +17,7 @@ from camkit.evaluate import Cell, CellFailure, CellScores, Predictions
 from camkit.metrics.subject import blur
 from camkit.pixels import batches
 from camkit.plugins import load_plugins
-from camkit.prepare import Say, find_methods, find_models, find_utilities, prepare
+from camkit.prepare import Say, find_methods, find_models, find_utilities, numerics, prepare
 from camkit.report.figures import Explained
 
 # Of one folder: a picture with more rows could not be looked at.
@@ -46,6 +46,7 @@ def find_photos(names: Sequence[Path], say: Say) -> list[Item]:
     return items
 
 
+@numerics(tf32=False, deterministic=False)
 def explain_images(
     names: Sequence[Path], config: RunConfig, say: Say, metrics: Sequence[str] = (), most: int | None = None
 ) -> list[Explained]:

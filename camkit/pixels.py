@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +26,13 @@ from camkit.errors import CamkitError
 DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 # A strip as long as that, its short side enlarged to 256, takes 200 MB; longer ones fill the memory.
 MAX_ASPECT = 1000
+
+# Batches on their way, a worker process (torch's own number, here because it is counted with).
+PREFETCH = 2
+# Seconds for one batch; a worker that is silent for longer will say nothing any more.
+TIMEOUT = 600
+# Where batches of worker processes travel on Linux.
+SHARED_MEMORY = Path("/dev/shm")
 
 PAPER_CROP = Compose(
     [Resize(256, InterpolationMode.BILINEAR, antialias=True), CenterCrop(224), PILToTensor()]
@@ -55,11 +63,20 @@ class Preprocess:
         """
         return self.crop(decode(data, self.orient))
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(3, H, W) of every crop."""
+        channels, height, width = self.crop(Image.new("RGB", (512, 512))).shape
+        return channels, height, width
+
+    def describe_pixels(self) -> str:
+        """One line that decides equality of two preprocessings' crops."""
+        steps = ", ".join(str(step) for step in getattr(self.crop, "transforms", [self.crop]))
+        return ("turned by EXIF, " if self.orient else "") + steps
+
     def describe(self) -> str:
         """One line that decides equality of two preprocessings; kept in run.json."""
-        steps = ", ".join(str(step) for step in getattr(self.crop, "transforms", [self.crop]))
-        turned = "turned by EXIF, " if self.orient else ""
-        return f"{self.name}: {turned}{steps}; mean {list(self.mean)}, std {list(self.std)}"
+        return f"{self.name}: {self.describe_pixels()}; mean {list(self.mean)}, std {list(self.std)}"
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """uint8 (B, 3, H, W) -> float32, channels last in memory."""
@@ -163,7 +180,13 @@ class _Crops(Dataset):
     def __len__(self) -> int:
         return len(self.chunks)
 
-    def __getitem__(self, index: int) -> Batch:
+    def __getitem__(self, index: int) -> Batch | CamkitError:
+        try:
+            return self._batch(index)
+        except CamkitError as error:
+            return error  # raised in a worker, it would come out with the worker's traceback
+
+    def _batch(self, index: int) -> Batch:
         files: dict[Item, bytes] = {}
         crops: dict[Item, Tensor] = {}
         errors = []
@@ -217,19 +240,61 @@ def batches(
         RuntimeError: a worker process died.
     """
     chunks = [items[start : start + batch_size] for start in range(0, len(items), batch_size)]
-    store = PixelCache(cache, preprocess.describe()) if cache else None
+    store = PixelCache(cache, preprocess.describe_pixels()) if cache else None
+    if store:
+        store.check()
+    workers = affordable_workers(preprocess, batch_size, len(items), workers)
     loader = DataLoader(
         _Crops(chunks, preprocess, store),
         batch_size=None,
-        num_workers=min(workers, len(chunks)),
+        num_workers=workers,
+        prefetch_factor=PREFETCH if workers else None,
+        timeout=TIMEOUT if workers else 0,
         pin_memory=pin_memory,
         worker_init_fn=_start_worker,
     )
     try:
-        yield from loader
+        for batch in loader:
+            if isinstance(batch, CamkitError):
+                raise batch
+            yield batch
     finally:
         if store:
             store.close()
+
+
+def affordable_workers(
+    preprocess: Preprocess,
+    batch_size: int,
+    images: int,
+    workers: int,
+    say: Callable[[str], None] = lambda line: None,
+) -> int:
+    """Worker processes, at most one a batch, whose batches fit together into shared memory; 0: none.
+
+    Where they do not fit, worker processes wait for room without end, or are killed.
+
+    Args:
+        say: takes the line that says why they are fewer than `workers`.
+    """
+    chunks = math.ceil(images / batch_size)
+    workers = min(workers, chunks)
+    if not workers or not SHARED_MEMORY.is_dir():
+        return workers
+    system = os.statvfs(SHARED_MEMORY)
+    # The processes of one machine share the room.
+    free = system.f_bavail * system.f_frsize // int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
+    batch = math.prod(preprocess.shape) * min(batch_size, images)
+    # On their way, and one that is in use.
+    fitting = [count for count in range(1, workers + 1) if min(PREFETCH * count + 1, chunks) * batch <= free]
+    fit = max(fitting, default=0)
+    if fit < workers:
+        say(
+            f"{SHARED_MEMORY} has {free / 1e6:.0f} MB left, too little for the batches of {workers} workers "
+            f"({batch / 1e6:.1f} MB each): {fit or 'none'} will decode. "
+            "Give it more (docker run --shm-size=8g), or take a smaller --batch-size."
+        )
+    return fit
 
 
 def pad(images: Tensor, size: int) -> Tensor:

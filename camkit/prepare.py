@@ -11,7 +11,6 @@ from typing import Any
 
 import pandas as pd
 import torch
-from PIL import Image
 
 import camkit.methods
 import camkit.metrics  # noqa: F401  (both fill the registries)
@@ -180,7 +179,7 @@ def prepare(name: str, layers: Sequence[str], data: Sequence[Item], config: RunC
         keep_freed_memory()
     loaded = load_model(name, config.weights, config.preprocess, config.seed)
     loaded = replace(loaded, preprocess=replace(loaded.preprocess, orient=config.exif == "apply"))
-    height, width = _input_size(loaded.preprocess)
+    _, height, width = loaded.preprocess.shape
     if not 1 <= config.steps <= height * width:
         raise UsageError(f"--steps {config.steps}: expected 1 to {height * width}, the number of pixels")
     probe = torch.zeros(1, 3, height, width, device=device)
@@ -188,7 +187,7 @@ def prepare(name: str, layers: Sequence[str], data: Sequence[Item], config: RunC
     try:
         network = Network(loaded.model, device, dtype)
         logits = network.logits(probe)
-    except (RuntimeError, AssertionError, ValueError) as error:
+    except (RuntimeError, AssertionError, ValueError, MemoryError) as error:
         if is_out_of_memory(error):
             raise CamkitError(f"{name} does not fit into the memory of {device}") from error
         raise UsageError(
@@ -224,11 +223,6 @@ def cells(prepared: Prepared, config: RunConfig) -> list[Cell]:
         for utility in config.utility
         for method in find_methods(config.method)
     ]
-
-
-def _input_size(preprocess: Preprocess) -> tuple[int, int]:
-    height, width = preprocess.crop(Image.new("RGB", (512, 512))).shape[1:]
-    return height, width
 
 
 def _last_layer(network: Network, probe: torch.Tensor, name: str, say: Say) -> str:

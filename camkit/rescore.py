@@ -38,6 +38,8 @@ from camkit.tables import Maps
 from camkit.tracing import Trace
 
 SavedMaps = Mapping[str, Mapping[str, np.ndarray]]  # method -> image -> map (h, w)
+# Images together of which the same cells lack the same scores: (cell, metric groups) -> images.
+Groups = Mapping[tuple[tuple[Cell, tuple[str, ...]], ...], list[Item]]
 
 
 def rescore(
@@ -122,17 +124,17 @@ def _rescore_folder(config: RunConfig, files: Mapping[str, Path], data: DataSet,
     """Score the maps of one folder; what plugins did wrong, a line each."""
     (name,) = config.model
     with hold(config.out / file_name(name)), numerics(config.tf32, config.deterministic) as record:
-        saved = {method: Maps(path).maps for method, path in files.items()}
+        there = {method: Maps(path) for method, path in files.items()}
         prepared = prepare(name, config.layer, data.items, config, say)
         run = ModelRun(prepared, config, data, data.items, Share())
-        groups = _groups(run, saved)
+        groups = _groups(run, there)
         images = sum(map(len, groups.values()))
         if not images:
             say(f"{name}: nothing to do, all maps have these scores")
             return []
         size = first_batch_size(config, prepared.network.device, images)
         evaluation = make_evaluation(prepared, config, size)
-        evaluation.explain = partial(_explain_saved, saved)
+        evaluation.explain = partial(_explain_saved, _wanted_maps(groups, there))
         run.start(size, record, say)
         network = prepared.network
         started, passes, head_passes = time.perf_counter(), network.passes, network.head_passes
@@ -155,18 +157,27 @@ def _rescore_folder(config: RunConfig, files: Mapping[str, Path], data: DataSet,
         return run.failure_lines()
 
 
-def _groups(run: ModelRun, saved: SavedMaps) -> dict[tuple[tuple[Cell, tuple[str, ...]], ...], list[Item]]:
+def _groups(run: ModelRun, saved: Mapping[str, Maps]) -> Groups:
     """Images together of which the same cells have a map and lack scores: (cell, metric groups) -> images."""
     groups: dict[tuple[tuple[Cell, tuple[str, ...]], ...], list[Item]] = {}
     for item in run.items:
         wanted = tuple(
             (cell, tuple(metrics))
             for cell, metrics in run.wanted([item]).items()
-            if item.id in saved[cell.method.name]
+            if item.id in saved[cell.method.name].names
         )
         if wanted:
             groups.setdefault(wanted, []).append(item)
     return groups
+
+
+def _wanted_maps(groups: Groups, saved: Mapping[str, Maps]) -> SavedMaps:
+    """The maps that are scored, read from disk."""
+    images: dict[str, set[str]] = {}
+    for wanted, items in groups.items():
+        for cell, _ in wanted:
+            images.setdefault(cell.method.name, set()).update(item.id for item in items)
+    return {method: saved[method].read(names) for method, names in images.items()}
 
 
 def _explain_saved(saved: SavedMaps, method: Method, trace: Trace) -> tuple[Tensor, Tensor]:

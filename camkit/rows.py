@@ -171,7 +171,7 @@ class ModelRows:
         if not table.has(key):
             return list(self.config.metrics)
         groups = [group for group in self.config.metrics if not table.has(key, METRICS[group].columns)]
-        unsaved = cell in self.maps and item.id not in self.maps[cell].maps
+        unsaved = cell in self.maps and item.id not in self.maps[cell].names
         return groups if groups or unsaved else None
 
     def is_wanted(self, item: Item) -> bool:

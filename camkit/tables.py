@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import os
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -277,6 +278,8 @@ class Maps:
 
     The `.npz` holds `images` (N,), the names, and `maps` (N, h, w), float32, before ReLU.
 
+    In memory are the names of the images that have a map, `names`; the maps stay on disk.
+
     Args:
         also: the `.npz` paths of other runs' maps of the same cell, which need not be made again.
     """
@@ -289,16 +292,13 @@ class Maps:
         self.reload()
 
     def reload(self) -> None:
-        self.maps: dict[str, np.ndarray] = {}
+        """Read again which images have a map."""
+        self.names: set[str] = set()
         for path in (self.path, *self.also):
             if path.exists():
                 with np.load(path, allow_pickle=False) as saved:
-                    self._learn(dict(zip(saved["images"].tolist(), saved["maps"], strict=True)))
-            self._learn(_read_spool(path.with_suffix(".maps"))[0])
-
-    def _learn(self, maps: Mapping[str, np.ndarray]) -> None:
-        for name, array in maps.items():
-            self.maps.setdefault(name, array)
+                    self.names.update(saved["images"].tolist())
+            self.names.update(_scan_spool(path.with_suffix(".maps"))[0])
 
     def append(self, images: Sequence[str], maps: np.ndarray) -> None:
         """Add maps (N, h, w); they are on disk when this returns."""
@@ -306,17 +306,27 @@ class Maps:
             _cut_torn_end(self.spool)
             self._mended = True
         _spool(self.spool, images, maps)
-        self._learn(dict(zip(images, maps, strict=True)))
+        self.names.update(images)
+
+    def read(self, images: Container[str] | None = None) -> dict[str, np.ndarray]:
+        """Image -> map (h, w), the first one that was saved; of `images` only, where given."""
+        maps: dict[str, np.ndarray] = {}
+        for path in (self.path, *self.also):
+            found = _read_spool(path.with_suffix(".maps"))
+            if path.exists():
+                with np.load(path, allow_pickle=False) as saved:
+                    found |= dict(zip(saved["images"].tolist(), saved["maps"], strict=True))
+            maps = found | maps
+        return maps if images is None else {name: one for name, one in maps.items() if name in images}
 
     def finish(self, order: Mapping[str, int]) -> None:
         """Write the `.npz`, in the order of the run's images."""
-        if not self.maps:
+        maps = self.read() if self.names else {}
+        if not maps:  # none were made, or the folder is gone: then what ended the run says so
             return
-        names = sorted(self.maps, key=lambda name: (order.get(name, len(order)), name))
+        names = sorted(maps, key=lambda name: (order.get(name, len(order)), name))
         buffer = io.BytesIO()
-        np.savez_compressed(
-            buffer, images=np.array(names), maps=np.stack([self.maps[name] for name in names])
-        )
+        np.savez_compressed(buffer, images=np.array(names), maps=np.stack([maps[name] for name in names]))
         write_atomically(self.path, buffer.getvalue())
         self.spool.unlink(missing_ok=True)
 
@@ -361,7 +371,7 @@ def curve_paths(folder: Path, method: str) -> list[Path]:
 
 def read_curves(path: Path) -> dict[str, np.ndarray]:
     """Image -> curve (points,), p_c at the start and after each step; empty without a file."""
-    return _read_spool(path)[0]
+    return _read_spool(path)
 
 
 def thin(curves: np.ndarray) -> np.ndarray:
@@ -386,17 +396,33 @@ def _spool(path: Path, images: Sequence[str], arrays: np.ndarray) -> None:
 def _cut_torn_end(path: Path) -> None:
     if path.exists():
         with writing(path):
-            os.truncate(path, _read_spool(path)[1])
+            os.truncate(path, _scan_spool(path)[1])
 
 
-def _read_spool(path: Path) -> tuple[dict[str, np.ndarray], int]:
-    """The maps in a spool, and where its last whole batch ends."""
-    maps: dict[str, np.ndarray] = {}
-    end = 0
+def _read_spool(path: Path) -> dict[str, np.ndarray]:
+    """The arrays in a spool, of whole batches."""
+    arrays: dict[str, np.ndarray] = {}
     if path.exists():
         with path.open("rb") as file, suppress(EOFError, ValueError, OSError):  # its torn end
             while True:
                 names = np.load(file, allow_pickle=False)
-                maps |= dict(zip(names.tolist(), np.load(file, allow_pickle=False), strict=True))
+                arrays |= dict(zip(names.tolist(), np.load(file, allow_pickle=False), strict=True))
+    return arrays
+
+
+def _scan_spool(path: Path) -> tuple[list[str], int]:
+    """The names in a spool, and where its last whole batch ends; the arrays are skipped, not read."""
+    names: list[str] = []
+    end = 0
+    if path.exists():
+        size = path.stat().st_size
+        with path.open("rb") as file, suppress(EOFError, ValueError, OSError):  # its torn end
+            while True:
+                images = np.load(file, allow_pickle=False).tolist()
+                np.lib.format.read_magic(file)
+                shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+                if file.seek(math.prod(shape) * dtype.itemsize, io.SEEK_CUR) > size:
+                    break
+                names += images
                 end = file.tell()
-    return maps, end
+    return names, end

@@ -29,9 +29,10 @@ SHARE, AT_LEAST = 0.01, 5
 # How far a value may be from the recorded one: absolutely, or relative to it where it is above 1. Number
 # formats with fewer bits round more, and each kind of device in another way.
 TOLERANCE = {"float32": 1e-5, "tf32": 1e-2, "float16": 1e-2, "bfloat16": 5e-2}
-# Columns that jump (:attr:`camkit.registry.Metric.jumps`) may be this far away in every image, and anywhere
-# in so many of a cell's images, or in one.
-JUMP_TOLERANCE, JUMP_SHARE = 1e-3, 0.1
+# In so many of a cell's images, or in one, a value may be this far away: there the last bits count for more.
+# Columns that jump (:attr:`camkit.registry.Metric.jumps`) may be this far away everywhere, and in as many images
+# anywhere.
+FEW, FEW_TOLERANCE = 0.1, 1e-3
 # Classes, which no rounding moves.
 EXACT = ("label", "target", "predicted")
 
@@ -48,7 +49,7 @@ class Check:
         values: how many recorded values were compared.
         lacking: images of which something could not be compared; a line has named each.
         differing: how many values are further away than the tolerance allows.
-        jumped: how many are too, but in columns that jump and in few images.
+        jumped: how many are too, but in few images, and by little or in columns that jump.
         largest: the largest difference, and `column` where it is.
     """
 
@@ -392,11 +393,12 @@ class _Comparison:
         for column, gaps in self._gaps.items():
             allowed = 0.0 if column in EXACT else tolerance
             if column in jumping:
-                allowed = max(allowed, JUMP_TOLERANCE)
-            far = sum(allowed < gap < math.inf for gap in gaps)
-            few = column in jumping and far <= max(1, int(JUMP_SHARE * images))
-            jumped += far if few else 0
-            differing += gaps.count(math.inf) + (0 if few else far)
+                allowed = max(allowed, FEW_TOLERANCE)
+            far = [gap for gap in gaps if allowed < gap < math.inf]
+            near = column in jumping or max(far, default=0) <= FEW_TOLERANCE
+            few = near and len(far) <= max(1, int(FEW * images))
+            jumped += len(far) if few else 0
+            differing += gaps.count(math.inf) + (0 if few else len(far))
         return differing, jumped
 
     def largest(self) -> tuple[float, str]:

@@ -25,7 +25,7 @@ import pandas as pd
 import torch
 from speed_jobs import Job, Line, Setting, interleaved, temporary_folder, write_photos
 from speed_processes import Elsewhere, allocator, memory
-from speed_report import Change, write_report
+from speed_report import DTYPE_STEPS, Change, write_report
 
 from camkit.errors import CamkitError
 
@@ -33,7 +33,7 @@ LITE, RESNET = "tf_efficientnet_lite0", "resnet50"
 # Model -> weights, batch size, images for one method and for ten.
 FLOOR = {LITE: ("pretrained", 16, (192, 16)), RESNET: ("random", 8, (24, 8))}
 METHODS = {"one method": ("shapleycam",), "ten methods": ("paper",)}
-CURVE_STEPS, PEER_STEPS, DTYPE_STEPS = 16, 8, 4
+CURVE_STEPS, PEER_STEPS = 16, 8
 # Few: without instructions for it, a CPU takes twenty times as long in another number format.
 DTYPE_METHODS = ("gradcam", "shapleycam", "shapleycam-h")
 PHOTOS = 200
@@ -121,7 +121,7 @@ def torchcam(setting: Setting) -> list[Line]:
 def dtype(setting: Setting) -> tuple[list[Line], list[Change]]:
     """Number formats: speed, and the change in every score on the sample photos."""
     lines, changes = [], []
-    speed = {"batch_size": 8, "limit": 8, "cache": setting.folder / "cache"}
+    speed = {"batch_size": 16, "limit": 48, "cache": setting.folder / "cache"}
     scores = {"data": "sample", "metrics": ("adcc", "deletion", "insertion"), "steps": DTYPE_STEPS}
     full = Job(setting, LITE, METHODS["one method"], **speed)
     reference = Job(setting, LITE, DTYPE_METHODS, **scores).scores()

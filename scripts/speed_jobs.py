@@ -18,7 +18,6 @@ from typing import Any
 
 import pandas as pd
 import torch
-from PIL import Image
 
 from camkit.benchmark import first_batch_size, load_batches, score_images, select
 from camkit.config import RunConfig
@@ -78,14 +77,19 @@ def temporary_folder(parent: Path) -> Iterator[Path]:
 
 
 def write_photos(folder: Path, images: int) -> Path:
-    """`images` JPEG files made of the sample photos, again and again."""
+    """`images` JPEG files made of the sample photos in turn, each another crop: no two are equal.
+
+    The pixel cache keeps equal files once.
+    """
     folder.mkdir()
     samples = [decode(item.source.read_bytes()) for item in sample_items()]
     for number in range(images):
-        photo = samples[number % len(samples)]
+        turn, which = divmod(number, len(samples))
+        photo = samples[which]
         scale = SHORT_SIDE / min(photo.size)
         size = (round(photo.width * scale), round(photo.height * scale))
-        photo.resize(size).save(folder / f"{number:04}.jpg", quality=JPEG_QUALITY)
+        box = (0, 0, photo.width - turn, photo.height - turn)
+        photo.resize(size, box=box).save(folder / f"{number:04}.jpg", quality=JPEG_QUALITY)
     return folder
 
 
@@ -141,7 +145,7 @@ class Job:
 
     def floor(self) -> None:
         """As many bare passes as the last run took."""
-        shape = (self.size, *self.prepared.loaded.preprocess.crop(Image.new("RGB", (512, 512))).shape)
+        shape = (self.size, *self.prepared.loaded.preprocess.shape)
         images = torch.rand(shape).contiguous(memory_format=torch.channels_last)
         with torch.inference_mode():
             for _ in range(self.passes):

@@ -19,6 +19,8 @@ PACKAGES = ("camkit", "torch", "torchvision", "timm", "numpy", "pillow", "grad-c
 HEADINGS = ("", "promised", "median", "range", "")
 COLUMNS = ["section", "case", "repetition", "camkit", "other", "unit", "ratio", "promise", "limit"]
 UNITS = {"memory": "megabytes"}
+# Of the curves whose changes in another number format are told.
+DTYPE_STEPS = 4
 
 
 @dataclass(frozen=True)
@@ -73,8 +75,9 @@ def _markdown(speed: pd.DataFrame, dtype: pd.DataFrame, setting: Setting, load: 
         parts += [
             "\n## What a number format does to the scores\n",
             "Against float32, over the six sample photos and GradCAM, ShapleyCAM and ShapleyCAM-H "
-            "(EfficientNet-Lite0, `conv`, `rest`; scores are fractions in [0, 1]), where the same class is "
-            "explained: of two classes that are nearly as likely, another format may take the other.\n",
+            f"(EfficientNet-Lite0, `conv`, `rest`, curves of N = {DTYPE_STEPS} steps; scores are fractions "
+            "in [0, 1]), where the same class is explained: of two classes that are nearly as likely, "
+            "another format may take the other.\n",
             tabulate(cells, ("dtype", "score", "max", "mean"), tablefmt="github", disable_numparse=True),
         ]
     parts += ["\n## Machine\n", _machine(setting, load)]

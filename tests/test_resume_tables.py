@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import errno
 import os
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -184,13 +185,45 @@ def test_maps_torn_anywhere(tmp_path: Path) -> None:
         maps.spool.write_bytes(data[:cut])
         torn = Maps(path)
         whole = ["a", "latin\udce9"] if cut >= first else []
-        assert list(torn.maps) == whole
+        assert torn.names == set(whole)
+        assert list(torn.read()) == whole
         assert maps.spool.read_bytes() == data[:cut], "who only reads changes nothing"
         torn.append(["d"], np.zeros((1, 2, 2), np.float32))
-        assert list(Maps(path).maps) == [*whole, "d"]
+        assert list(Maps(path).read()) == [*whole, "d"]
     maps.spool.write_bytes(data)
     Maps(path).finish({"c": 0, "a": 1})
     with np.load(path) as saved:
         assert saved["images"].tolist() == ["c", "a", "latin\udce9"]
         np.testing.assert_array_equal(saved["maps"][0], np.full((2, 2), 9))
     assert not maps.spool.exists()
+
+
+def test_maps_stay_on_disk(tmp_path: Path) -> None:
+    """Names only in memory, while maps are made and when they are found again."""
+    maps = Maps(tmp_path / "m.npz")
+    for number in range(5):
+        maps.append([f"{number}"], np.full((1, 56, 56), number, np.float32))
+    maps.finish({})
+    maps.append(["more"], np.full((1, 56, 56), 9, np.float32))
+    again = Maps(tmp_path / "m.npz")
+    for one in (maps, again):
+        assert one.names == {"0", "1", "2", "3", "4", "more"}
+        assert len(pickle.dumps(one)) < 56 * 56
+    assert {name: found[0, 0] for name, found in again.read({"3", "more", "none"}).items()} == {
+        "3": 3,
+        "more": 9,
+    }
+
+
+def test_the_first_map_of_an_image_stays(tmp_path: Path) -> None:
+    """Here before elsewhere, finished before spooled, as it is with rows."""
+    here, other = Maps(tmp_path / "here.npz"), Maps(tmp_path / "other.npz")
+    for maps, names, value in ((other, ["a", "b", "c", "d"], 1), (here, ["a", "b"], 2)):
+        maps.append(names, np.full((len(names), 2, 2), value, np.float32))
+    other.finish({})
+    other.append(["a", "e"], np.full((2, 2, 2), 3, np.float32))
+    both = Maps(here.path, also=[other.path])
+    both.finish({name: place for place, name in enumerate("abcde")})
+    with np.load(here.path) as saved:
+        assert saved["images"].tolist() == list("abcde")
+        assert saved["maps"][:, 0, 0].tolist() == [2, 2, 1, 1, 3]

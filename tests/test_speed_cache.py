@@ -26,6 +26,7 @@ from camkit.cache import PixelCache
 from camkit.cli import main
 from camkit.config import RunConfig
 from camkit.data import Item, find_images
+from camkit.errors import CamkitError
 from camkit.pixels import PAPER_CROP, Preprocess, batches
 
 PAPER = Preprocess("paper", PAPER_CROP, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -48,6 +49,8 @@ def entries(cache: Path) -> dict[bytes, bytes]:
 
 
 def refuse(image: Image.Image) -> Tensor:
+    if not any(image.getextrema()[0]):  # the blank one by which the loader learns the size of a crop
+        return PAPER_CROP(image)
     raise AssertionError("decoded although it is in the cache")
 
 
@@ -56,12 +59,21 @@ def test_the_same_pixels_and_no_second_decoding(photos: Path, tmp_path: Path, wo
     items = items_of(photos)
     plain = pixels(items, PAPER, None)
     assert torch.equal(pixels(items, PAPER, tmp_path / "cache", workers), plain)
-    # `describe` names the transforms: the copy that cannot decode asks for the same entries.
+    # The key names the transforms: the copy that cannot decode asks for the same entries.
     blind = replace(PAPER, crop=_Blind(PAPER_CROP.transforms))
-    assert blind.describe() == PAPER.describe()
+    assert blind.describe_pixels() == PAPER.describe_pixels()
     assert torch.equal(pixels(items, blind, tmp_path / "cache", workers), plain)
     with pytest.raises(Exception, match="decoded although"):
         pixels(items, blind, tmp_path / "another")
+
+
+def test_models_with_other_means_share_entries(photos: Path, tmp_path: Path) -> None:
+    items = items_of(photos)
+    other = replace(PAPER, name="native", mean=(0.1, 0.2, 0.3), std=(1.0, 1.0, 1.0))
+    assert torch.equal(pixels(items, PAPER, tmp_path), pixels(items, other, tmp_path))
+    assert len(entries(tmp_path)) == len(items)
+    pixels(items, replace(PAPER, orient=True), tmp_path)
+    assert len(entries(tmp_path)) == 2 * len(items)
 
 
 class _Blind:
@@ -159,15 +171,91 @@ def test_killed_while_building(tmp_path: Path) -> None:
     store.close()
 
 
-def test_a_folder_that_cannot_be_used(photos: Path, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("no folder")
+def error_of_a_run(photos: Path, tmp_path: Path, cache: Path, workers: int) -> str:
+    """The last line of a run that fails."""
     words = ["bench", "--model", "timm/camkit_tiny", "--weights", "random", "--preprocess", "native"]
-    words += ["--device", "cpu", "--workers", "0", "--data", str(photos), "--out", str(tmp_path / "out")]
-    result = CliRunner().invoke(main, [*words, "--cache", str(tmp_path / "file" / "cache")])
-    assert result.exit_code == 1
-    error = result.output.splitlines()[-1]
-    assert error.startswith(f"error: --cache {tmp_path / 'file' / 'cache'}: ")
+    words += ["--method", "flat", "--metrics", "adcc", "--device", "cpu", "--workers", str(workers)]
+    words += ["--data", str(photos), "--out", str(tmp_path / "out"), "--cache", str(cache)]
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 1, result.output
     assert "Traceback" not in result.output
+    return result.output.splitlines()[-1]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_folder_that_cannot_be_used(photos: Path, tmp_path: Path, workers: int) -> None:
+    (tmp_path / "file").write_text("no folder")
+    cache = tmp_path / "file" / "cache"
+    assert error_of_a_run(photos, tmp_path, cache, workers).startswith(f"error: --cache {cache}: ")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_file_that_is_cut_short(photos: Path, tmp_path: Path, workers: int) -> None:
+    cache = tmp_path / "cache"
+    pixels(items_of(photos), PAPER, cache)
+    data = cache / "data.mdb"
+    os.truncate(data, data.stat().st_size // 2)
+    error = error_of_a_run(photos, tmp_path, cache, workers)
+    assert error.startswith(f"error: --cache {cache}: damaged, its file is cut short: remove the folder")
+
+
+def test_an_error_in_a_worker_comes_out_as_it_is(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(cache: PixelCache, keys: Sequence[bytes]) -> list:
+        raise CamkitError("the cache is no good")
+
+    monkeypatch.setattr(PixelCache, "get", fail)  # the workers are forked, and have it too
+    assert error_of_a_run(photos, tmp_path, tmp_path / "cache", 1) == "error: the cache is no good"
+
+
+def test_damaged_entries_are_decoded_anew(photos: Path, tmp_path: Path) -> None:
+    items = items_of(photos)
+    plain = pixels(items, PAPER, tmp_path)
+    data = tmp_path / "data.mdb"
+    whole = data.read_bytes()
+    value = entries(tmp_path)[max(entries(tmp_path))]
+    place = whole.index(value[100:1000]) + 5_000
+    data.write_bytes(whole[:place] + bytes(20_000) + whole[place + 20_000 :])
+    damaged = entries(tmp_path)[max(entries(tmp_path))]
+    assert damaged != value
+    assert torch.equal(pixels(items, PAPER, tmp_path), plain)
+    assert entries(tmp_path)[max(entries(tmp_path))] == value, "it was put right"
+
+
+def test_an_entry_under_another_key_is_not_taken(tmp_path: Path) -> None:
+    store = PixelCache(tmp_path, "recipe")
+    one, other = store.key(b"one"), store.key(b"other")
+    store.put({one: torch.ones(3, 8, 9, dtype=torch.uint8)})
+    with store.environment.begin(write=True) as transaction:
+        transaction.put(other, transaction.get(one))
+    assert [crop is None for crop in store.get([one, other])] == [False, True]
+    store.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is not kept to elsewhere")
+def test_a_limited_address_space(tmp_path: Path) -> None:
+    """As by `ulimit -v`: a smaller map, which tells when it is full."""
+    code = (
+        "import resource, sys, torch\n"
+        "from pathlib import Path\n"
+        "from camkit.cache import PixelCache\n"
+        "from camkit.errors import CamkitError\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (64 << 30, 64 << 30))\n"
+        "store = PixelCache(Path(sys.argv[1]), 'recipe')\n"
+        "store.put({store.key(b'a'): torch.ones(3, 8, 9, dtype=torch.uint8)})\n"
+        "print(store.environment.info()['map_size'] >> 30)\n"
+    )
+    found = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
+    assert (found.stdout, found.stderr) == ("8\n", "")
+
+
+def test_a_full_map_says_what_limits_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("camkit.cache.MAP_SIZE", 1 << 20)
+    store = PixelCache(tmp_path, "recipe")
+    with pytest.raises(CamkitError, match="ulimit -v"):
+        store.put({store.key(b"a"): torch.ones(3, 1000, 1000, dtype=torch.uint8)})
+    store.close()
 
 
 ABANDONED = """

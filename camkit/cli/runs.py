@@ -92,10 +92,11 @@ def merge(folder: Path, plugin: tuple[str, ...]) -> None:
 def verify(folder: Path, seed: int, batch_size: int | None, **options: Any) -> None:
     """Recompute 1 % of the images of every cell of a finished run, at least five, and compare every value.
 
-    Values may differ by 1e-5, above 1 relatively; those of a run with TF32 or float16 by 0.01, with bfloat16
-    by 0.05. Scores that jump (increase, from 0 to 1; areas under curves and single deletion, with the order
-    of nearly equal pixels) may differ by 0.001, and by more in a tenth of a cell's images, or in one. Exit
-    code 1 where one differs by more, or cannot be compared. The folder is only read.
+    Values may differ by 1e-5, above 1 relatively, and by 0.001 in a tenth of a cell's images, or in one;
+    those of a run with TF32 or float16 by 0.01, with bfloat16 by 0.05. Scores that jump (increase, from 0 to
+    1; areas under curves and single deletion, with the order of nearly equal pixels) may differ by 0.001, and
+    by more in a tenth of a cell's images, or in one. Exit code 1 where one differs by more, or cannot be
+    compared. The folder is only read.
 
     \b
     Example:
