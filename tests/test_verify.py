@@ -188,6 +188,16 @@ def test_methods_of_different_images_are_picked_from_their_own(out: Path, data: 
     assert list(checks["images"])[:4] == [5, 5, 5, 2] and not faults(checks)
 
 
+@pytest.mark.parametrize(("gap", "images", "code"), [(5e-4, 1, 0), (5e-4, 2, 1), (2e-3, 1, 1)])
+def test_few_values_may_differ_by_little(gap: float, images: int, code: int, out: Path, data: Path) -> None:
+    for image in picked(out)[:images]:
+        rows = {row["image"]: row for row in read_records(out / CELLS / "gradcam.csv")[1]}
+        value = float(rows[image]["complexity"]) + gap
+        edit(out / CELLS / "gradcam.csv", set_field("complexity", value, image), out)
+    result = command(out, data)
+    assert result.exit_code == code, result.output
+
+
 def test_rows_that_were_chosen_or_added_are_found(out: Path, data: Path) -> None:
     """Means of the best rows, or of rows from elsewhere, are those of another data set."""
     few = [row["image"] for row in read_records(out / CELLS / "edges.csv")[1]][:6]
