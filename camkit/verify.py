@@ -30,8 +30,8 @@ SHARE, AT_LEAST = 0.01, 5
 # formats with fewer bits round more, and each kind of device in another way.
 TOLERANCE = {"float32": 1e-5, "tf32": 1e-2, "float16": 1e-2, "bfloat16": 5e-2}
 # In so many of a cell's images, or in one, a value may be this far away: there the last bits count for more.
-# Columns that jump (:attr:`camkit.registry.Metric.jumps`) may be this far away everywhere, and in so many images
-# anywhere.
+# Columns that jump (:attr:`camkit.registry.Metric.jumps`) may be this far away everywhere, and anywhere in so
+# many images.
 FEW, FEW_TOLERANCE = 0.1, 1e-3
 # Classes, which no rounding moves.
 EXACT = ("label", "target", "predicted")
