@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import camkit.benchmark
-from camkit.config import DEFAULT_BUDGET, RunConfig
+from camkit.config import DEFAULT_BUDGET, RunConfig, check_options
 from camkit.data import sample_items
 from camkit.errors import UsageError
 from camkit.evaluate import explain as explain_trace
@@ -98,10 +98,11 @@ def explain(
         seed, absent, budget: of random methods and of Shapley values, see :class:`camkit.config.RunConfig`.
 
     Raises:
-        UsageError: a name does not exist, or `images` are not what the model takes.
+        UsageError: a name does not exist, `images` are not what the model takes, or `budget` is too small.
         PluginError: a plugin's method failed.
     """
     load_plugins()
+    check_options({"absent": absent, "budget": budget})
     (utility,) = find_utilities([utility])
     found = METHODS[method]
     with ExitStack() as after:

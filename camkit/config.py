@@ -13,7 +13,31 @@ from camkit.errors import UsageError
 
 DEFAULT_METRICS = ("adcc", "deletion", "insertion")
 DEFAULT_BUDGET = 128  # permutations
-ABSENT = ("zero", "mean", "blur")
+# Option -> what it can be.
+CHOICES: Mapping[str, tuple[str, ...]] = {
+    "target": ("predicted", "label", "correct"),
+    "preprocess": ("paper", "native"),
+    "exif": ("ignore", "apply"),
+    "dtype": ("float32", "bfloat16", "float16"),
+    "absent": ("zero", "mean", "blur"),
+    "on_error": ("continue", "stop"),
+}
+# Option -> the least that it can be.
+LEAST: Mapping[str, int] = {"limit": 1, "batch_size": 1, "workers": 0, "budget": 4}
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """What the command line's own options check, for options that come another way.
+
+    Raises:
+        UsageError: one of :data:`CHOICES` is something else, or one of :data:`LEAST` is less.
+    """
+    for name, value in options.items():
+        option = f"--{name.replace('_', '-')} {value}"
+        if name in CHOICES and value not in CHOICES[name]:
+            raise UsageError(f"{option}: expected one of {', '.join(CHOICES[name])}")
+        if name in LEAST and isinstance(value, int) and value < LEAST[name]:
+            raise UsageError(f"{option}: expected {LEAST[name]} or more")
 
 
 @dataclass(frozen=True)
@@ -51,6 +75,9 @@ class RunConfig:
         curves: keep deletion and insertion curves whole, not thinned.
         out: results folder.
         force: move the results that are there aside first.
+
+    Raises:
+        UsageError: an option has a value that it cannot have.
     """
 
     model: tuple[str, ...]
@@ -85,6 +112,9 @@ class RunConfig:
     curves: bool = False
     out: Path = Path("results/local")
     force: bool = False
+
+    def __post_init__(self) -> None:
+        check_options(vars(self))
 
     def command(self) -> str:
         """The command line that makes this run; of paths only the last part."""

@@ -17,7 +17,8 @@ from camkit.config import DEFAULT_BUDGET
 from camkit.utilities import Utility
 
 EXACT_PLAYERS = 16  # up to so many players all coalitions are enumerated
-# Coalitions that tell whether the logits are affine in them, and how far an affine head may miss (rounding).
+# Coalitions that tell whether the logits are affine in them, and how far an affine head may miss (rounding),
+# over the largest logit.
 PROBES, AFFINE_TOLERANCE = 4, 1e-4
 CHUNK = 2**23  # logits held at once
 FIT_COALITIONS = 10  # coalitions a player, for the additive fit
@@ -106,11 +107,15 @@ class Game:
         coalitions = torch.cat([ends, some, ~some]).to(self._present.device)
         logits = self._coalition_logits(coalitions.expand(batch, -1, -1))
         none, everyone, halves = logits[:, :1], logits[:, 1:2], logits[:, 2:]
+        rounding = AFFINE_TOLERANCE * logits.abs().amax()
+        # Coalitions and those that they leave out sum to the ends: most heads are told apart by that already.
         miss = halves[:, :PROBES] + halves[:, PROBES:] - none - everyone
-        if (miss.abs() > AFFINE_TOLERANCE * logits.abs().amax()).any():
+        if (miss.abs() > rounding).any():
             return None
         alone = torch.eye(self.players, dtype=torch.bool, device=self._present.device)
-        return none, self._coalition_logits(alone.expand(batch, -1, -1)) - none
+        added = self._coalition_logits(alone.expand(batch, -1, -1)) - none
+        miss = none + coalitions.to(added.dtype) @ added - logits
+        return None if (miss.abs() > rounding).any() else (none, added)
 
     @torch.inference_mode()
     def utility(self, present: Tensor) -> Tensor:

@@ -49,8 +49,8 @@ def find_photos(names: Sequence[Path], say: Say) -> list[Item]:
 @numerics(tf32=False, deterministic=False)
 def explain_images(
     names: Sequence[Path], config: RunConfig, say: Say, metrics: Sequence[str] = (), most: int | None = None
-) -> list[Explained]:
-    """Photos, classes and saliency maps of one model's cells.
+) -> tuple[list[Explained], list[str]]:
+    """Photos, classes and saliency maps of one model's cells; and what plugins did wrong, a line each.
 
     Args:
         config: one model, layer and utility; any methods.
@@ -78,6 +78,7 @@ def explain_images(
     preprocess = prepared.loaded.preprocess
     evaluation = make_evaluation(prepared, config, batch_size)
     rows: list[Explained] = []
+    failures: list[str] = []
     for batch in batches(photos, preprocess, batch_size, workers=0):
         for item, reason in batch.errors:
             say(f"{item.source}: {reason}")
@@ -92,7 +93,7 @@ def explain_images(
                     for index, probability in zip(result.predicted, result.probability, strict=True)
                 ]
             elif isinstance(result, CellFailure):
-                say(f"{result.reason} ({', '.join(item.id for item in result.items)})")
+                failures.append(f"{result.reason} ({', '.join(item.id for item in result.items)})")
             elif isinstance(result, CellScores):
                 for maps, one in zip(saliency, result.saliency.cpu().numpy(), strict=True):
                     maps[result.cell.method.name] = one
@@ -113,7 +114,7 @@ def explain_images(
             )
     if not rows:
         raise CamkitError("none of the photos could be read")
-    return rows
+    return rows, failures
 
 
 def _picture(pixels: Tensor) -> np.ndarray:

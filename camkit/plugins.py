@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import sys
 import warnings
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -53,17 +55,22 @@ def load_entry_points() -> None:
 def load_file(path: Path) -> None:
     """Run a plugin file, as a module of its own; warn where it registers nothing.
 
+    A file that is loaded again registers its things anew.
+
     Raises:
         UsageError: there is no such file, or it is no Python file.
         CamkitError: it fails; the message gives the line.
     """
     if not path.is_file():
         raise UsageError(f"--plugin {path}: no such file")
-    name = f"camkit_plugin_{path.stem}"
+    file = str(path.resolve())
+    name = f"camkit_plugin_{path.stem}_{zlib.crc32(os.fsencode(file)):08x}"  # another folder has its own
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise UsageError(f"--plugin {path}: not a Python file")
     again = name in sys.modules  # then what it imports has registered its things already
+    for registry in (METHODS, METRICS, MODELS):
+        registry.forget(file)
     before = _registered()
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module

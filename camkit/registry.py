@@ -14,6 +14,10 @@ from camkit.errors import UsageError
 
 T = TypeVar("T", bound="Entry")
 
+MAIN = "__main__"
+# What stands for several names of one kind, whatever is registered.
+ALL = "all"
+
 
 def first_line(function: Callable[..., Any]) -> str:
     """The first line of a function's docstring."""
@@ -21,13 +25,22 @@ def first_line(function: Callable[..., Any]) -> str:
     return (function.__doc__ or "").strip().split("\n")[0]
 
 
-def origin_of(function: Callable[..., Any]) -> str:
-    """Where a registered function comes from: "" for camkit's own, else its file's or module's name."""
+def file_of(function: Callable[..., Any]) -> str:
+    """Where a registered function comes from: "" for camkit's own, else its file's path or its module's name.
+
+    The main module is `__main__`: a notebook's cells run again, and register their things again.
+    """
+    function = getattr(function, "func", function)  # of a partial, what it is made from
     name = getattr(function, "__module__", None) or "an unnamed module"
     if name.partition(".")[0] == "camkit":
         return ""
     file = getattr(sys.modules.get(name), "__file__", None)
-    return Path(file).name if file else name
+    return name if name == MAIN or not file else str(Path(file).resolve())
+
+
+def origin_of(file: str) -> str:
+    """The short name of what :func:`file_of` gives: for people."""
+    return Path(file).name if Path(file).is_absolute() else file
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str], also: str = "") -> UsageError:
@@ -35,7 +48,10 @@ def unknown_name(kind: str, name: str, known: Iterable[str], also: str = "") -> 
     names = sorted(known)
     near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
     nearest = f" Did you mean {near[0]!r}?" if near else ""
-    plural = f"{kind.removesuffix('y')}ies" if kind.endswith("y") else f"{kind}s"
+    if kind.endswith("y"):
+        plural = f"{kind.removesuffix('y')}ies"
+    else:
+        plural = f"{kind}es" if kind.endswith("s") else f"{kind}s"
     return UsageError(f"unknown {kind} {name!r}.{nearest}\n{plural}: {', '.join(names)}{also}")
 
 
@@ -46,7 +62,15 @@ class Entry(Protocol):
     def name(self) -> str: ...
 
     @property
+    def file(self) -> str: ...
+
+    @property
     def origin(self) -> str: ...
+
+
+def groups_of(entry: Entry) -> tuple[str, ...]:
+    """The groups that an entry belongs to; only methods have any."""
+    return getattr(entry, "groups", ())
 
 
 class Registry(Mapping[str, T]):
@@ -59,16 +83,39 @@ class Registry(Mapping[str, T]):
         self._members: dict[str, T] = {}
 
     def add(self, name: str, entry: T) -> None:
-        """Register `entry`; a name can be taken once only, but for a plugin that is loaded again.
+        """Register `entry`; a name can be taken once only.
 
         Raises:
-            ValueError: the name is taken.
+            ValueError: the name is taken, cannot be written in a list of names, or is that of a family's
+                member or of a group; or a group of the entry is the name of another one.
         """
+        if not name or re.search(r"[\s,]", name):
+            raise ValueError(f"{self.kind} {name!r}: a name has no spaces and no commas")
         known = self._entries.get(name)
-        again = known is not None and known.origin and known.origin == entry.origin
-        if known is not None and not again:
-            raise ValueError(f"{self.kind} {name!r} exists already")
+        if known is not None and not known.file == entry.file == MAIN:
+            where = f", in {known.file}" if known.file else ""
+            raise ValueError(f"{self.kind} {name!r} exists already{where}")
+        self._check_family(name, entry)
+        if name in self.groups or name in groups_of(entry):
+            raise ValueError(f"{self.kind} {name!r} is the name of a group")
+        taken = [group for group in groups_of(entry) if group in self._entries]
+        if taken:
+            raise ValueError(f"{self.kind} {name!r}: its group {taken[0]!r} is the name of a {self.kind}")
         self._entries[name] = entry
+
+    def _check_family(self, name: str, entry: T) -> None:
+        for form, (pattern, _) in self._families.items():
+            if entry.file and pattern.fullmatch(name):
+                raise ValueError(f"{self.kind} {name!r} is one of camkit's own: {form}")
+
+    def forget(self, file: str) -> None:
+        """Drop what a file has registered: it is about to be loaded again."""
+        self._entries = {name: entry for name, entry in self._entries.items() if entry.file != file}
+
+    @property
+    def groups(self) -> set[str]:
+        """Names that stand for several entries."""
+        return {ALL, *(group for entry in self._entries.values() for group in groups_of(entry))}
 
     def add_family(self, form: str, pattern: str, find: Callable[..., T]) -> None:
         """Register entries whose names have a parameter: they are made when they are asked for.
@@ -79,6 +126,8 @@ class Registry(Mapping[str, T]):
             find: takes the name and the pattern's groups, gives the entry.
         """
         self._families[form] = re.compile(pattern), find
+        for name, entry in self._entries.items():
+            self._check_family(name, entry)
 
     @property
     def forms(self) -> dict[str, str]:
@@ -123,6 +172,7 @@ class Method:
         of_image: the map is the same for every layer and utility, and made once for all; the function takes a
             :class:`camkit.tracing.ImageView`, which has neither.
         origin: the plugin it comes from; "" for camkit's own.
+        file: where it is registered, see :func:`file_of`.
     """
 
     name: str
@@ -133,6 +183,7 @@ class Method:
     value: bool = False
     of_image: bool = False
     origin: str = ""
+    file: str = ""
 
 
 @dataclass(frozen=True)
@@ -153,6 +204,7 @@ class Metric:
         of_values: columns that judge a map as a division of the utility, see :attr:`Method.value`.
         jumps: columns that a last bit can move far: 0 or 1, a correlation of ranks, an order of pixels.
         origin: the plugin it comes from; "" for camkit's own.
+        file: where it is registered, see :func:`file_of`.
     """
 
     name: str
@@ -164,6 +216,7 @@ class Metric:
     of_values: tuple[str, ...] = ()
     jumps: tuple[str, ...] = ()
     origin: str = ""
+    file: str = ""
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -178,6 +231,8 @@ class Model:
         build: takes `pretrained`, true or false; gives the module, logits (B, K) of images (B, 3, H, W).
         conv, prepool: module paths of the layers of these names; None: the last feature layer.
         mean, std: of the images it takes, per channel, in units of [0, 1].
+        origin: the plugin it comes from.
+        file: where it is registered, see :func:`file_of`.
     """
 
     name: str
@@ -187,6 +242,7 @@ class Model:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     origin: str
+    file: str
 
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -214,8 +270,9 @@ def method(
         raise ValueError(f"method {name!r}: of_image=True needs saliency=True, maps of the images' size")
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
-        origin = origin_of(function)
-        METHODS.add(name, Method(name, function, groups, source, saliency, value, of_image, origin))
+        file = file_of(function)
+        shown = origin_of(file)
+        METHODS.add(name, Method(name, function, groups, source, saliency, value, of_image, shown, file))
         return function
 
     return register
@@ -258,12 +315,14 @@ def metric(
     """
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        file = file_of(function)
+        shown = origin_of(file)
         entry = Metric(
-            name, function, directions, source, needs_trace, optional, of_values, jumps, origin_of(function)
+            name, function, directions, source, needs_trace, optional, of_values, jumps, shown, file
         )
         for other in METRICS.values():  # rows, tables and resuming know a score by its column
             taken = [column for column in directions if column in other.columns]
-            if taken and other.origin != entry.origin:
+            if taken and other.file != entry.file:
                 raise ValueError(f"metric {name!r}: {taken[0]!r} is a column of metric {other.name!r}")
         METRICS.add(name, entry)
         return function
@@ -282,7 +341,8 @@ def model(
     """Register a function that builds a model; see :class:`Model`."""
 
     def register(build: Callable[..., Any]) -> Callable[..., Any]:
-        MODELS.add(name, Model(name, build, conv, prepool, mean, std, origin_of(build)))
+        file = file_of(build)
+        MODELS.add(name, Model(name, build, conv, prepool, mean, std, origin_of(file), file))
         return build
 
     return register

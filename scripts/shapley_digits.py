@@ -69,7 +69,7 @@ def search(network: Network, name: str, images: Tensor, ids: Sequence[str]) -> l
     passed = network.trace(images, LAYERS[name])
     for layer in LAYERS[name]:
         trace = Trace(
-            images, ids, lambda: images, passed.logits.argmax(dim=1), UTILITIES["rest"], SEED, 0, network,
+            images, ids, lambda: images, passed.logits.argmax(dim=1), SEED, 0, network, UTILITIES["rest"],
             layer, passed.logits, passed.leaves[layer], budget=BUDGET,
         )  # fmt: skip
         rows += measured(f"{name} {layer}", trace)

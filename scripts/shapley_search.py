@@ -184,7 +184,7 @@ def main(
         for name, path in prepared.paths.items():
             trace = Trace(
                 pixels, [item.id for item in batch.items], partial(preprocess.denormalise, pixels),
-                passed.logits.argmax(dim=1), UTILITIES[utility], config.seed, 0, prepared.network, path,
+                passed.logits.argmax(dim=1), config.seed, 0, prepared.network, UTILITIES[utility], path,
                 passed.logits, passed.leaves[path], budget=budget,
             )  # fmt: skip
             rows += measured(name, trace)

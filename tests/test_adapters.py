@@ -7,7 +7,7 @@ import pytest
 import torch
 from polynomials import trace
 from test_head import Net
-from torch import Tensor
+from torch import Tensor, nn
 
 import camkit.methods  # noqa: F401  (fills the registry)
 from camkit.errors import UsageError
@@ -151,6 +151,65 @@ def test_an_unknown_class_gets_the_nearest():
     pytest.importorskip("captum")
     with pytest.raises(UsageError, match="Did you mean 'Saliency'"):
         METHODS["captum:Saliensy"]
+
+
+def test_the_list_of_classes_has_those_that_can_run():
+    pytest.importorskip("captum")
+    with pytest.raises(UsageError, match=r"^unknown captum class 'GradientAttribution'") as error:
+        METHODS["captum:GradientAttribution"]  # the base of others
+    heading, _, names = str(error.value).splitlines()[1].partition(": ")
+    assert heading == "captum classes"
+    assert {"Saliency", "LayerGradCam", "KernelShap"} <= set(names.split(", "))
+    assert not set(names.split(", ")) & {"Occlusion", "LayerAttribution", "NoiseTunnel", "NeuronGradient"}
+    for name, lacking in (("GradientShap", "baselines"), ("NoiseTunnel", "attribution_method")):
+        with pytest.raises(UsageError, match=f"captum:{name} needs more than a model and a layer: {lacking}"):
+            METHODS[f"captum:{name}"]
+
+
+class Tokens(nn.Module):
+    """A tiny transformer's layouts: tokens behind a class token, or channels last."""
+
+    def __init__(self, prefix: int) -> None:
+        super().__init__()
+        self.embed = nn.Conv2d(3, 6, 2, stride=2)
+        self.prefix = nn.Parameter(torch.randn(1, prefix, 6))
+        self.block = nn.Linear(6, 6)
+        self.classify = nn.Linear(6, 5)
+
+    def forward(self, images):
+        positions = self.embed(images)
+        if self.prefix.shape[1]:
+            positions = positions.flatten(2).transpose(1, 2)
+            tokens = torch.cat([self.prefix.expand(len(images), -1, -1), positions], dim=1)
+            return self.classify(self.block(tokens).relu().mean(dim=1))
+        return self.classify(self.block(positions.permute(0, 2, 3, 1)).relu().mean(dim=(1, 2)))
+
+
+@pytest.mark.parametrize("prefix", [0, 1])
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("captum:LayerGradCam", "gradcam"),
+        ("captum:LayerGradientXActivation", "hirescam"),
+        ("torchcam:GradCAM", "gradcam"),
+        ("torchcam:LayerCAM", "layercam"),
+    ],
+)
+def test_layers_of_transformers_are_explained_as_our_own_methods_do(theirs, ours, prefix):
+    pytest.importorskip(theirs.partition(":")[0])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Tokens(prefix).eval()
+    images = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    traced = trace(model, images, "block", utility=UTILITIES["rest"])
+    expected, found = maps(ours, traced), maps(theirs, traced)
+    assert found.shape == (2, 4, 4)
+    if theirs.startswith("torchcam"):
+        expected = expected.relu()
+    scale = (expected * found).sum() / found.square().sum()
+    torch.testing.assert_close(scale * found, expected, rtol=1e-4, atol=1e-6)
+    assert expected.abs().max() > 1e-3
+    assert not model.block._forward_hooks
 
 
 @pytest.mark.parametrize(

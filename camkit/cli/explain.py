@@ -9,7 +9,7 @@ import click
 
 from camkit.cli.options import explanation_options, format_option, plugin_option, say
 from camkit.config import RunConfig
-from camkit.errors import UsageError
+from camkit.errors import PluginError, UsageError
 
 GIF_STEPS, GIF_MAPS = 28, 24
 
@@ -57,7 +57,8 @@ def explain(
 ) -> None:
     """Draw photos beside the saliency maps of the chosen methods, with class and probability.
 
-    IMAGE is a photo, a folder of photos, or `sample` for the sample photos.
+    IMAGE is a photo, a folder of photos, or `sample` for the sample photos. Where a plugin's method fails,
+    the picture has all others, and the exit code is 1.
 
     \b
     Example:
@@ -72,12 +73,16 @@ def explain(
         raise UsageError(f"--gif {gif}: expected a name that ends in .gif")
     config = RunConfig(model=(model,), layer=(layer,), utility=(utility,), steps=GIF_STEPS, **options)
     metrics = ("adcc",) * scores + ("deletion", "insertion") * (gif is not None)
-    rows = explain_images(images, config, say, metrics, most=None if gif is None else GIF_MAPS)
+    rows, failures = explain_images(images, config, say, metrics, most=None if gif is None else GIF_MAPS)
+    if failures and not any(row.saliency for row in rows):
+        raise PluginError("\n".join(failures))
     save_figure(saliency_figure(rows, cmap, with_scores=scores), out)
     click.echo(str(out))
     if gif is not None:
         save_changes(rows, gif)
         click.echo(str(gif))
+    if failures:
+        raise PluginError("\n".join(failures))
 
 
 @click.command("list")

@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from camkit.config import CHOICES, DEFAULT_BUDGET, LEAST
+
 
 def say(line: str) -> None:
     """A line for the user that is no result."""
@@ -111,12 +113,26 @@ def explanation_options(command: Callable) -> Callable:
         weights_option,
         click.option(
             "--preprocess",
-            type=click.Choice(["paper", "native"]),
+            type=click.Choice(CHOICES["preprocess"]),
             default="paper",
             show_default=True,
             help="paper: resize to 256, crop 224, bilinear; native: the weights' own transform.",
         ),
         device_option,
+        click.option(
+            "--budget",
+            type=click.IntRange(min=LEAST["budget"]),
+            default=DEFAULT_BUDGET,
+            show_default=True,
+            help="Permutations from which Shapley values are estimated.",
+        ),
+        click.option(
+            "--absent",
+            type=click.Choice(CHOICES["absent"]),
+            default="zero",
+            show_default=True,
+            help="Activation of an absent position: of Shapley values and of aumann-N.",
+        ),
         click.option(
             "--seed", default=0, show_default=True, help="Of the images' order and all that is random."
         ),

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from camkit.errors import UsageError
-from camkit.layers import find_module, layout_of
+from camkit.layers import find_layout, find_module, layout_of
 from camkit.registry import Method, family, unknown_name
 from camkit.saliency import min_max
 from camkit.tracing import Trace
@@ -32,15 +33,69 @@ def _package(prefix: str, module: str, install: str) -> ModuleType:
         raise UsageError(f"{prefix}:NAME needs the package {install}: pip install {install}") from error
 
 
-def _find(prefix: str, name: str, package: ModuleType, base: type) -> type:
+VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+# What an explainer can be given: the network and a layer when it is made, images when it explains.
+GIVEN = {"self", "model", "forward_func", "layer", "target_layer", "target_layers", "inputs"}
+
+
+def _lacks(explainer: type, call: str) -> list[str]:
+    """What a class takes besides, in its constructor or its call, and has no default for."""
+    parameters = [
+        *inspect.signature(explainer).parameters.values(),
+        *inspect.signature(getattr(explainer, call)).parameters.values(),
+    ]
+    needed = [one.name for one in parameters if one.default is one.empty and one.kind not in VARIADIC]
+    return [name for name in needed if name not in GIVEN]
+
+
+def _find(prefix: str, name: str, package: ModuleType, base: type, call: str = "__init__") -> type:
+    """The class of a package by its name.
+
+    Args:
+        call: the method that explains; a class without it is the base of others.
+
+    Raises:
+        UsageError: there is no such class, or it needs more than a model and a layer.
+    """
     known = {
         key: value
         for key, value in vars(package).items()
-        if inspect.isclass(value) and issubclass(value, base) and value is not base
+        if inspect.isclass(value) and issubclass(value, base) and value is not base and hasattr(value, call)
     }
     if name not in known:
-        raise unknown_name(f"{prefix} class", name, known)
+        able = [key for key, value in known.items() if not _lacks(value, call)]
+        raise unknown_name(f"{prefix} class", name, able)
+    lacking = _lacks(known[name], call)
+    if lacking:
+        raise UsageError(f"{prefix}:{name} needs more than a model and a layer: {', '.join(lacking)}")
     return known[name]
+
+
+@contextmanager
+def _layer(trace: Trace) -> Iterator[nn.Module]:
+    """The traced layer; where its output is not (B, C, h, w), a module in its place whose output is."""
+    layer = find_module(trace.network.model, trace.layer)
+    shapes: list[torch.Size] = []
+    hook = layer.register_forward_hook(lambda _, __, output: shapes.append(output.shape))
+    try:
+        with torch.no_grad():
+            trace.network.model(trace.images)
+    finally:
+        hook.remove()
+    if shapes[0] == trace.activation.shape:
+        yield layer
+        return
+    stand_in = nn.Identity()
+
+    def through(_: nn.Module, __: tuple, output: Tensor) -> Tensor:
+        layout = find_layout(trace.layer, layer, output)
+        return layout.from_map(stand_in(layout.to_map(output)), output)
+
+    hook = layer.register_forward_hook(through)
+    try:
+        yield stand_in
+    finally:
+        hook.remove()
 
 
 def _map(attribution: Tensor) -> Tensor:
@@ -55,7 +110,7 @@ def _map(attribution: Tensor) -> Tensor:
 def find_captum(name: str, explainer: str) -> Method:
     """A class of captum.attr, called as it is by default."""
     package = _package("captum", "captum.attr", "captum")
-    found = _find("captum", explainer, package, package.Attribution)
+    found = _find("captum", explainer, package, package.Attribution, "attribute")
     of_layer = issubclass(found, package.LayerAttribution)
     # LIME and KernelSHAP fit a linear model to one image, and call for the utility of that image alone.
     alone = issubclass(found, package.LimeBase)
@@ -65,27 +120,28 @@ def find_captum(name: str, explainer: str) -> Method:
 
 def _captum_layer(explainer: Any, trace: Trace) -> Tensor:
     leaf = trace.images.detach().clone().requires_grad_()
-    with torch.enable_grad():
-        return _map(_captum_explainer(explainer, trace, trace.target).attribute(leaf))
+    with torch.enable_grad(), _layer(trace) as layer:
+        return _map(_captum_explainer(explainer, trace, trace.target, layer).attribute(leaf))
 
 
 def _captum_pixels(explainer: Any, trace: Trace, alone: bool) -> Tensor:
     at_once = 1 if alone else len(trace.target)
+    layer = find_module(trace.network.model, trace.layer)
     attributions = []
     for images, target in zip(trace.images.split(at_once), trace.target.split(at_once), strict=True):
         leaf = images.detach().clone().requires_grad_()
         with torch.enable_grad():
-            attributions.append(_captum_explainer(explainer, trace, target).attribute(leaf).detach())
+            found = _captum_explainer(explainer, trace, target, layer).attribute(leaf)
+            attributions.append(found.detach())
     return min_max(torch.cat(attributions).abs().sum(dim=1))
 
 
-def _captum_explainer(explainer: Any, trace: Trace, target: Tensor) -> Any:
+def _captum_explainer(explainer: Any, trace: Trace, target: Tensor, layer: nn.Module) -> Any:
     takes = inspect.signature(explainer).parameters
     utility = _utility(trace, target)
     # Some of captum's classes hook the model's modules, and take nothing but a module.
     model = _AsModule(trace.network.model, utility) if "model" in takes else utility
-    layer = [find_module(trace.network.model, trace.layer)] if "layer" in takes else []
-    return explainer(model, *layer)
+    return explainer(model, layer) if "layer" in takes else explainer(model)
 
 
 def _utility(trace: Trace, target: Tensor) -> Callable[[Tensor], Tensor]:
@@ -147,10 +203,11 @@ def find_torchcam(name: str, explainer: str) -> Method:
 def _torchcam(explainer: Any, trace: Trace) -> Tensor:
     # Some of its classes run the model themselves, and look the class up in what it gives.
     model = _AsModule(trace.network.model, partial(_class_utilities, trace)).eval()
-    layer = find_module(trace.network.model, trace.layer)
     images = trace.images.detach().clone().requires_grad_()
-    with torch.enable_grad(), explainer(model, target_layer=layer) as extractor:
-        (maps,) = extractor(trace.target.tolist(), model(images), normalized=False)
+    with torch.enable_grad(), _layer(trace) as layer:
+        model.layer = layer  # torchcam looks for its layer among the model's modules
+        with explainer(model, target_layer=layer) as extractor:
+            (maps,) = extractor(trace.target.tolist(), model(images), normalized=False)
     return maps.detach()
 
 

@@ -51,7 +51,9 @@ def aumann_e(trace: Trace, nodes: int) -> Tensor:
     return (path_gradient(trace, nodes) * (trace.activation - trace.absent_activation)).relu().sum(dim=1)
 
 
-@family(r"aumann-(\d+)(-gap|-e)?", form="aumann-N[-gap|-e]", listed=("aumann-1", "aumann-2", "aumann-3"))
+@family(
+    r"aumann-(0|[1-9][0-9]*)(-gap|-e)?", form="aumann-N[-gap|-e]", listed=("aumann-1", "aumann-2", "aumann-3")
+)
 def find_aumann(name: str, nodes: str, variant: str | None) -> Method:
     """`aumann-N`, `aumann-N-gap`, `aumann-N-e`."""
     if not 1 <= int(nodes) <= MAX_NODES:

@@ -22,6 +22,8 @@ from camkit.tracing import Trace
 YARDSTICK = "yardstick"
 # Columns without a value for methods that give saliency maps: those have no sign and no scale.
 UNKNOWN_OF_SALIENCY = ("shapley_error", "shapley_error_scaled", "shapley_correlation", "efficiency_gap")
+# A gain that is a smaller share of the values' absolute sum is what rounding leaves of values that cancel.
+NO_GAIN = 1e-4
 
 
 @metric(
@@ -33,6 +35,7 @@ UNKNOWN_OF_SALIENCY = ("shapley_error", "shapley_error_scaled", "shapley_correla
         "efficiency_gap": "lower",
         "saliency_distance": "lower",
         "nonadditivity": "neither",
+        "shapley_noise": "neither",
     },
     source="Shapley 1953; the game of a layer's positions",
     needs_trace=True,
@@ -45,23 +48,28 @@ def shapley(
     """Distances of a map m from the Shapley values phi; those of saliency maps as they stand are empty.
 
     shapley_error: |m - phi| / |phi|, L2 over positions; what the sampling of phi adds is subtracted from
-        both squares. shapley_error_scaled: the same for the best multiple of m.
+        both squares. shapley_error_scaled: the same for the best multiple of m. Both are NaN where
+        shapley_noise is 1 or more.
     shapley_correlation: Pearson correlation of m and phi.
-    efficiency_gap: |sum of m - (u(A) - u(A0))| / |u(A) - u(A0)|: what the map leaves unaccounted for.
+    efficiency_gap: |sum of m - (u(A) - u(A0))| / |u(A) - u(A0)|: what the map leaves unaccounted for. NaN
+        where the values cancel, as with `--absent mean` at a layer with affine logits: u(A) = u(A0).
     saliency_distance: mean |S - S_phi| of the saliency maps (H, W): what the picture shows.
     nonadditivity: 1 - R^2 of an additive fit to the game, whatever the method: at 0 the yardstick is trivial.
+    shapley_noise: standard error of the estimated phi over its length, whatever the method; 0 by enumeration.
     """
     values, errors = trace.game.shapley(YARDSTICK)
     size = (saliency.shape[1], saliency.shape[2])
     scores = {
         "saliency_distance": (saliency - to_saliency(values, size)).abs().mean(dim=(1, 2)),
         "nonadditivity": trace.game.nonadditivity,
+        "shapley_noise": _length(errors) / _length(values),
     }
     if maps is None:
         unknown = torch.full_like(trace.game.nonadditivity, torch.nan)
         return scores | dict.fromkeys(UNKNOWN_OF_SALIENCY, unknown)
     none, everyone = trace.game.ends
     gain = everyone - none
+    gain = gain.where(gain.abs() > NO_GAIN * values.abs().sum(dim=(1, 2)), torch.nan)
     # NaN where the map is 0 everywhere: no multiple of it is nearer than another.
     scale = (maps * values).sum(dim=(1, 2)) / maps.square().sum(dim=(1, 2))
     return scores | {
@@ -72,13 +80,19 @@ def shapley(
     }
 
 
+def _length(values: Tensor) -> Tensor:
+    """Euclidean length over positions, (B,)."""
+    return values.square().sum(dim=(1, 2)).sqrt()
+
+
 def relative_error(maps: Tensor, values: Tensor, errors: Tensor) -> Tensor:
     """|m - phi| / |phi| of maps (B, h, w), (B,), where phi is known as values with standard errors.
 
     The estimate's expected squared distance from phi, the sum of the squared standard errors, is subtracted
-    from both squares; 0 where nothing is left of the first.
+    from both squares; 0 where nothing is left of the first, NaN where nothing is left of the second: an
+    estimate that is no longer than its noise says nothing of phi.
     """
     noise = errors.square().sum(dim=(1, 2))
     distance = (maps - values).square().sum(dim=(1, 2)) - noise
     length = values.square().sum(dim=(1, 2)) - noise
-    return (distance.clamp(min=0) / length).sqrt()
+    return (distance.clamp(min=0) / length.where(length > 0, torch.nan)).sqrt()

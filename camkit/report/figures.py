@@ -46,7 +46,8 @@ def saliency_figure(
     rows: Sequence[Explained], colour_map: str = COLOUR_MAPS[0], with_scores: bool = True
 ) -> Figure:
     """Photos in the first column, then each method's saliency map laid over the photo."""
-    columns = 1 + max(len(row.saliency) for row in rows)
+    methods = list(dict.fromkeys(method for row in rows for method in row.saliency))
+    columns = 1 + len(methods)
     scored = [scores for row in rows for scores in row.scores.values()] if with_scores else []
     lines = max(map(len, map(_score_lines, scored)), default=0)
     height = (1.85 + 0.1 * lines) * len(rows)
@@ -57,11 +58,13 @@ def saliency_figure(
             axis.axis("off")
         line[0].imshow(row.photo)
         line[0].set_title(row.title, fontsize=7)
-        for axis, (method, saliency) in zip(line[1:], row.saliency.items(), strict=False):
-            axis.imshow(row.photo)
-            axis.imshow(saliency, cmap=colour_map, alpha=0.6, vmin=0, vmax=1)
+        for axis, method in zip(line[1:], methods, strict=True):
             if place == 0:
                 axis.set_title(method, fontsize=8)
+            if method not in row.saliency:  # a plugin's, which failed on this photo
+                continue
+            axis.imshow(row.photo)
+            axis.imshow(row.saliency[method], cmap=colour_map, alpha=0.6, vmin=0, vmax=1)
             words = "\n".join(_score_lines(row.scores.get(method, {}))) if with_scores else ""
             axis.text(0.5, -0.03, words, transform=axis.transAxes, ha="center", va="top", fontsize=5.5)
     return figure

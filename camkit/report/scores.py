@@ -67,6 +67,10 @@ PLAIN = {
         "Rank correlation, over patches, of the map with the logit's loss when one patch is blanked.",
     ),
     "nonadditivity": ("Non-additivity", "Of the game, not of a map: at 0 all Shapley values are trivial."),
+    "shapley_noise": (
+        "SV noise",
+        "Of the yardstick, not of a map: standard error of the Shapley values, over their length.",
+    ),
 }
 
 
