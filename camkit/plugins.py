@@ -101,7 +101,7 @@ def _line(error: BaseException, path: Path) -> str:
 
 def _reason(error: BaseException) -> str:
     text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {without_folders(text[0])}" if text else type(error).__name__
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
 
 
 def without_folders(text: str) -> str:
@@ -118,5 +118,5 @@ def blamed(kind: str, entry: Entry) -> Iterator[None]:
         # A pass that does not fit into memory may fit with a smaller batch: that is no fault of the plugin.
         if not entry.origin or is_out_of_memory(error):
             raise
-        said = str(error) if isinstance(error, PluginError) else _reason(error)
+        said = without_folders(str(error) if isinstance(error, PluginError) else _reason(error))
         raise PluginError(f"plugin {entry.origin}: {kind} {entry.name!r}: {said}") from error
