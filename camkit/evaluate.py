@@ -266,13 +266,10 @@ def _together(wanted: Mapping[Cell, Sequence[str]]) -> list[tuple[Cell, Sequence
 
     Those of two layer names for one module are neighbours: their maps need not be kept for longer.
     """
-    places: dict[tuple[int, object], int] = {}
-
-    def place(cell: Cell) -> list[int]:
-        parts = enumerate((cell.path, cell.utility, cell.method))
-        return [places.setdefault(part, len(places)) for part in parts]
-
-    return sorted(wanted.items(), key=lambda entry: place(entry[0]))
+    groups: dict[tuple[str, str, Method], list[tuple[Cell, Sequence[str]]]] = {}
+    for cell, metrics in wanted.items():
+        groups.setdefault((cell.path, cell.utility, cell.method), []).append((cell, metrics))
+    return [entry for group in groups.values() for entry in group]
 
 
 class Evaluation:
@@ -410,7 +407,7 @@ class Evaluation:
         curves: dict[str, Tensor] = {}
         flags = {"degenerate": is_degenerate(saliency), "zero_probability": subject.probability == 0}
         again = partial(self._explain_again, explained, cell)
-        for name in metrics:
+        for name in sorted(metrics, key=lambda name: -len(METRICS[name].columns)):
             metric = METRICS[name]
             if columns.keys() >= set(metric.columns):  # another group has the same scores
                 continue

@@ -16,7 +16,6 @@ from camkit.errors import CamkitError, UsageError
 from camkit.lock import LOCK, hold
 from camkit.protocol import check_agreement, check_protocol
 from camkit.provenance import credit, merge_segments
-from camkit.registry import METRICS
 from camkit.results import (
     KEYS,
     MODEL_TABLES,
@@ -148,7 +147,7 @@ def _fold_cells(out: Path, folder: Path, parts: Sequence[Path], order: Mapping[s
     for name in ("methods", "metrics"):
         merged[name] = list(dict.fromkeys(value for run in (merged, *runs) for value in run[name]))
     folder.mkdir(parents=True, exist_ok=True)
-    columns = [*KEYS, *score_columns(name for name in merged["metrics"] if name in METRICS)]
+    columns = [*KEYS, *score_columns(merged["metrics"])]
     for method in merged["methods"]:
         name = f"{file_name(method)}.csv"
         for part, run in zip(parts, runs, strict=True):

@@ -27,7 +27,7 @@ DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 # A strip as long as that, its short side enlarged to 256, takes 200 MB; longer ones fill the memory.
 MAX_ASPECT = 1000
 
-# Batches on their way, a worker process (torch's own number, here because it is counted with).
+# Batches that each worker decodes ahead: torch's default, named because shared memory is computed from it.
 PREFETCH = 2
 # Seconds for one batch; a worker that is silent for longer will say nothing any more.
 TIMEOUT = 600

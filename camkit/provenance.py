@@ -155,20 +155,29 @@ def _flat(segment: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def add_segment(segments: list[dict[str, Any]], segment: Mapping[str, Any]) -> list[str]:
-    """Go on with the last segment if it ran with the same things, else begin one; give the differences.
+    """Go on with the last segment if it ran with the same things, else begin one.
 
-    A segment of the same start without a row (a batch did not fit into memory) gives way to the new one.
+    A segment of the same start that made nothing (a batch did not fit into memory) gives way to the new one.
+
+    Returns:
+        What is not as it was when the last rows or scores were made.
     """
-    if segments and segments[-1]["started"] == segment["started"] and not any(segments[-1]["rows"].values()):
+    if segments and segments[-1]["started"] == segment["started"] and not _made_something(segments[-1]):
         segments.pop()
-    changed = differences(segments[-1], segment) if segments else []
-    if not segments or changed:
+    plugins = {**(segments[-1].get("plugins", {}) if segments else {}), **segment["plugins"]}
+    before = next(filter(_made_something, reversed(segments)), None)
+    changed = differences(before, segment) if before else []
+    if not segments or differences(segments[-1], segment):
         segments.append({**segment, "starts": 1, **dict.fromkeys(COUNTS, 0), "rows": {}})
     else:
         segments[-1] |= {"command": segment["command"], "starts": segments[-1]["starts"] + 1}
-        segments[-1]["plugins"] = {**segments[-1].get("plugins", {}), **segment["plugins"]}
         segments[-1].pop("ended", None)  # it goes on
+    segments[-1]["plugins"] = plugins
     return changed
+
+
+def _made_something(segment: Mapping[str, Any]) -> bool:
+    return bool(segment["images"]) or any(segment["rows"].values())
 
 
 def credit(segments: list[dict[str, Any]], rows: Mapping[str, Iterable[int]]) -> None:
@@ -201,6 +210,7 @@ def merge_segments(segments: list[dict[str, Any]], others: Sequence[Mapping[str,
         for method, ranges in other["rows"].items():
             places = {*from_ranges(ranges), *from_ranges(same["rows"].get(method, ""))}
             same["rows"][method] = to_ranges(places)
+        same["plugins"] = {**other.get("plugins", {}), **same.get("plugins", {})}
         same["started"] = min(same["started"], other["started"])
         if "ended" in other:
             same["ended"] = max(same.get("ended", ""), other["ended"])

@@ -17,6 +17,8 @@ T = TypeVar("T", bound="Entry")
 MAIN = "__main__"
 # What stands for several names of one kind, whatever is registered.
 ALL = "all"
+# What a row has beside scores.
+ROW_FIELDS = ("image", "label", "target", "probability")
 
 
 def first_line(function: Callable[..., Any]) -> str:
@@ -311,7 +313,7 @@ def metric(
     Groups of one origin may have columns in common: the same scores.
 
     Raises:
-        ValueError: the name, or the name of a column, is taken.
+        ValueError: the name, or the name of a column, is taken, or there are no columns.
     """
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -320,6 +322,13 @@ def metric(
         entry = Metric(
             name, function, directions, source, needs_trace, optional, of_values, jumps, shown, file
         )
+        reserved = [column for column in directions if column in ROW_FIELDS]
+        if reserved or not directions:
+            raise ValueError(
+                f"metric {name!r}: {reserved[0]!r} is no score"
+                if reserved
+                else f"metric {name!r} has no columns"
+            )
         for other in METRICS.values():  # rows, tables and resuming know a score by its column
             taken = [column for column in directions if column in other.columns]
             if taken and other.file != entry.file:

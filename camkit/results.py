@@ -23,12 +23,12 @@ import pandas as pd
 
 from camkit.config import DEFAULT_METRICS
 from camkit.errors import CamkitError
-from camkit.registry import METRICS, columns_of_values, is_value, method_place
+from camkit.registry import METRICS, ROW_FIELDS, columns_of_values, is_value, method_place
 from camkit.statistics import cell_means
 from camkit.tables import ODD_NAMES, UTF8, Table, merge_rows, read_fields, write_atomically
 
 DEFINITIONS_VERSION = 1
-KEYS = ("image", "label", "target", "probability")
+KEYS = ROW_FIELDS
 PREDICTIONS, ERRORS, FLAGS = "predictions.csv", "errors.csv", "flags.csv"
 FAILURES = "failures.csv"
 # Of each table of a model: its columns, and those that identify a row.
@@ -55,9 +55,10 @@ def file_name(name: str) -> str:
 
 
 def score_columns(metrics: Iterable[str] = ()) -> list[str]:
-    """The score columns of a per-image CSV: those of the default groups, then those of `metrics`."""
+    """The score columns of a per-image CSV: of the default groups, then of the known among `metrics`."""
     groups = (*DEFAULT_METRICS, *metrics)
-    return list(dict.fromkeys(column for group in groups for column in METRICS[group].columns))
+    known = (METRICS[group] for group in groups if group in METRICS)
+    return list(dict.fromkeys(column for group in known for column in group.columns))
 
 
 def read_run(folder: Path) -> dict[str, Any]:

@@ -168,7 +168,7 @@ def run_here(jobs: Sequence[Job], at_a_time: int, out: Path, gpus: Sequence[str]
                     if waiting and slot not in running:
                         job = waiting.pop(0)
                         gpu = gpus[slot % len(gpus)] if len(gpus) > 1 else None
-                        running[slot] = job, _start(job, _log(job, out), gpu)
+                        running[slot] = job, _start(job, _log(job, out), gpu, at_a_time)
                         say(f"started: {job}")
                 time.sleep(0.2)
                 for slot, (job, process) in list(running.items()):
@@ -190,8 +190,10 @@ def _log(job: Job, out: Path) -> Path:
     return out / LOGS / f"{file_name(job.name)}.log"
 
 
-def _start(job: Job, log: Path, gpu: str | None) -> subprocess.Popen[bytes]:
-    environment = os.environ if gpu is None else {**os.environ, "CUDA_VISIBLE_DEVICES": gpu}
+def _start(job: Job, log: Path, gpu: str | None, at_a_time: int) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "LOCAL_WORLD_SIZE": str(at_a_time)}  # they share the memory for batches
+    if gpu is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = gpu
     with log.open("ab") as file:
         # A session of its own: a Ctrl-C comes once, from here, and not from the terminal as well.
         return subprocess.Popen(

@@ -309,7 +309,7 @@ class Maps:
         self.names.update(images)
 
     def read(self, images: Container[str] | None = None) -> dict[str, np.ndarray]:
-        """Image -> map (h, w), the first one that was saved; of `images` only, where given."""
+        """Image -> map (h, w), of `images` only where given; the finished stands above the spooled."""
         maps: dict[str, np.ndarray] = {}
         for path in (self.path, *self.also):
             found = _read_spool(path.with_suffix(".maps"))
@@ -320,7 +320,10 @@ class Maps:
         return maps if images is None else {name: one for name, one in maps.items() if name in images}
 
     def finish(self, order: Mapping[str, int]) -> None:
-        """Write the `.npz`, in the order of the run's images."""
+        """Write the `.npz`, in the order of the run's images; nothing where it has all of them already."""
+        news = (self.spool, *self.also, *(path.with_suffix(".maps") for path in self.also))
+        if self.path.exists() and not any(path.exists() for path in news):
+            return
         maps = self.read() if self.names else {}
         if not maps:  # none were made, or the folder is gone: then what ended the run says so
             return

@@ -49,7 +49,7 @@ class Check:
         values: how many recorded values were compared.
         lacking: images of which something could not be compared; a line has named each.
         differing: how many values are further away than the tolerance allows.
-        jumped: how many are too, but in few images, and by little or in columns that jump.
+        jumped: how many are too, but in few images, and by little or in columns that jump: they pass.
         largest: the largest difference, and `column` where it is.
     """
 
@@ -271,7 +271,7 @@ def _pick(images: Iterable[str], seed: int) -> list[str]:
 def _metrics_of(rows: Iterable[Row], metrics: Iterable[str]) -> list[str]:
     """The metric groups that a cell was asked for: other methods of its folder may have more."""
     filled = {column for row in rows for column, text in row.items() if text}
-    return [name for name in metrics if not filled.isdisjoint(METRICS[name].columns)]
+    return [name for name in metrics if filled.issuperset(METRICS[name].columns)]
 
 
 def _tolerance(config: RunConfig) -> float:
@@ -395,7 +395,7 @@ class _Comparison:
             if column in jumping:
                 allowed = max(allowed, FEW_TOLERANCE)
             far = [gap for gap in gaps if allowed < gap < math.inf]
-            near = column in jumping or max(far, default=0) <= FEW_TOLERANCE
+            near = column in jumping or (column not in EXACT and max(far, default=0) <= FEW_TOLERANCE)
             few = near and len(far) <= max(1, int(FEW * images))
             jumped += len(far) if few else 0
             differing += gaps.count(math.inf) + (0 if few else len(far))

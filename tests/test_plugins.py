@@ -216,6 +216,12 @@ def test_a_plugin_may_be_loaded_twice_but_takes_no_names(files: list[Path], tmp_
     )
     with pytest.raises(CamkitError, match="'adcc' is a column of metric 'adcc'"):
         plugins.load_plugins([thief])
+    for columns, said in (("{'target': 'lower'}", "'target' is no score"), ("{}", "has no columns")):
+        thief.write_text(
+            f"from camkit import metric\n@metric('mine', directions={columns})\ndef f(s): pass\n"
+        )
+        with pytest.raises(CamkitError, match=said):
+            plugins.load_plugins([thief])
     assert "mine" not in registry.METRICS
 
 

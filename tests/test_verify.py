@@ -23,7 +23,7 @@ from camkit.registry import METHODS as METHOD_REGISTRY
 from camkit.results import read_run, summarise, write_summary
 from camkit.tables import Row, read_records, render
 from camkit.tracing import Network
-from camkit.verify import _gap, _pick, _tolerance, faults, verify
+from camkit.verify import _Comparison, _gap, _pick, _tolerance, faults, verify
 
 IMAGES = 12
 CELLS = f"{FOLDER}/second-rest"
@@ -196,6 +196,20 @@ def test_few_values_may_differ_by_little(gap: float, images: int, code: int, out
         edit(out / CELLS / "gradcam.csv", set_field("complexity", value, image), out)
     result = command(out, data)
     assert result.exit_code == code, result.output
+
+
+def test_methods_with_other_groups_of_the_same_columns(data: Path, tmp_path: Path) -> None:
+    tiny_bench(data, tmp_path, method=("gradcam",), metrics=("average_drop",))
+    tiny_bench(data, tmp_path, method=("edges",), metrics=("adcc",))
+    result = command(tmp_path, data)
+    assert result.exit_code == 0, result.output
+
+
+def test_a_neighbouring_class_is_another_class() -> None:
+    """Relatively 1000 and 1001 differ by little."""
+    comparison = _Comparison()
+    comparison.add("a", {"label": "", "target": "1001"}, {"label": math.nan, "target": 1000})
+    assert comparison.judge(1, (), 1e-5) == (1, 0)
 
 
 def test_rows_that_were_chosen_or_added_are_found(out: Path, data: Path) -> None:
