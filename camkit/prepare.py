@@ -62,11 +62,14 @@ def find_utilities(names: Iterable[str]) -> list[str]:
 
 
 def check_names(methods: Iterable[str], utilities: Iterable[str], metrics: Iterable[str]) -> None:
-    """All of them exist.
+    """All of them exist, and there are some.
 
     Raises:
         UsageError: one does not.
     """
+    methods, utilities = list(methods), list(utilities)
+    if not methods or not utilities:
+        raise UsageError(f"no {'utility' if methods else 'method'} is named")
     find_methods(methods)
     find_utilities(utilities)
     for name in metrics:

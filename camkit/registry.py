@@ -19,6 +19,11 @@ MAIN = "__main__"
 ALL = "all"
 # What a row has beside scores.
 ROW_FIELDS = ("image", "label", "target", "probability")
+# And what the rows of summary.csv have.
+SUMMARY_FIELDS = (
+    "model", "layer", "utility", "method", "target_rule", "images", "degenerate", "degenerate_masked", "top1",
+    "adcc_image_mean", "zero_probability", "not_finite", "value",
+)  # fmt: skip
 
 
 def first_line(function: Callable[..., Any]) -> str:
@@ -322,7 +327,7 @@ def metric(
         entry = Metric(
             name, function, directions, source, needs_trace, optional, of_values, jumps, shown, file
         )
-        reserved = [column for column in directions if column in ROW_FIELDS]
+        reserved = [column for column in directions if column in (*ROW_FIELDS, *SUMMARY_FIELDS)]
         if reserved or not directions:
             raise ValueError(
                 f"metric {name!r}: {reserved[0]!r} is no score"

@@ -461,6 +461,11 @@ class TestTargets:
         )
 
 
+def test_an_empty_list_of_methods_is_said(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no method is named"):
+        run(photos, tmp_path, method=())
+
+
 def test_conv_and_prepool_stand_for_the_last_feature_layer_and_that_is_said(
     photos: Path, tmp_path: Path
 ) -> None:

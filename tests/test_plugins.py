@@ -216,7 +216,12 @@ def test_a_plugin_may_be_loaded_twice_but_takes_no_names(files: list[Path], tmp_
     )
     with pytest.raises(CamkitError, match="'adcc' is a column of metric 'adcc'"):
         plugins.load_plugins([thief])
-    for columns, said in (("{'target': 'lower'}", "'target' is no score"), ("{}", "has no columns")):
+    refused = (
+        ("{'target': ''}", "'target' is no score"),
+        ("{'images': ''}", "no score"),
+        ("{}", "no columns"),
+    )
+    for columns, said in refused:
         thief.write_text(
             f"from camkit import metric\n@metric('mine', directions={columns})\ndef f(s): pass\n"
         )
