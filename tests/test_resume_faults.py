@@ -88,19 +88,12 @@ def test_two_signals_stop_now(data: Path, reference: Path, tmp_path: Path) -> No
     assert result_files(out) == result_files(reference)
 
 
-def test_a_signal_while_the_model_loads_stops_at_once(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("step", ["select", "prepare"])
+def test_a_signal_before_the_first_batch_stops_at_once(
+    step: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("camkit.benchmark.prepare", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
-    result = tiny_command(data, tmp_path / "out")
-    assert result.exit_code == 1
-    assert result.output.splitlines()[-1].startswith("error: stopped.")
-
-
-def test_sigterm_while_the_data_are_looked_through(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("camkit.benchmark.select", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    """While the data are looked through, and while the model is loaded."""
+    monkeypatch.setattr(f"camkit.benchmark.{step}", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     result = tiny_command(data, tmp_path / "out")
     assert result.exit_code == 1
     assert result.output.splitlines()[-1].startswith("error: stopped.")
