@@ -19,12 +19,14 @@ from camkit.config import RunConfig
 from camkit.data import Item
 from camkit.errors import CamkitError, UsageError, is_out_of_memory
 from camkit.evaluate import Cell
-from camkit.models import PAPER_ROWS, LoadedModel, calibrate, find_row, load_model
+from camkit.loading import LoadedModel, load_model
+from camkit.models import PAPER_ROWS, find_row
 from camkit.pixels import Preprocess, batches
 from camkit.registry import METHODS, METRICS, Method, unknown_name
 from camkit.share import Share
 from camkit.tracing import Network, last_feature_layer
 from camkit.utilities import UTILITIES
+from camkit.weights import calibrate
 
 # Random weights take their batch-norm statistics from this many images, whatever the batch size or limit.
 CALIBRATION_IMAGES = 16

@@ -20,8 +20,8 @@ from torchcam.metrics import ClassificationMetric, DeletionInsertionMetric
 
 from camkit.data.sources import Source
 from camkit.layers import find_module
+from camkit.loading import LoadedModel, load_model
 from camkit.metrics.subject import blur
-from camkit.models import LoadedModel, load_model
 
 
 class ShapleyCAMHiRes(ShapleyCAM):

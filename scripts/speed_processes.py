@@ -15,7 +15,7 @@ import torch
 from speed_jobs import Line, Setting, interleaved, temporary_folder
 
 from camkit.allocator import keep_freed_memory
-from camkit.models import load_model
+from camkit.loading import load_model
 
 T = TypeVar("T")
 MODEL = "tf_efficientnet_lite0"

@@ -410,7 +410,7 @@ class TestAgain:
     def test_other_weights_are_refused(self, photos: Path, tmp_path: Path) -> None:
         import torch
 
-        from camkit.models import load_model
+        from camkit.loading import load_model
 
         run(photos, tmp_path / "out", limit=1, metrics=("adcc",))
         path = tmp_path / "weights.pth"

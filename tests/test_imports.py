@@ -13,7 +13,7 @@ ORDER = (
     # what all need
     *("errors", "allocator", "stop", "csv_text", "seeding", "config", "registry", "plugins", "share"),
     # images and models
-    *("data", "cache", "pixels", "models"),
+    *("data", "cache", "pixels", "models", "weights", "loading"),
     # the network, what is made of it, and its scores
     *("utilities", "layers", "game", "head", "tracing", "saliency", "methods", "metrics", "evaluate"),
     # results on disk

@@ -12,8 +12,9 @@ from tiny import TINY, noise
 
 from camkit.benchmark import bench
 from camkit.config import RunConfig
-from camkit.models import calibrate, load_model
+from camkit.loading import load_model
 from camkit.registry import METHODS
+from camkit.weights import calibrate
 
 
 def rows(data: Path, out: Path, **options: object) -> dict[tuple[str, str, str], dict[str, str]]:

@@ -17,8 +17,8 @@ from small_imagenet import encode, jpeg, picture, write
 from camkit.data.items import make_items
 from camkit.data.sources import Source
 from camkit.errors import CamkitError
-from camkit.models import IMAGENET_MEAN, IMAGENET_STD
 from camkit.pixels import PAPER_CROP, Batch, Preprocess, batches, decode, read_file
+from camkit.registry import IMAGENET_MEAN, IMAGENET_STD
 
 PAPER = Preprocess("paper", PAPER_CROP, IMAGENET_MEAN, IMAGENET_STD)
 

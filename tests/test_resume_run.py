@@ -32,7 +32,7 @@ from camkit.config import RunConfig
 from camkit.data import find_images
 from camkit.errors import UsageError
 from camkit.evaluate import CellScores, Evaluation
-from camkit.models import load_model
+from camkit.loading import load_model
 from camkit.results import read_run
 from camkit.run import ModelRun
 from camkit.tables import read_records, render

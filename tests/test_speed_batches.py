@@ -29,11 +29,12 @@ from camkit.data import find_images
 from camkit.dryrun import dry_run
 from camkit.errors import CamkitError, UsageError
 from camkit.evaluate import Evaluation, explain
-from camkit.models import LoadedModel, calibrate, load_model
+from camkit.loading import LoadedModel, load_model
 from camkit.pixels import Preprocess
 from camkit.prepare import numerics
 from camkit.rescore import rescore
 from camkit.tracing import Network
+from camkit.weights import calibrate
 
 FITS = 4
 

@@ -15,7 +15,8 @@ from PIL import Image
 from camkit.data import class_name, find_images
 from camkit.data.sources import Source
 from camkit.errors import CamkitError, UsageError
-from camkit.models import ROWS, load_model
+from camkit.loading import load_model
+from camkit.models import ROWS
 from camkit.pixels import PAPER_CROP, Preprocess, read_file
 from camkit.report.study import Block, Say
 from camkit.results import file_name

@@ -17,9 +17,10 @@ import torch
 from tiny import maps, noise, saliency, trace
 from torch import Tensor, nn
 
-from camkit.models import calibrate, load_model
+from camkit.loading import load_model
 from camkit.registry import METHODS
 from camkit.tracing import find_module
+from camkit.weights import calibrate
 
 PEERS = {
     "gradcam": peer.GradCAM,
