@@ -1,13 +1,15 @@
 """camkit: benchmark class activation maps (CAMs) over ImageNet.
 
-For scripts and notebooks: `load_model`, `explain` and `bench`; for plugins: `method`, `metric` and `model`.
+For scripts and notebooks: `load_model`, `explain` and `bench`; for plugins: `method`, `metric`,
+`Column` and `model`.
 """
 
 from typing import Any
 
-from camkit.registry import method, metric, model
+from camkit.entries import Column, method, metric, model
 
-__all__ = ["bench", "explain", "load_model", "method", "metric", "model"]
+__version__ = "0.1.0"
+__all__ = ["Column", "bench", "explain", "load_model", "method", "metric", "model"]
 
 API = ("load_model", "explain", "bench")
 

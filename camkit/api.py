@@ -17,17 +17,18 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-import camkit.benchmark
+import camkit.runs.bench
 from camkit.config import DEFAULT_BUDGET, RunConfig, check_options
 from camkit.data import sample_items
+from camkit.data.pixels import read_file
+from camkit.entries import METHODS, UTILITIES
 from camkit.errors import UsageError
-from camkit.evaluate import explain as explain_trace
-from camkit.pixels import read_file
+from camkit.network.passes import Network
+from camkit.network.prepare import Prepared, find_device, prepare
+from camkit.network.trace import Trace
 from camkit.plugins import load_plugins
-from camkit.prepare import Prepared, cells_of, find_device, find_utilities, prepare
-from camkit.registry import METHODS
-from camkit.tracing import Network, Trace
-from camkit.utilities import UTILITIES
+from camkit.runs.cells import cells_of
+from camkit.runs.guard import make_maps
 
 Images = Tensor | str | Path | Image.Image | Sequence[str | Path | Image.Image]
 
@@ -103,7 +104,7 @@ def explain(
     """
     load_plugins()
     check_options({"absent": absent, "budget": budget})
-    (utility,) = find_utilities([utility])
+    found_utility = UTILITIES[utility].function
     found = METHODS[method]
     with ExitStack() as after:
         if isinstance(model, Prepared):
@@ -119,31 +120,39 @@ def explain(
             raise UsageError(f"images have the shape {tuple(batch.shape)}, expected (B, 3, H, W)")
         batch = batch.to(network.device)
         passed = network.trace(batch, [path])
-        logits = passed.logits.detach()
-        classes = logits.argmax(dim=1)
-        if target is not None:
-            classes = torch.as_tensor(target, device=logits.device).expand(len(batch))
-            if not ((classes >= 0) & (classes < logits.shape[1])).all():
-                raise UsageError(f"target {target}: expected classes from 0 to {logits.shape[1] - 1}")
+        classes = _classes(target, passed.logits.detach())
         preprocess = model.loaded.preprocess if isinstance(model, Prepared) else None
         trace = Trace(
             images=batch,
             image_ids=[str(place) for place in range(len(batch))],
             pixels=lambda: preprocess.denormalise(batch) if preprocess else batch.clone(),
             target=classes,
-            utility=UTILITIES[utility],
+            utility=found_utility,
             seed=seed,
             draw=0,
             network=network,
             layer=path,
             absent=absent,
             budget=budget,
-            _logits=passed.logits,
-            _leaf=passed.leaves[path],
+            passed=passed,
         )
-        maps, saliency = explain_trace(found, trace)
-        probability = logits.softmax(dim=1).gather(1, classes[:, None])[:, 0]
+        maps, saliency = make_maps(found, trace)
+        probability = trace.logits.softmax(dim=1).gather(1, classes[:, None])[:, 0]
         return Explanation(saliency, None if found.saliency else maps, classes, probability)
+
+
+def _classes(target: int | Sequence[int] | Tensor | None, logits: Tensor) -> Tensor:
+    """The classes to explain, (B,).
+
+    Raises:
+        UsageError: one is none of the model's.
+    """
+    if target is None:
+        return logits.argmax(dim=1)
+    classes = torch.as_tensor(target, device=logits.device).expand(len(logits))
+    if not ((classes >= 0) & (classes < logits.shape[1])).all():
+        raise UsageError(f"target {target}: expected classes from 0 to {logits.shape[1] - 1}")
+    return classes
 
 
 @contextmanager
@@ -183,11 +192,11 @@ def bench(model: str | Sequence[str], **options: Any) -> pd.DataFrame | None:
             one, or several in a sequence.
 
     Returns:
-        One row for each of this run's cells: scores are fractions, as in summary.csv. None in all but the
-        first of several processes.
+        One row for each of this run's cells: scores are fractions, as in summary.csv. Of several processes
+        the last to end has them, the others None.
 
     Raises:
-        UsageError, CamkitError: see :func:`camkit.benchmark.bench`.
+        UsageError, CamkitError: see :func:`camkit.runs.bench.bench`.
     """
     known = {field.name: field for field in fields(RunConfig)}
     unknown = sorted(options.keys() - known.keys())
@@ -200,5 +209,5 @@ def bench(model: str | Sequence[str], **options: Any) -> pd.DataFrame | None:
     if "out" in options:
         options["out"] = Path(options["out"])
     config = RunConfig(**options)
-    summary = camkit.benchmark.bench(config, say=_say)
+    summary = camkit.runs.bench.bench(config, say=_say)
     return None if summary is None else cells_of(summary, config)

@@ -1,20 +1,24 @@
-"""Errors that are shown to the user as one or two lines, never as a traceback."""
+"""What users see beside results: lines, and errors as one or two lines, never as a traceback."""
+
+from collections.abc import Callable
+
+Say = Callable[[str], None]  # takes a line that the user should see
 
 
 class CamkitError(Exception):
-    """Something failed while working; the command ends with exit code 1."""
+    """Something failed; exit code 1."""
 
 
 class UsageError(CamkitError):
-    """What was asked for makes no sense; the command ends with exit code 2."""
+    """The request is invalid; exit code 2."""
 
 
 class RunError(CamkitError):
-    """What ends the run, not only the model that it came in: the results folder cannot be used."""
+    """The whole run ends, not only the model it came in: the results folder cannot be used."""
 
 
 class PluginError(CamkitError):
-    """Code that is not camkit's own failed or gave something wrong; what is camkit's own goes on."""
+    """A plugin failed or returned something invalid; everything else goes on."""
 
 
 # How allocators and libraries of MPS, the CPU and CUDA say it, in plain RuntimeErrors.

@@ -14,9 +14,10 @@ from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 
+from camkit.entries import METHODS, METRICS, MODELS, UTILITIES, Method, Metric
 from camkit.errors import CamkitError, PluginError, UsageError, is_out_of_memory
-from camkit.registry import METHODS, METRICS, MODELS, Entry
 
+REGISTRIES = (METHODS, METRICS, UTILITIES, MODELS)
 GROUPS = ("camkit.methods", "camkit.metrics", "camkit.models")
 
 
@@ -69,7 +70,7 @@ def load_file(path: Path) -> None:
     if spec is None or spec.loader is None:
         raise UsageError(f"--plugin {path}: not a Python file")
     again = name in sys.modules  # then what it imports has registered its things already
-    for registry in (METHODS, METRICS, MODELS):
+    for registry in REGISTRIES:
         registry.forget(file)
     before = _registered()
     module = importlib.util.module_from_spec(spec)
@@ -85,7 +86,7 @@ def load_file(path: Path) -> None:
 
 
 def _registered() -> list[object]:
-    return [(dict(registry), registry.forms) for registry in (METHODS, METRICS, MODELS)]
+    return [(dict(registry), registry.forms) for registry in REGISTRIES]
 
 
 def _line(error: BaseException, path: Path) -> str:
@@ -110,7 +111,7 @@ def without_folders(text: str) -> str:
 
 
 @contextmanager
-def blamed(kind: str, entry: Entry) -> Iterator[None]:
+def blamed(kind: str, entry: Method | Metric) -> Iterator[None]:
     """What a plugin raises becomes a PluginError that names it; camkit's own faults stay as they are."""
     try:
         yield

@@ -18,13 +18,13 @@ import sys
 import click
 from tabulate import tabulate
 
-from camkit.accuracy import measure_top1
 from camkit.config import RunConfig
 from camkit.data import find_images
 from camkit.errors import CamkitError
-from camkit.models import ROWS, find_row
-from camkit.prepare import find_models
-from camkit.weights import published_file
+from camkit.network.models import ROWS, find_row
+from camkit.network.weights import published_file
+from camkit.runs.accuracy import measure_top1
+from camkit.runs.cells import find_models
 
 BATCH_SIZE = 32
 HEADINGS = ("model", "file", "images", "top-1 %", "95 % interval", "paper %", "")

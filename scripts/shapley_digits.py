@@ -20,8 +20,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from camkit.tracing import Network, Trace
-from camkit.utilities import UTILITIES
+from camkit.entries import UTILITIES
+from camkit.network.passes import Network
+from camkit.network.trace import Trace
 
 OUT = Path("results/shapley/search_digits.csv")
 SEED = 0

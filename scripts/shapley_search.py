@@ -20,14 +20,13 @@ from torch import Tensor
 
 from camkit.config import DEFAULT_BUDGET, RunConfig
 from camkit.data import find_images
+from camkit.data.batches import batches
+from camkit.entries import METHODS, UTILITIES
 from camkit.methods.aumann import path_gradient
 from camkit.metrics.shapley_value import YARDSTICK, relative_error
-from camkit.pixels import batches
-from camkit.prepare import prepare
-from camkit.registry import METHODS
-from camkit.seeding import generator
-from camkit.tracing import Trace
-from camkit.utilities import UTILITIES
+from camkit.network.prepare import prepare
+from camkit.network.seeding import generator
+from camkit.network.trace import Trace
 
 BATCH_SIZE = 6
 NODE = 0.5 - 3**-0.5 / 2  # the lower of the two Gauss-Legendre nodes on [0, 1]

@@ -19,10 +19,10 @@ import click
 import numpy as np
 import pandas as pd
 
-from camkit.benchmark import bench
 from camkit.config import RunConfig
-from camkit.results import file_name, read_run, run_folders
-from camkit.statistics import bootstrap
+from camkit.report.statistics import bootstrap
+from camkit.results.folder import file_name, read_run, run_folders
+from camkit.runs.bench import bench
 
 HERE = Path("results/shapley")
 RUNS = Path("results/local/shapley")

@@ -33,10 +33,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from tiny_run import MODEL, SECOND_MODEL, make_images, result_files, table_rows, tiny_bench  # noqa: E402
 
-import camkit.tables  # noqa: E402
+import camkit.results.table  # noqa: E402
 from camkit.errors import CamkitError  # noqa: E402
-from camkit.evaluate import CellFailure, CellScores, Predictions  # noqa: E402
-from camkit.run import ModelRun  # noqa: E402
+from camkit.results.cells import CellFailure, CellScores, Predictions  # noqa: E402
+from camkit.results.model_run import ModelRun  # noqa: E402
 
 IMAGES = 14
 SETTINGS: dict[str, Any] = {"model": (MODEL, SECOND_MODEL), "metrics": ("adcc", "deletion"), "steps": 3}
@@ -83,7 +83,7 @@ def killed(child: int, told: Path) -> bool:
 
 def die_within_write(after: int, share: float) -> None:
     """Arrange for the process to die in its `after`-th write, of which only a share reaches the disk."""
-    append, writes = camkit.tables._append, iter(range(after))
+    append, writes = camkit.results.files._append, iter(range(after))
 
     def torn(path: Path, data: bytes) -> None:
         if next(writes, None) is not None:
@@ -94,7 +94,7 @@ def die_within_write(after: int, share: float) -> None:
             file.flush()
         os.kill(os.getpid(), signal.SIGKILL)
 
-    camkit.tables._append = torn
+    camkit.results.files._append = torn
 
 
 def die_before_rename(after: int) -> None:

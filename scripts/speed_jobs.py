@@ -19,14 +19,17 @@ from typing import Any
 import pandas as pd
 import torch
 
-from camkit.benchmark import first_batch_size, load_batches, score_images, select
 from camkit.config import RunConfig
 from camkit.data.items import sample_items
-from camkit.pixels import decode
-from camkit.prepare import find_methods, numerics, prepare
-from camkit.run import ModelRun
+from camkit.data.pixels import decode
+from camkit.network.numerics import numerics
+from camkit.network.prepare import prepare
+from camkit.results.model_run import ModelRun
+from camkit.runs.bench import select
+from camkit.runs.cells import find_methods
+from camkit.runs.loop import first_batch_size, load_batches, score_images
+from camkit.runs.stop import Stop
 from camkit.share import Share
-from camkit.stop import Stop
 
 # The sample photos as photos of ImageNet lie on a disk: most of these have a short side of 375 pixels.
 SHORT_SIDE, JPEG_QUALITY = 375, 90

@@ -19,9 +19,9 @@ from torchcam.methods import GradCAM as TorchcamGradCAM
 from torchcam.metrics import ClassificationMetric, DeletionInsertionMetric
 
 from camkit.data.sources import Source
-from camkit.layers import find_module
-from camkit.loading import LoadedModel, load_model
 from camkit.metrics.subject import blur
+from camkit.network.layers import find_module
+from camkit.network.loading import LoadedModel, load_model
 
 
 class ShapleyCAMHiRes(ShapleyCAM):

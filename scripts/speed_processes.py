@@ -14,8 +14,8 @@ from typing import TypeVar
 import torch
 from speed_jobs import Line, Setting, interleaved, temporary_folder
 
-from camkit.allocator import keep_freed_memory
-from camkit.loading import load_model
+from camkit.network.allocator import keep_freed_memory
+from camkit.network.loading import load_model
 
 T = TypeVar("T")
 MODEL = "tf_efficientnet_lite0"

@@ -13,7 +13,7 @@ import pandas as pd
 from speed_jobs import Line, Setting
 from tabulate import tabulate
 
-from camkit.provenance import processor
+from camkit.runs.describe import processor
 
 PACKAGES = ("camkit", "torch", "torchvision", "timm", "numpy", "pillow", "grad-cam", "torchcam")
 HEADINGS = ("", "promised", "median", "range", "")

@@ -15,8 +15,8 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from camkit.benchmark import bench  # noqa: E402
 from camkit.config import RunConfig  # noqa: E402
+from camkit.runs.bench import bench  # noqa: E402
 
 torch.set_num_threads(2)
 

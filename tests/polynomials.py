@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from camkit.tracing import Network, Trace
-from camkit.utilities import logit
+from camkit.network.passes import Network
+from camkit.network.trace import Trace
+from camkit.network.utilities import logit
 
 CPU = torch.device("cpu")
 
@@ -56,7 +57,6 @@ def trace(
         draw=0,
         network=network,
         layer=layer,
-        _logits=passed.logits,
-        _leaf=passed.leaves[layer],
+        passed=passed,
         **options,
     )

@@ -10,11 +10,11 @@ from test_head import Net
 from torch import Tensor, nn
 
 import camkit.methods  # noqa: F401  (fills the registry)
+from camkit.entries import METHODS, UTILITIES
 from camkit.errors import UsageError
-from camkit.evaluate import explain
-from camkit.registry import METHODS, is_value
-from camkit.saliency import min_max
-from camkit.utilities import UTILITIES
+from camkit.methods.saliency import min_max
+from camkit.results.summary import is_value
+from camkit.runs.guard import explain
 
 
 @pytest.fixture

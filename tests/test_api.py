@@ -12,9 +12,9 @@ from PIL import Image
 from tiny import TinyNet, noise
 
 import camkit
+from camkit.entries import METHODS, Method
 from camkit.errors import UsageError
-from camkit.registry import METHODS, Method
-from camkit.tracing import Network
+from camkit.network.passes import Network
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 

@@ -17,10 +17,10 @@ import pytest
 from conftest import ALL_UTILITIES, write_photo
 from tiny import TINY, TinyNet
 
-import camkit.benchmark
-from camkit.benchmark import bench
+import camkit.runs.bench
 from camkit.config import RunConfig
 from camkit.errors import UsageError
+from camkit.runs.bench import bench
 
 PER_IMAGE = [
     "image",
@@ -161,7 +161,7 @@ class TestPerImage:
         assert not list(out.rglob("*.tmp"))
 
     def test_slashes_and_colons_of_names(self, photos: Path, tmp_path: Path) -> None:
-        from camkit.results import file_name
+        from camkit.results.folder import file_name
 
         assert file_name("timm/a:b") == "timm__a__b"
         run(photos, tmp_path, limit=1, metrics=("adcc",))
@@ -212,7 +212,7 @@ class TestSummary:
         """A method whose map is constant on some images, and on the masked version of others."""
         import torch
 
-        from camkit.registry import METHODS, Method
+        from camkit.entries import METHODS, Method
 
         def sometimes(trace):
             place = torch.tensor([float(name[6]) for name in trace.image_ids])  # photo_3.png -> 3
@@ -270,7 +270,7 @@ class TestRunJson:
     def test_no_absolute_path(self, out: Path, labelled: Path) -> None:
         for path in out.rglob("*.json"):
             text = path.read_text()
-            for folder in (out, labelled, Path.home(), Path(camkit.benchmark.__file__).parent):
+            for folder in (out, labelled, Path.home(), Path(camkit.runs.bench.__file__).parent):
                 assert str(folder) not in text
             assert str(labelled.parent) not in text
             assert labelled.name in text
@@ -346,7 +346,7 @@ class TestAgain:
     def test_ctrl_c_keeps_the_finished_batches(
         self, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
     ) -> None:
-        score = camkit.benchmark.Evaluation.run
+        score = camkit.runs.bench.Evaluation.run
         calls = itertools.count(1)
 
         def interrupted(*arguments):
@@ -355,7 +355,7 @@ class TestAgain:
             yield from score(*arguments)
 
         with monkeypatch.context() as patch:
-            patch.setattr(camkit.benchmark.Evaluation, "run", interrupted)
+            patch.setattr(camkit.runs.bench.Evaluation, "run", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 run(photos, tmp_path / "a", batch_size=2)
         assert len(read(cell(tmp_path / "a"))) == 2 * stop  # the batch in hand is finished first
@@ -368,7 +368,7 @@ class TestAgain:
     def test_rows_are_on_disk_before_the_next_batch(
         self, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        score = camkit.benchmark.Evaluation.run
+        score = camkit.runs.bench.Evaluation.run
         on_disk: list[int] = []
 
         def watched(*arguments):
@@ -376,7 +376,7 @@ class TestAgain:
             on_disk.append(len(read(path)) if path.exists() else 0)
             yield from score(*arguments)
 
-        monkeypatch.setattr(camkit.benchmark.Evaluation, "run", watched)
+        monkeypatch.setattr(camkit.runs.bench.Evaluation, "run", watched)
         run(photos, tmp_path, batch_size=2)
         assert on_disk == [0, 2, 4]
 
@@ -410,7 +410,7 @@ class TestAgain:
     def test_other_weights_are_refused(self, photos: Path, tmp_path: Path) -> None:
         import torch
 
-        from camkit.loading import load_model
+        from camkit.network.loading import load_model
 
         run(photos, tmp_path / "out", limit=1, metrics=("adcc",))
         path = tmp_path / "weights.pth"

@@ -19,13 +19,12 @@ from conftest import write_photo
 from PIL import Image
 from tiny import TINY as TINY_OPTIONS
 
-import camkit.benchmark
+import camkit.runs.bench
 from camkit.cli import main
 from camkit.config import RunConfig
 from camkit.data import find_images
+from camkit.entries import METHODS, UTILITIES
 from camkit.errors import CamkitError
-from camkit.registry import METHODS
-from camkit.utilities import UTILITIES
 
 MODEL = (
     *("--model", TINY_OPTIONS["model"][0], "--weights", "random", "--preprocess", "native"),

@@ -12,11 +12,11 @@ from timm.models import register_model
 from tiny import TINY, TinyNet, camkit_tiny
 from torch import Tensor
 
-from camkit.benchmark import bench
 from camkit.config import RunConfig
-from camkit.dryrun import dry_run
 from camkit.errors import CamkitError
-from camkit.results import read_run
+from camkit.results.folder import read_run
+from camkit.runs.bench import bench
+from camkit.runs.dryrun import dry_run
 
 SCORES = {
     "model": ("timm/camkit_plain",),

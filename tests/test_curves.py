@@ -9,12 +9,12 @@ import pytest
 import torch
 from tiny import TINY
 
-from camkit.benchmark import bench
 from camkit.config import RunConfig
 from camkit.metrics.causal import area, curve, pixel_ranks
 from camkit.report.curves import mean_curves
 from camkit.report.study import load_study
-from camkit.tables import CURVE_POINTS, Curves, read_curves, thin
+from camkit.results.arrays import CURVE_POINTS, Curves, read_curves, thin
+from camkit.runs.bench import bench
 
 
 def test_a_curve_by_hand():

@@ -12,14 +12,13 @@ import small_imagenet as small
 from click.testing import CliRunner
 from small_imagenet import jpeg, photos, picture, write
 
-from camkit import benchmark as loop
-from camkit.benchmark import bench
 from camkit.cli import main
 from camkit.config import RunConfig
-from camkit.csv_text import csv_line
 from camkit.data import find_images
 from camkit.errors import CamkitError, UsageError
-from camkit.tables import Table
+from camkit.results.table import Table, csv_line
+from camkit.runs import bench as loop
+from camkit.runs.bench import bench
 
 CELL = Path("timm__test_resnet") / "conv-rest"
 

@@ -14,13 +14,13 @@ from click.testing import CliRunner, Result
 from small_imagenet import LABELS, WNIDS, encode, jpeg, official_name, photos, picture, write
 from test_pixels_odd import png, refuse
 
-from camkit.accuracy import measure_top1, verdict
-from camkit.check import check_data
 from camkit.cli import main
 from camkit.config import RunConfig
 from camkit.data import find_images
 from camkit.data.classes import index_to_wnid
 from camkit.errors import UsageError
+from camkit.runs.accuracy import measure_top1, verdict
+from camkit.runs.check import check_data
 
 
 def silent(line: str) -> None:
@@ -158,7 +158,7 @@ def test_the_complete_validation_set(
     spoilt: str | None, complete: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In small: two images of each class, instead of fifty."""
-    monkeypatch.setattr("camkit.check.COMPLETE", 2)
+    monkeypatch.setattr("camkit.runs.check.COMPLETE", 2)
     for index in range(1000):
         for number in range(2):
             write(
@@ -228,7 +228,7 @@ def test_top1_counts_hits(tmp_path: Path) -> None:
 
 
 def predictions(data: Path) -> list[int]:
-    from camkit.benchmark import bench
+    from camkit.runs.bench import bench
 
     out = data.parent / "out"
     config = RunConfig(

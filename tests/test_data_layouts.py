@@ -16,12 +16,12 @@ import small_imagenet as small
 from click.testing import CliRunner
 from small_imagenet import LABELS, WNIDS, official_name, photos, write
 
-from camkit.benchmark import bench
 from camkit.cli import main
 from camkit.config import RunConfig
 from camkit.data import LAYOUTS, DataSet, find_images, wnid_to_index
 from camkit.data.sources import read_bytes
 from camkit.errors import CamkitError, UsageError
+from camkit.runs.bench import bench
 
 
 def _with(build: Callable[[Path], Path], beside: Callable[[Path], Path]) -> Callable[[Path], Path]:

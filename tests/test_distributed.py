@@ -24,13 +24,13 @@ from tiny_run import (
     tiny_bench,
 )
 
-from camkit import merge
 from camkit.cli import main
 from camkit.data import Item, find_images
+from camkit.entries import METHODS as REGISTERED
 from camkit.errors import CamkitError, PluginError, UsageError
-from camkit.lock import hold
-from camkit.registry import METHODS as REGISTERED
-from camkit.results import read_run
+from camkit.results import merge
+from camkit.results.folder import read_run
+from camkit.results.lock import hold
 from camkit.share import PARTS, Share
 
 IMAGES = 50
@@ -130,7 +130,7 @@ def test_merge_can_be_killed_and_repeated(
     out = tmp_path / "out"
     for rank in (1, 2):
         run_as(rank, 3, as_rank, data, out)
-    monkeypatch.setattr("camkit.benchmark.wait_for_parts", lambda *_: None)
+    monkeypatch.setattr("camkit.runs.bench.wait_for_parts", lambda *_: None)
     run_as(0, 3, as_rank, data, out)
     for number in range(8):
         replace, calls = Path.replace, iter(range(number))
@@ -272,7 +272,7 @@ def test_a_process_that_fails_says_so_and_the_first_one_does_not_wait_for_it(
         raise CamkitError("no weights here")
 
     with monkeypatch.context() as patch:
-        patch.setattr("camkit.benchmark.prepare", fails)
+        patch.setattr("camkit.runs.bench.prepare", fails)
         assert run_as(1, 2, as_rank, data, tmp_path / "out") == [
             f"error: process 1: {MODEL}: no weights here"
         ]

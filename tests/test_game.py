@@ -9,12 +9,11 @@ import torch
 from polynomials import Polynomial, trace, values
 from torch import nn
 
-import camkit.game
 import camkit.methods  # noqa: F401  (fills the registry)
+import camkit.network.game
+from camkit.entries import METHODS, UTILITIES
 from camkit.errors import UsageError
-from camkit.game import absent_activation
-from camkit.registry import METHODS
-from camkit.utilities import UTILITIES
+from camkit.network.game import absent_activation
 
 EXACT = {"rtol": 0, "atol": 1e-10}
 

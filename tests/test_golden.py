@@ -10,10 +10,10 @@ import pytest
 import torch
 from conftest import ALL_UTILITIES
 
-from camkit.benchmark import bench
 from camkit.config import RunConfig
-from camkit.results import file_name
-from camkit.saliency import to_saliency
+from camkit.methods.saliency import to_saliency
+from camkit.results.folder import file_name
+from camkit.runs.bench import bench
 
 DATA = Path(__file__).parent / "data"
 GOLDEN = (

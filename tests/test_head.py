@@ -6,9 +6,10 @@ from polynomials import CPU, trace
 from torch import Tensor, nn
 
 import camkit.methods  # noqa: F401  (fills the registry)
+from camkit.entries import METHODS
 from camkit.errors import CamkitError, UsageError
-from camkit.registry import METHODS
-from camkit.tracing import Network
+from camkit.network.head import head_after
+from camkit.network.passes import Network
 
 
 class Block(nn.Module):
@@ -109,7 +110,7 @@ def test_what_passes_the_layer_by_is_seen(model, images, layer, bypassed):
 
 def test_what_ran_before_the_layer_does_not_run_again(model, images):
     network = Network(model, CPU)
-    head = network.head(images, "block.second")
+    head = head_after(network, images, "block.second")
     ran = []
 
     def counted(name, forward):
@@ -139,9 +140,9 @@ def test_head_names_a_layer_that_does_not_run_or_has_no_positions(model, images)
     model.spare = nn.Conv2d(1, 1, 1)
     network = Network(model, CPU)
     with pytest.raises(CamkitError, match="does not run"):
-        network.head(images, "spare")
+        head_after(network, images, "spare")
     with pytest.raises(UsageError, match=r"gives \(2, 4\)"):
-        network.head(images, "classify")
+        head_after(network, images, "classify")
 
 
 def test_only_what_is_asked_for_is_computed(model, images, monkeypatch):

@@ -10,11 +10,11 @@ import pytest
 import torch
 from tiny import TINY, noise
 
-from camkit.benchmark import bench
 from camkit.config import RunConfig
-from camkit.loading import load_model
-from camkit.registry import METHODS
-from camkit.weights import calibrate
+from camkit.entries import METHODS
+from camkit.network.loading import load_model
+from camkit.network.weights import calibrate
+from camkit.runs.bench import bench
 
 
 def rows(data: Path, out: Path, **options: object) -> dict[tuple[str, str, str], dict[str, str]]:

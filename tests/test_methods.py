@@ -9,7 +9,7 @@ import torch
 from tiny import Headed, TinyNet, maps, noise, saliency, seeded, trace
 from torch import Tensor, nn
 
-from camkit.registry import METHODS
+from camkit.entries import METHODS
 
 PAPER = (
     "gradcam", "gradcam++", "xgradcam", "layercam", "gradcam-e", "hirescam",

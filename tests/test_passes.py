@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from tiny import TINY, TinyNet
 
-from camkit.benchmark import bench
 from camkit.config import RunConfig
+from camkit.runs.bench import bench
 
 BATCH = 2
 

@@ -14,11 +14,12 @@ import torch
 from PIL import Image, ImageChops
 from small_imagenet import encode, jpeg, picture, write
 
+from camkit.data.batches import Batch, batches
 from camkit.data.items import make_items
+from camkit.data.pixels import PAPER_CROP, Preprocess, decode, read_file
 from camkit.data.sources import Source
+from camkit.entries import IMAGENET_MEAN, IMAGENET_STD
 from camkit.errors import CamkitError
-from camkit.pixels import PAPER_CROP, Batch, Preprocess, batches, decode, read_file
-from camkit.registry import IMAGENET_MEAN, IMAGENET_STD
 
 PAPER = Preprocess("paper", PAPER_CROP, IMAGENET_MEAN, IMAGENET_STD)
 

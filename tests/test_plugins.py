@@ -19,7 +19,7 @@ import camkit.metrics  # noqa: F401  (both fill the registries)
 from camkit import plugins, registry
 from camkit.cli import main
 from camkit.errors import CamkitError, UsageError
-from camkit.rescore import rescore
+from camkit.runs.rescore import rescore
 
 ROOT = Path(__file__).parent.parent
 DOCS = (ROOT / "docs" / "extend.md").read_text(encoding="utf-8")

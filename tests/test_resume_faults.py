@@ -27,11 +27,11 @@ from tiny_run import (
     tiny_command,
 )
 
-from camkit import tables
+from camkit.data.pixels import read_file
 from camkit.errors import CamkitError
-from camkit.lock import hold
-from camkit.pixels import read_file
-from camkit.results import read_run
+from camkit.results import table as tables
+from camkit.results.folder import read_run
+from camkit.results.lock import hold
 
 IMAGES = 10
 CELLS = f"{FOLDER}/second-rest"
@@ -145,7 +145,7 @@ def test_a_file_system_without_locks_is_said(tmp_path: Path, monkeypatch: pytest
     def none(*_: Any) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr("camkit.lock.fcntl.lockf", none)
+    monkeypatch.setattr("camkit.results.lock.fcntl.lockf", none)
     with pytest.warns(UserWarning, match="no locks here"), hold(tmp_path):
         pass
 
@@ -230,7 +230,7 @@ def test_a_worker_killed_by_the_system(
 
     test = os.getpid()
     with monkeypatch.context() as patch:
-        patch.setattr("camkit.pixels.read_file", killed)
+        patch.setattr("camkit.data.pixels.read_file", killed)
         result = tiny_command(data, out, "--workers=1")
     assert result.exit_code == 1
     assert "a process that decodes images died" in result.output.splitlines()[-1]

@@ -22,13 +22,14 @@ from tiny_run import (
     tiny_command,
 )
 
-from camkit import benchmark
 from camkit.data import find_images
 from camkit.errors import CamkitError, UsageError
-from camkit.lock import hold
-from camkit.merge import merge
 from camkit.report.study import load_study
-from camkit.results import read_run, summarise, summary_text
+from camkit.results.folder import read_run
+from camkit.results.lock import hold
+from camkit.results.merge import merge
+from camkit.results.summary import summarise, summary_text
+from camkit.runs import bench as benchmark
 
 IMAGES = 10
 BOTH = (MODEL, SECOND_MODEL)

@@ -13,8 +13,8 @@ import torch
 from tiny_run import FOLDER, Tiny, crash_at_write, make_images, result_files, tiny_bench, tiny_config
 from torch import Tensor
 
-from camkit.benchmark import bench
 from camkit.metrics.adcc import harmonic_adcc
+from camkit.runs.bench import bench
 
 CELLS = f"{FOLDER}/second-rest"
 SCORES = ["average_drop", "increase", "drop_in_deletion", "coherency", "complexity", "adcc"]

@@ -26,16 +26,17 @@ from tiny_run import (
     tiny_config,
 )
 
-from camkit.benchmark import bench
 from camkit.cli import main
 from camkit.config import RunConfig
 from camkit.data import find_images
 from camkit.errors import UsageError
-from camkit.evaluate import CellScores, Evaluation
-from camkit.loading import load_model
-from camkit.results import read_run
-from camkit.run import ModelRun
-from camkit.tables import read_records, render
+from camkit.network.loading import load_model
+from camkit.results.cells import CellScores
+from camkit.results.folder import read_run
+from camkit.results.model_run import ModelRun
+from camkit.results.table import read_records, render
+from camkit.runs.bench import bench
+from camkit.runs.evaluate import Evaluation
 
 IMAGES = 10
 CELLS = f"{FOLDER}/second-rest"
@@ -194,7 +195,7 @@ def test_the_same_weights_may_have_another_name(data: Path, reference: Path, tmp
 
 
 def test_other_definitions_are_refused(data: Path, reference: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("camkit.provenance.DEFINITIONS_VERSION", 2)
+    monkeypatch.setattr("camkit.results.segments.DEFINITIONS_VERSION", 2)
     with pytest.raises(UsageError, match="another definitions: 1, now 2"):
         tiny_bench(data, reference)
 

@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from camkit import tables
 from camkit.errors import CamkitError
-from camkit.tables import Maps, Table, complete, merge_rows, read_records, write_atomically
+from camkit.results import table as tables
+from camkit.results.arrays import Maps
+from camkit.results.files import write_atomically
+from camkit.results.table import Table, complete, merge_rows, read_records
 
 COLUMNS = ("image", "score", "other")
 ODD = [

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from tiny import noise
 
-from camkit.saliency import is_degenerate, min_max, to_saliency
+from camkit.methods.saliency import is_degenerate, min_max, to_saliency
 
 
 def test_min_max_by_hand() -> None:

@@ -10,16 +10,16 @@ from torch import nn
 
 import camkit.methods
 import camkit.metrics  # noqa: F401  (both fill the registries)
-from camkit.benchmark import bench
 from camkit.config import RunConfig
-from camkit.evaluate import explain
+from camkit.entries import METHODS, METRICS
 from camkit.metrics import Subject
 from camkit.metrics.shapley_value import YARDSTICK, relative_error
 from camkit.metrics.single_deletion import average_ranks
-from camkit.registry import METHODS, METRICS
 from camkit.report.analysis import Analysis
 from camkit.report.study import load_study
 from camkit.report.tables import score_grid, terminal_table
+from camkit.runs.bench import bench
+from camkit.runs.guard import explain
 
 
 def scores(metric, traced, method):

@@ -20,21 +20,22 @@ from tiny import CPU, TINY, TinyNet, noise, seeded
 from torch import Tensor
 from torch.nn import functional as F
 
-import camkit.dryrun
-import camkit.prepare
-from camkit.benchmark import bench
+import camkit.network.prepare
+import camkit.runs.dryrun
 from camkit.cli import main
 from camkit.config import RunConfig
 from camkit.data import find_images
-from camkit.dryrun import dry_run
+from camkit.data.pixels import Preprocess
 from camkit.errors import CamkitError, UsageError
-from camkit.evaluate import Evaluation, explain
-from camkit.loading import LoadedModel, load_model
-from camkit.pixels import Preprocess
-from camkit.prepare import numerics
-from camkit.rescore import rescore
-from camkit.tracing import Network
-from camkit.weights import calibrate
+from camkit.network.loading import LoadedModel, load_model
+from camkit.network.numerics import numerics
+from camkit.network.passes import Network
+from camkit.network.weights import calibrate
+from camkit.runs.bench import bench
+from camkit.runs.dryrun import dry_run
+from camkit.runs.evaluate import Evaluation
+from camkit.runs.guard import explain
+from camkit.runs.rescore import rescore
 
 FITS = 4
 
@@ -211,7 +212,7 @@ def test_dry_run_takes_more_steps_as_bare_passes(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is slow in a batch, and no pass, is counted once a batch: not in every step of the curves."""
-    run_batch = camkit.dryrun.make_evaluation
+    run_batch = camkit.runs.dryrun.make_evaluation
 
     def slow(*arguments: object) -> Evaluation:
         evaluation = run_batch(*arguments)
@@ -252,7 +253,7 @@ def test_a_model_is_freed_before_the_next_is_loaded(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, work: Callable
 ) -> None:
     """Two models at once may not fit; the first runs out of memory on its way, which must not keep it."""
-    load, logits = camkit.prepare.load_model, Network.logits
+    load, logits = camkit.network.prepare.load_model, Network.logits
     loaded: list[weakref.ref] = []
 
     def watched(*arguments: object) -> LoadedModel:
@@ -278,7 +279,7 @@ def test_a_model_is_freed_before_the_next_is_loaded(
 def test_dry_run_goes_on_after_a_model_that_cannot_be_had(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load = camkit.prepare.load_model
+    load = camkit.network.prepare.load_model
 
     def no_weights(name: str, *arguments: object) -> LoadedModel:
         if name == "timm/camkit_tiny":

@@ -21,13 +21,14 @@ from tiny import TINY
 from torch import Tensor
 from torchvision.transforms import CenterCrop, Compose, PILToTensor, Resize
 
-from camkit.benchmark import bench
-from camkit.cache import PixelCache
 from camkit.cli import main
 from camkit.config import RunConfig
 from camkit.data import Item, find_images
+from camkit.data.batches import batches
+from camkit.data.cache import PixelCache
+from camkit.data.pixels import PAPER_CROP, Preprocess
 from camkit.errors import CamkitError
-from camkit.pixels import PAPER_CROP, Preprocess, batches
+from camkit.runs.bench import bench
 
 PAPER = Preprocess("paper", PAPER_CROP, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 SMALL = Preprocess("small", Compose([Resize(40), CenterCrop(32), PILToTensor()]), PAPER.mean, PAPER.std)
@@ -251,7 +252,7 @@ def test_a_limited_address_space(tmp_path: Path) -> None:
 
 
 def test_a_full_map_says_what_limits_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("camkit.cache.MAP_SIZE", 1 << 20)
+    monkeypatch.setattr("camkit.data.cache.MAP_SIZE", 1 << 20)
     store = PixelCache(tmp_path, "recipe")
     with pytest.raises(CamkitError, match="ulimit -v"):
         store.put({store.key(b"a"): torch.ones(3, 1000, 1000, dtype=torch.uint8)})

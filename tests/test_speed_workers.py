@@ -14,15 +14,16 @@ import torch
 from test_speed_cache import SMALL, items_of
 from tiny import TINY
 
-from camkit.accuracy import measure_top1
-from camkit.benchmark import OutOfMemory, bench, failures_named
 from camkit.config import RunConfig
 from camkit.data import DataSet
+from camkit.data.batches import affordable_workers, batches
 from camkit.errors import CamkitError, is_out_of_memory
-from camkit.photos import explain_images
-from camkit.pixels import affordable_workers, batches
-from camkit.prepare import numerics
-from camkit.tracing import Network
+from camkit.network.numerics import numerics
+from camkit.network.passes import Network
+from camkit.runs.accuracy import measure_top1
+from camkit.runs.bench import bench
+from camkit.runs.loop import OutOfMemory, failures_named
+from camkit.runs.photos import explain_images
 
 BATCH = 4 * 3 * 32 * 32  # bytes of four of SMALL's crops
 
@@ -31,7 +32,7 @@ BATCH = 4 * 3 * 32 * 32  # bytes of four of SMALL's crops
 def room(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespace:
     """Shared memory with `room.free` bytes left, in blocks of one."""
     system = SimpleNamespace(free=0)
-    monkeypatch.setattr("camkit.pixels.SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr("camkit.data.pixels.SHARED_MEMORY", tmp_path)
     monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_bavail=system.free, f_frsize=1))
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     return system
@@ -73,7 +74,7 @@ def test_processes_of_one_machine_share_the_room(
 
 
 def test_without_shared_memory_nothing_is_counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("camkit.pixels.SHARED_MEMORY", tmp_path / "none")
+    monkeypatch.setattr("camkit.data.pixels.SHARED_MEMORY", tmp_path / "none")
     assert affordable_workers(SMALL, 4, 1000, 3) == 3
 
 
@@ -81,7 +82,7 @@ def test_the_loader_takes_that_many(
     room: SimpleNamespace, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """None here: a fork would fail."""
-    monkeypatch.setattr("camkit.pixels._start_worker", lambda number: os._exit(1))
+    monkeypatch.setattr("camkit.data.pixels._start_worker", lambda number: os._exit(1))
     found = [batch.pixels for batch in batches(items_of(photos), SMALL, 2, workers=2)]
     assert sum(len(pixels) for pixels in found if pixels is not None) == 6
     room.free = math.prod((100, *SMALL.shape))
@@ -123,8 +124,8 @@ def test_other_errors_are_not_out_of_memory() -> None:
 
 def test_workers_that_are_silent(monkeypatch: pytest.MonkeyPatch, photos: Path) -> None:
     """As a worker is that waits for room in shared memory."""
-    monkeypatch.setattr("camkit.pixels.TIMEOUT", 1)
-    monkeypatch.setattr("camkit.pixels._start_worker", lambda number: time.sleep(30))
+    monkeypatch.setattr("camkit.data.pixels.TIMEOUT", 1)
+    monkeypatch.setattr("camkit.data.pixels._start_worker", lambda number: time.sleep(30))
     with pytest.raises(CamkitError, match="no batch came .* try --workers 0"), failures_named(2):
         list(batches(items_of(photos), SMALL, 2, workers=1))
 

@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from camkit.statistics import bootstrap, cell_means, harmonic_adcc, holm, ranks, resampled_means
+from camkit.report.statistics import bootstrap, holm, ranks, resampled_means
+from camkit.results.summary import cell_means, harmonic_adcc
 
 COLUMNS = ("average_drop", "coherency", "complexity", "adcc")
 
@@ -54,7 +55,7 @@ def test_resampled_means_are_means_of_whole_samples_the_same_for_all_columns():
 def test_resampled_means_do_not_depend_on_the_chunks(monkeypatch):
     values = np.random.default_rng(0).random((20, 3))
     whole = resampled_means(values, resamples=101)
-    monkeypatch.setattr("camkit.statistics.COUNTS", 7 * 20)
+    monkeypatch.setattr("camkit.report.statistics.COUNTS", 7 * 20)
     np.testing.assert_allclose(resampled_means(values, resamples=101), whole, rtol=1e-12)
 
 

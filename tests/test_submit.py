@@ -18,7 +18,7 @@ from tiny_run import MODEL, make_images
 
 from camkit.cli import main
 from camkit.errors import CamkitError, UsageError
-from camkit.submit import Job, minutes, run_here, slurm_settings, split_words, submit, visible_gpus
+from camkit.runs.submit import Job, minutes, run_here, slurm_settings, split_words, submit, visible_gpus
 
 PLUGIN = Path(__file__).parent / "tiny_run.py"
 

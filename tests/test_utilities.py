@@ -8,7 +8,7 @@ import scipy.special
 import torch
 from tiny import noise
 
-from camkit.utilities import UTILITIES
+from camkit.entries import UTILITIES
 
 LOGITS = noise(4, 7) * 5
 TARGET = torch.tensor([0, 6, 3, 3])

@@ -17,13 +17,14 @@ from torch import Tensor
 
 from camkit.cli import main
 from camkit.config import RunConfig
-from camkit.evaluate import Evaluation
-from camkit.provenance import as_it_ran
-from camkit.registry import METHODS as METHOD_REGISTRY
-from camkit.results import read_run, summarise, write_summary
-from camkit.tables import Row, read_records, render
-from camkit.tracing import Network
-from camkit.verify import _Comparison, _gap, _pick, _tolerance, faults, verify
+from camkit.entries import METHODS as METHOD_REGISTRY
+from camkit.network.passes import Network
+from camkit.results.folder import read_run
+from camkit.results.summary import summarise, write_summary
+from camkit.results.table import Row, read_records, render
+from camkit.runs.describe import as_it_ran
+from camkit.runs.evaluate import Evaluation
+from camkit.runs.verify import _Comparison, _gap, _pick, _tolerance, faults, verify
 
 IMAGES = 12
 CELLS = f"{FOLDER}/second-rest"

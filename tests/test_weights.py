@@ -15,12 +15,12 @@ import torchvision
 from tiny import noise
 from torch import Tensor, nn
 
-from camkit.benchmark import bench
 from camkit.config import RunConfig
 from camkit.errors import CamkitError, UsageError
-from camkit.loading import load_model
-from camkit.models import PAPER_ROWS, ModelRow, find_row
-from camkit.weights import calibrate, published_file
+from camkit.network.loading import load_model
+from camkit.network.models import PAPER_ROWS, ModelRow, find_row
+from camkit.network.weights import calibrate, published_file
+from camkit.runs.bench import bench
 
 BUFFER = "num_batches_tracked"
 # Tensors in files that were made before torch had that buffer, as people report them.

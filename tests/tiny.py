@@ -9,10 +9,10 @@ import torch
 from timm.models import register_model
 from torch import Tensor, nn
 
-from camkit.evaluate import explain
-from camkit.registry import METHODS
-from camkit.tracing import Network, Trace
-from camkit.utilities import UTILITIES
+from camkit.entries import METHODS, UTILITIES
+from camkit.network.passes import Network
+from camkit.network.trace import Trace
+from camkit.runs.guard import explain
 
 CPU = torch.device("cpu")
 
@@ -120,8 +120,7 @@ def trace(
         draw=draw,
         network=network,
         layer=layer,
-        _logits=passed.logits,
-        _leaf=passed.leaves[layer],
+        passed=passed,
     )
 
 

@@ -14,13 +14,13 @@ from PIL import Image
 from timm.models import register_model
 from torch import Tensor, nn
 
-from camkit.benchmark import bench
 from camkit.cli import main
 from camkit.config import RunConfig
-from camkit.evaluate import CellScores
-from camkit.results import MODEL_TABLES
-from camkit.run import ModelRun
-from camkit.tables import Row, read_records
+from camkit.results.cells import CellScores
+from camkit.results.folder import MODEL_TABLES
+from camkit.results.model_run import ModelRun
+from camkit.results.table import Row, read_records
+from camkit.runs.bench import bench
 
 MODEL = "timm/camkit_tiny_run"
 FOLDER = "timm__camkit_tiny_run"

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from tiny_run import tiny_bench
 
-from camkit.evaluate import CellScores
-from camkit.run import ModelRun
+from camkit.results.cells import CellScores
+from camkit.results.model_run import ModelRun
 
 
 def die_once(rank: int, number: int, marker: Path) -> None:

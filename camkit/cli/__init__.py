@@ -13,7 +13,7 @@ from camkit.cli.explain import explain, list_names
 from camkit.cli.report import compare, plot, report
 from camkit.cli.runs import merge, score, submit, verify
 from camkit.errors import CamkitError, UsageError
-from camkit.stop import stop_signals
+from camkit.runs.stop import stop_signals
 
 
 class _Commands(click.Group):

@@ -9,17 +9,16 @@ from typing import Any
 import click
 
 from camkit.cli.options import (
+    Command,
+    Option,
     batch_size_option,
+    config_option,
+    config_options,
     debug_option,
-    device_option,
     format_option,
-    labels_option,
-    layout_option,
     say,
-    weights_option,
-    workers_option,
 )
-from camkit.csv_text import csv_line
+from camkit.results.table import csv_line
 
 # Above this, a terminal shows the first ones and how many more there are; CSV and JSON have them all.
 SHOWN = 100
@@ -35,15 +34,19 @@ def data() -> None:
     """
 
 
-@data.command()
+@data.command(cls=Command)
 @click.argument("path")
-@layout_option
-@labels_option
-@click.option("--model", metavar="NAME", help="Measure this model's top-1: catches a wrong label mapping.")
-@weights_option
-@device_option
+@config_options("layout", "labels")
+@click.option(
+    "--model",
+    metavar="NAME",
+    cls=Option,
+    group="What to run",
+    help="Measure this model's top-1: catches a wrong label mapping.",
+)
+@config_options("weights", "device")
 @batch_size_option
-@workers_option
+@config_option("workers")
 @format_option
 @debug_option
 def check(path: str, layout: str | None, labels: Path | None, style: str, **options: Any) -> None:
@@ -57,7 +60,7 @@ def check(path: str, layout: str | None, labels: Path | None, style: str, **opti
       camkit data check /data/imagenet/val
       camkit data check ILSVRC2012_img_val.tar --model resnet50 --format json
     """
-    from camkit.check import check_data
+    from camkit.runs.check import check_data
 
     report = check_data(path, layout, labels, say=say, **options)
     if style == "json":
@@ -76,23 +79,27 @@ def check(path: str, layout: str | None, labels: Path | None, style: str, **opti
             click.echo(f"and {len(faults) - SHOWN} more: --format csv lists them all")
 
 
-@data.command()
+@data.command(cls=Command)
 @click.argument("path")
 @click.option(
-    "--per-class", type=click.IntRange(min=1), required=True, metavar="N", help="Images of each class."
-)
-@click.option(
-    "-o",
-    "--out",
-    type=click.Path(path_type=Path),
+    "--per-class",
+    type=click.IntRange(min=1),
     required=True,
-    metavar="DIR",
-    help="A new or empty folder.",
+    metavar="N",
+    cls=Option,
+    group="Data",
+    help="Images of each class.",
 )
-@layout_option
-@labels_option
-@click.option("--seed", default=0, show_default=True, help="Of the choice.")
-@click.option("--copy", is_flag=True, help="Copy files instead of linking; archives are always copied.")
+@config_option("out", "-o", required=True, default=None, show_default=False, help="A new or empty folder.")
+@config_options("layout", "labels")
+@config_option("seed", help="Of the choice.")
+@click.option(
+    "--copy",
+    is_flag=True,
+    cls=Option,
+    group="Output",
+    help="Copy files instead of linking; archives are always copied.",
+)
 @format_option
 @debug_option
 def sample(path: str, per_class: int, out: Path, seed: int, copy: bool, style: str, **options: Any) -> None:

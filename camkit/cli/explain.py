@@ -2,38 +2,57 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from camkit.cli.options import explanation_options, format_option, plugin_option, say
+from camkit.cli.options import (
+    Command,
+    Option,
+    config_option,
+    config_options,
+    debug_option,
+    format_option,
+    say,
+)
 from camkit.config import RunConfig
 from camkit.errors import PluginError, UsageError
 
 GIF_STEPS, GIF_MAPS = 28, 24
 
 
-@click.command()
+def _single(name: str, **changes: Any) -> Callable:
+    """The option of a field that takes one name here, not several."""
+    return config_option(name, multiple=False, callback=None, metavar="NAME", **changes)
+
+
+@click.command(cls=Command)
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE…", type=click.Path(path_type=Path))
-@click.option("--model", required=True, metavar="NAME", help="One model (camkit list models).")
-@click.option(
-    "--layer", default="conv", show_default=True, help="Target layer: conv, prepool or MODULE.PATH."
-)
-@click.option("--utility", default="rest", show_default=True, help="rest, logit, softmax or log-softmax.")
+@_single("model", help="One model (camkit list models).")
+@config_option("method")
+@_single("layer", default="conv", help="Target layer: conv, prepool or MODULE.PATH.")
+@_single("utility", default="rest")
+@config_options("weights", "preprocess", "plugin")
+@click.option("--scores", is_flag=True, cls=Option, group="Scores", help="ADCC and its parts below each map.")
+@config_options("budget", "absent", "seed", "device")
 @click.option(
     "-o",
     "--out",
     type=click.Path(path_type=Path),
     required=True,
     metavar="FILE.png",
+    cls=Option,
+    group="Output",
     help="The picture (.png, .pdf or .svg).",
 )
-@click.option("--scores", is_flag=True, help="ADCC and its parts below each map.")
 @click.option(
     "--gif",
     type=click.Path(path_type=Path),
     metavar="FILE.gif",
+    cls=Option,
+    group="Output",
     help=f"Also show deletion and insertion of each map, as a moving picture (at most {GIF_MAPS} maps).",
 )
 @click.option(
@@ -41,9 +60,11 @@ GIF_STEPS, GIF_MAPS = 28, 24
     type=click.Choice(["inferno", "viridis", "jet"]),
     default="inferno",
     show_default=True,
+    cls=Option,
+    group="Output",
     help="Colours of the maps; jet, the field's usual ones, draws edges that are not in a map.",
 )
-@explanation_options
+@debug_option
 def explain(
     images: tuple[Path, ...],
     out: Path,
@@ -66,8 +87,8 @@ def explain(
       camkit explain photos/ --model resnet50 --method paper --scores --cmap jet -o photos.pdf
       camkit explain cat.jpg --model resnet50 --method shapleycam -o cat.png --gif cat.gif
     """
-    from camkit.photos import explain_images
     from camkit.report.figures import saliency_figure, save_changes, save_figure
+    from camkit.runs.photos import explain_images
 
     if gif is not None and gif.suffix.lower() != ".gif":
         raise UsageError(f"--gif {gif}: expected a name that ends in .gif")
@@ -85,10 +106,10 @@ def explain(
         raise PluginError("\n".join(failures))
 
 
-@click.command("list")
+@click.command("list", cls=Command)
 @click.argument("what", type=click.Choice(["models", "methods", "metrics", "utilities"]))
 @format_option
-@plugin_option
+@config_option("plugin")
 def list_names(what: str, style: str, plugin: tuple[str, ...]) -> None:
     """List what can be named: models, methods, metrics or utilities.
 

@@ -1,20 +1,58 @@
-"""Options that several commands have."""
+"""Options of the command line, made from the fields of RunConfig, and help texts in groups."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
 import click
 
-from camkit.config import CHOICES, DEFAULT_BUDGET, LEAST
+from camkit.config import GROUPS, RunConfig
+
+FIELDS = {one.name: one for one in fields(RunConfig)}
 
 
 def say(line: str) -> None:
     """A line for the user that is no result."""
     click.echo(line, err=True)
+
+
+class Option(click.Option):
+    """An option that stands under a heading of the help text."""
+
+    def __init__(self, *args: Any, group: str = "", **settings: Any) -> None:
+        self.group = group
+        super().__init__(*args, **settings)
+
+
+class Command(click.Command):
+    """A command whose help text shows its options under their headings."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                groups.setdefault(getattr(parameter, "group", ""), []).append(record)
+        for title in (*GROUPS, ""):
+            if title in groups:
+                with formatter.section(title or "Options"):
+                    formatter.write_dl(groups[title])
+
+
+class BatchSize(click.IntRange):
+    """A whole number from 1 up, or `auto`."""
+
+    name = "batch size"
+
+    def __init__(self) -> None:
+        super().__init__(min=1)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if value == "auto" else super().convert(value, param, ctx)
 
 
 def _split(_: click.Context, __: click.Parameter, values: Sequence[str]) -> tuple[str, ...]:
@@ -23,23 +61,82 @@ def _split(_: click.Context, __: click.Parameter, values: Sequence[str]) -> tupl
     return tuple(dict.fromkeys(name for name in names if name))
 
 
-def names_option(*flags: str, **settings: Any) -> Callable:
-    """An option that takes several names: repeated, or in a comma list."""
-    return click.option(*flags, multiple=True, callback=_split, metavar="NAME[,NAME…]", **settings)
+def _share(_: click.Context, __: click.Parameter, value: str | float | None) -> float | None:
+    """`1%` or `0.01` -> 0.01."""
+    if value is None:
+        return None
+    text = str(value).strip()
+    try:
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise click.BadParameter(f"{text!r}: expected a share, as 0.01 or 1%")
+    return share
 
 
 def _data_or_default(_: click.Context, __: click.Parameter, value: str | None) -> str:
     return value or os.environ.get("CAMKIT_DATA") or "sample"
 
 
-def data_option(text: str) -> Callable:
-    """Where the images are; a config file wins over the environment."""
-    return click.option(
-        "--data",
-        callback=_data_or_default,
-        metavar="PATH|sample",
-        help=f"{text}  [default: $CAMKIT_DATA, else the sample photos]",
-    )
+def _workers() -> int:
+    return min(8, (os.cpu_count() or 1) - 1)
+
+
+# What the command line does with an option beside what its field says.
+OWN: dict[str, dict[str, Any]] = {
+    "data": {"callback": _data_or_default, "default": None},  # a config file wins over the environment
+    "workers": {"default": _workers, "show_default": False},
+}
+
+
+def config_option(name: str, *flags: str, **changes: Any) -> Callable:
+    """The option of a field of :class:`RunConfig`.
+
+    Args:
+        flags: further names, as `-o`.
+        changes: settings of click that this command has in another way.
+    """
+    one = FIELDS[name]
+    meta = one.metadata
+    settings: dict[str, Any] = {"help": meta["text"], "group": meta["group"], "metavar": meta["metavar"]}
+    if one.default is MISSING:
+        settings["required"] = True
+    elif one.default is not None and one.default is not False and one.default != ():
+        settings |= {"default": one.default, "show_default": not meta["shown"]}
+    if meta["shown"]:
+        settings["help"] += f"  [default: {meta['shown']}]"
+    settings |= _KINDS[meta["kind"]](meta) | OWN.get(name, {}) | changes
+    return click.option(f"--{name.replace('_', '-')}", *flags, name, cls=Option, **settings)
+
+
+def _whole_number(least: int | None) -> click.ParamType:
+    return click.INT if least is None else click.IntRange(min=least)
+
+
+_KINDS: dict[str, Callable[..., dict[str, Any]]] = {
+    "names": lambda meta: {"multiple": True, "callback": _split, "metavar": "NAME[,NAME…]"},
+    "files": lambda meta: {"multiple": True, "callback": _split},
+    "text": lambda meta: {},
+    "choice": lambda meta: {"type": click.Choice(meta["choices"])},
+    "count": lambda meta: {"type": _whole_number(meta["least"]), "metavar": "N"},
+    "flag": lambda meta: {"is_flag": True},
+    "file": lambda meta: {"type": click.Path(path_type=Path)},
+    "folder": lambda meta: {"type": click.Path(path_type=Path, file_okay=False)},
+    "batch size": lambda meta: {"type": BatchSize()},
+    "share": lambda meta: {"callback": _share},
+}
+
+
+def config_options(*names: str) -> Callable:
+    """The options of several fields, in this order."""
+
+    def decorate(command: Callable) -> Callable:
+        for name in reversed(names):
+            command = config_option(name)(command)
+        return command
+
+    return decorate
 
 
 def _set_debug(ctx: click.Context, _: click.Parameter, value: bool) -> None:
@@ -52,93 +149,32 @@ debug_option = click.option(
     is_eager=True,
     expose_value=False,
     callback=_set_debug,
+    cls=Option,
+    group="Output",
     help="Show the traceback of an error.",
 )
-layout_option = click.option(
-    "--layout",
-    metavar="NAME",
-    help="wnid, imagenet-v2, flat, photos, parquet, webdataset or tar.  [default: found by looking]",
-)
-labels_option = click.option(
-    "--labels",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="CSV file `image,label`; a label is a 0-based index, a wnid or a class name.",
-)
 format_option = click.option(
-    "--format", "style", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True
-)
-weights_option = click.option(
-    "--weights",
-    default="pretrained",
+    "--format",
+    "style",
+    type=click.Choice(["table", "csv", "json"]),
+    default="table",
     show_default=True,
-    metavar="pretrained|random|FILE",
-    help="Weights: the published ones, seeded random ones, or a .pth, .pt or .safetensors file.",
+    cls=Option,
+    group="Output",
+    help="How the result is printed.",
 )
-device_option = click.option(
-    "--device",
-    default="auto",
-    show_default=True,
-    metavar="auto|cpu|cuda[:N]|mps",
-    help="Where the network runs.",
+# The commands that go on from a run, whose settings they know.
+weights_of_run = config_option(
+    "weights", metavar="FILE", help="The weights, where they were a file.", show_default=False
 )
-batch_size_option = click.option(
-    "--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Images in a pass."
-)
-workers_option = click.option(
-    "--workers",
-    type=click.IntRange(min=0),
-    default=lambda: min(8, (os.cpu_count() or 1) - 1),
-    show_default="cores less one, at most 8",
-    help="Processes that decode images; 0: none beside the main one.",
-)
-plugin_option = click.option(
-    "--plugin",
-    multiple=True,
-    callback=_split,
-    metavar="FILE",
-    help="Python file that registers methods, metrics or models of your own (docs/extend.md).",
+batch_size_option = config_option(
+    "batch_size", type=click.IntRange(min=1), metavar="N", help="Images per pass."
 )
 
 
-def explanation_options(command: Callable) -> Callable:
-    """What bench and explain have in common, in the order of the help text."""
-    options: list[Callable] = [
-        names_option(
-            "--method",
-            default=["shapleycam"],
-            show_default=True,
-            help="CAM methods, or groups: paper (the ten), controls (the five), aumann, all.",
-        ),
-        weights_option,
-        click.option(
-            "--preprocess",
-            type=click.Choice(CHOICES["preprocess"]),
-            default="paper",
-            show_default=True,
-            help="paper: resize to 256, crop 224, bilinear; native: the weights' own transform.",
-        ),
-        device_option,
-        click.option(
-            "--budget",
-            type=click.IntRange(min=LEAST["budget"]),
-            default=DEFAULT_BUDGET,
-            show_default=True,
-            help="Permutations from which Shapley values are estimated.",
-        ),
-        click.option(
-            "--absent",
-            type=click.Choice(CHOICES["absent"]),
-            default="zero",
-            show_default=True,
-            help="Activation of an absent position: of Shapley values and of aumann-N.",
-        ),
-        click.option(
-            "--seed", default=0, show_default=True, help="Of the images' order and all that is random."
-        ),
-        plugin_option,
-        debug_option,
-    ]
+def data_of_run(command: Callable) -> Callable:
+    """Where the images of a run are."""
+    options = [config_option("data", help="The images of the run."), config_options("layout", "labels")]
     for option in reversed(options):
         command = option(command)
     return command

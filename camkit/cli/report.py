@@ -6,18 +6,13 @@ import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import click
 
-from camkit.cli.options import debug_option, labels_option, layout_option, plugin_option, say
+from camkit.cli.options import Command, config_option, config_options, debug_option, say
 from camkit.errors import UsageError
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from camkit.report.analysis import Analysis
-    from camkit.report.grid import Grid
+from camkit.report.grid import Grid
 
 SUFFIXES = {".md": "markdown", ".csv": "csv", ".tex": "latex", ".html": "html"}
 
@@ -62,7 +57,7 @@ def _render(
     style: str,
     grids: list[Grid],
     legend: tuple[str, ...],
-    frame: Callable[[], pd.DataFrame],
+    frame: Callable[[], Any],
     remarks: tuple[str, ...] = (),
 ) -> str:
     from camkit.report import grid
@@ -73,8 +68,8 @@ def _render(
     return render(grids, legend, remarks)
 
 
-def _analyses(folders: tuple[Path, ...], plugin: tuple[str, ...]) -> list[Analysis]:
-    """The blocks below the folders, with what plugins declare."""
+def _analyses(folders: tuple[Path, ...], plugin: tuple[str, ...]) -> list[Any]:
+    """Each block below the folders as an :class:`camkit.report.analysis.Analysis`."""
     from camkit.plugins import load_plugins
     from camkit.report.analysis import Analysis
     from camkit.report.study import load_study
@@ -83,7 +78,7 @@ def _analyses(folders: tuple[Path, ...], plugin: tuple[str, ...]) -> list[Analys
     return [Analysis(block) for block in load_study(folders, say)]
 
 
-@click.command()
+@click.command(cls=Command)
 @_folders
 @_output("terminal", "markdown", "csv", "latex", "html")
 @click.option(
@@ -97,12 +92,11 @@ def _analyses(folders: tuple[Path, ...], plugin: tuple[str, ...]) -> list[Analys
 @click.option(
     "--data", metavar="PATH|sample", help="Where the photos lie, for html.  [default: $CAMKIT_DATA]"
 )
-@layout_option
-@labels_option
+@config_options("layout", "labels")
 @click.option(
     "--no-photos", is_flag=True, help="An html page without photos, where passing them on is not allowed."
 )
-@plugin_option
+@config_option("plugin")
 @debug_option
 def report(
     folders: tuple[Path, ...],
@@ -137,11 +131,11 @@ def report(
 
     analyses = _analyses(folders, plugin)
     legend: tuple[str, ...] = tables.LEGEND
-    verdict: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
     checks: list[paper.Check] = []
     if against:
         checks, left_out = paper.check_all(analyses)
-        verdict = (*paper.verdict(checks), *paper.randomcam_lines(checks), *left_out)
+        remarks = (*paper.verdict(checks), *paper.randomcam_lines(checks), *left_out)
         grids, legend = [paper.check_grid(found) for found in checks], paper.LEGEND
         frame = partial(paper.check_frame, checks)
     else:
@@ -149,27 +143,36 @@ def report(
         grids = [tables.score_grid(analysis, study) for analysis in analyses]
         frame = partial(tables.score_frame, analyses)
     if style == "html":
-        from camkit.report import gallery, html
-
-        selections = gallery.within_limit([gallery.select(analysis.block) for analysis in analyses])
-        photos = {}
-        if not no_photos:
-            data = data or os.environ.get("CAMKIT_DATA")
-            photos = gallery.find_photos(selections, data, layout, labels, say)
-        _emit(html.page(analyses, grids, (*legend, *verdict), selections, photos), out)
+        data = data or os.environ.get("CAMKIT_DATA")
+        text = _page(analyses, grids, (*legend, *remarks), None if no_photos else (data, layout, labels))
     else:
-        _emit(_render(style, grids, legend, frame, verdict), out)
-    if verdict and (out is not None or style == "csv"):
-        say("\n".join(verdict))
+        text = _render(style, grids, legend, frame, remarks)
+    _emit(text, out)
+    if remarks and (out is not None or style == "csv"):
+        say("\n".join(remarks))
     if strict:
         paper.strict(checks)
 
 
-@click.command()
+def _page(
+    analyses: list[Any],
+    grids: list[Grid],
+    legend: tuple[str, ...],
+    photos: tuple[str | None, str | None, Path | None] | None,
+) -> str:
+    """The HTML page; `photos`: data, layout and labels, None where no photos are wanted."""
+    from camkit.report import gallery, html
+
+    selections = gallery.within_limit([gallery.select(analysis.block) for analysis in analyses])
+    found = {} if photos is None else gallery.find_photos(selections, *photos, say)
+    return html.page(analyses, grids, legend, selections, found)
+
+
+@click.command(cls=Command)
 @_folders
 @click.option("--baseline", default="gradcam", show_default=True, metavar="METHOD", help="Compare with this.")
 @_output("terminal", "markdown", "csv", "latex")
-@plugin_option
+@config_option("plugin")
 @debug_option
 def compare(
     folders: tuple[Path, ...], baseline: str, style: str | None, out: Path | None, plugin: tuple[str, ...]
@@ -192,7 +195,7 @@ def compare(
     _emit(text, out)
 
 
-@click.command()
+@click.command(cls=Command)
 @_folders
 @click.option("-o", "--out", type=click.Path(path_type=Path), metavar="FOLDER", help="[default: DIR/figures]")
 @click.option(
@@ -202,7 +205,7 @@ def compare(
     type=click.Choice(["png", "svg", "pdf"]),
     help="May be repeated.  [default: all three]",
 )
-@plugin_option
+@config_option("plugin")
 @debug_option
 def plot(
     folders: tuple[Path, ...], out: Path | None, formats: tuple[str, ...], plugin: tuple[str, ...]

@@ -9,31 +9,33 @@ from typing import Any
 import click
 
 from camkit.cli.options import (
+    Command,
+    Option,
     batch_size_option,
-    data_option,
+    config_option,
+    config_options,
+    data_of_run,
     debug_option,
-    device_option,
-    labels_option,
-    layout_option,
-    names_option,
-    plugin_option,
     say,
-    workers_option,
+    weights_of_run,
 )
 from camkit.config import RunConfig
 from camkit.errors import CamkitError, UsageError
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, exists=True, file_okay=False))
-@names_option("--metrics", required=True, help="Groups of scores to add (camkit list metrics).")
-@data_option("The images of the run.")
-@layout_option
-@labels_option
-@click.option("--weights", default="pretrained", metavar="FILE", help="The weights, where they were a file.")
+@config_option(
+    "metrics",
+    required=True,
+    default=None,
+    show_default=False,
+    help="Groups of scores to add (camkit list metrics).",
+)
+@data_of_run
+@weights_of_run
 @batch_size_option
-@device_option
-@plugin_option
+@config_options("device", "plugin")
 @debug_option
 def score(folder: Path, **options: Any) -> None:
     """Add scores to a results folder from its saved maps (bench --save-maps), without explaining again.
@@ -45,16 +47,16 @@ def score(folder: Path, **options: Any) -> None:
       camkit score results/imagenet --metrics deletion,insertion --data /data/imagenet/val
     """
     from camkit.report.tables import terminal_table
-    from camkit.rescore import rescore
+    from camkit.runs.rescore import rescore
 
     summary = rescore(folder, say=say, **options)
     click.echo(terminal_table(summary))
     click.echo(f"\n{folder / 'summary.csv'}: {len(summary)} cells")
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
-@plugin_option
+@config_option("plugin")
 @debug_option
 def merge(folder: Path, plugin: tuple[str, ...]) -> None:
     """Fold the parts of a run that several processes divided into its results folder DIR.
@@ -65,9 +67,9 @@ def merge(folder: Path, plugin: tuple[str, ...]) -> None:
     Example:
       camkit merge results/imagenet
     """
-    from camkit.merge import merge as fold_parts
     from camkit.plugins import load_plugins
     from camkit.report.tables import terminal_table
+    from camkit.results.merge import merge as fold_parts
 
     load_plugins(plugin)
     summary = fold_parts(folder)
@@ -77,17 +79,20 @@ def merge(folder: Path, plugin: tuple[str, ...]) -> None:
     click.echo(f"\n{folder / 'summary.csv'}: {len(summary)} cells")
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
-@data_option("The images of the run.")
-@layout_option
-@labels_option
-@click.option("--weights", default="pretrained", metavar="FILE", help="The weights, where they were a file.")
-@click.option("--seed", default=0, show_default=True, help="Which images are picked.")
-@click.option("--batch-size", type=click.IntRange(min=1), help="Images in a pass.  [default: as in the run]")
-@device_option
-@workers_option
-@plugin_option
+@data_of_run
+@weights_of_run
+@config_option("seed", help="Which images are picked.")
+@config_option(
+    "batch_size",
+    type=click.IntRange(min=1),
+    metavar="N",
+    default=None,
+    show_default="as in the run",
+    help="Images per pass.",
+)
+@config_options("device", "workers", "plugin")
 @debug_option
 def verify(folder: Path, seed: int, batch_size: int | None, **options: Any) -> None:
     """Recompute 1 % of the images of every cell of a finished run, at least five, and compare every value.
@@ -104,8 +109,8 @@ def verify(folder: Path, seed: int, batch_size: int | None, **options: Any) -> N
     """
     from tabulate import tabulate
 
-    from camkit.verify import faults
-    from camkit.verify import verify as recompute
+    from camkit.runs.verify import faults
+    from camkit.runs.verify import verify as recompute
 
     checks = recompute(folder, RunConfig(model=(), **options), say, seed=seed, batch_size=batch_size)
     click.echo(tabulate(checks, headers="keys", tablefmt="simple", showindex=False, floatfmt=".1e"))
@@ -115,12 +120,20 @@ def verify(folder: Path, seed: int, batch_size: int | None, **options: Any) -> N
 
 
 @click.command(
+    cls=Command,
     context_settings={"ignore_unknown_options": True},
     options_metavar="--model NAME[,NAME…] [--local N] [--dry-run] [--slurm-NAME VALUE]… [OPTIONS OF BENCH]",
 )
-@names_option("--model", help="Models, one job each; all else goes to camkit bench.")
-@click.option("--local", type=click.IntRange(min=1), metavar="N", help="Run the jobs here, N at a time.")
-@click.option("--dry-run", is_flag=True, help="Only print the jobs.")
+@config_option("model", required=False, help="Models, one job each; all else goes to camkit bench.")
+@click.option(
+    "--local",
+    type=click.IntRange(min=1),
+    metavar="N",
+    cls=Option,
+    group="How it runs",
+    help="Run the jobs here, N at a time.",
+)
+@click.option("--dry-run", is_flag=True, cls=Option, group="How it runs", help="Only print the jobs.")
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="")
 @debug_option
 @click.pass_context
@@ -137,9 +150,9 @@ def submit(
     Example:
       camkit submit --config configs/conv_rest.toml --slurm-partition gpu --slurm-gpus-per-node 1
     """
-    from camkit import submit as jobs_of
     from camkit.plugins import load_plugins
-    from camkit.prepare import check_names, find_models
+    from camkit.runs import submit as jobs_of
+    from camkit.runs.cells import check_names, find_models
 
     slurm, rest = jobs_of.split_words(words)
     if local and slurm:

@@ -1,4 +1,7 @@
-"""CAM methods. Each is its formula: a function from a trace to maps (B, h, w), before post-processing."""
+"""CAM methods: one function each, its formula, from a trace to maps (B, h, w) before post-processing.
+
+Passes through the network belong to network, scores to metrics.
+"""
 
 # Registration order is the order of methods in every table: the controls come last.
 # isort: off
@@ -6,6 +9,6 @@ from camkit.methods import gradient
 from camkit.methods import shapley
 from camkit.methods import aumann
 from camkit.methods import adapters
-from camkit.methods import baseline
+from camkit.methods import controls
 
-__all__ = ["adapters", "aumann", "baseline", "gradient", "shapley"]
+__all__ = ["adapters", "aumann", "controls", "gradient", "shapley"]

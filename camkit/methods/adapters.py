@@ -19,11 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from camkit.entries import Method, family
 from camkit.errors import UsageError
-from camkit.layers import find_layout, find_module, layout_of
-from camkit.registry import Method, family, unknown_name
-from camkit.saliency import min_max
-from camkit.tracing import Trace
+from camkit.methods.saliency import min_max
+from camkit.network.layers import find_module, find_reshape, hooked, reshape_of
+from camkit.network.trace import Trace
+from camkit.registry import unknown_name
 
 
 def _package(prefix: str, module: str, install: str) -> ModuleType:
@@ -76,34 +77,27 @@ def _layer(trace: Trace) -> Iterator[nn.Module]:
     """The traced layer; where its output is not (B, C, h, w), a module in its place whose output is."""
     layer = find_module(trace.network.model, trace.layer)
     shapes: list[torch.Size] = []
-    hook = layer.register_forward_hook(lambda _, __, output: shapes.append(output.shape))
-    try:
-        with torch.no_grad():
-            trace.network.model(trace.images)
-    finally:
-        hook.remove()
+    with hooked([(layer, lambda _, __, output: shapes.append(output.shape))]), torch.no_grad():
+        trace.network.model(trace.images)
     if shapes[0] == trace.activation.shape:
         yield layer
         return
     stand_in = nn.Identity()
 
     def through(_: nn.Module, __: tuple, output: Tensor) -> Tensor:
-        layout = find_layout(trace.layer, layer, output)
-        return layout.from_map(stand_in(layout.to_map(output)), output)
+        reshape = find_reshape(trace.layer, layer, output)
+        return reshape.from_map(stand_in(reshape.to_map(output)), output)
 
-    hook = layer.register_forward_hook(through)
-    try:
+    with hooked([(layer, through)]):
         yield stand_in
-    finally:
-        hook.remove()
 
 
 def _map(attribution: Tensor) -> Tensor:
     """An attribution to a layer, in any layout, to a map (B, h, w)."""
-    layout = layout_of(attribution)
-    if layout is None:
+    reshape = reshape_of(attribution)
+    if reshape is None:
         raise ValueError(f"an attribution of shape {tuple(attribution.shape)} has no positions")
-    return layout.to_map(attribution).sum(dim=1).detach()
+    return reshape.to_map(attribution).sum(dim=1).detach()
 
 
 @family(r"captum:(\w+)", form="captum:NAME")
@@ -115,7 +109,7 @@ def find_captum(name: str, explainer: str) -> Method:
     # LIME and KernelSHAP fit a linear model to one image, and call for the utility of that image alone.
     alone = issubclass(found, package.LimeBase)
     function = partial(_captum_layer, found) if of_layer else partial(_captum_pixels, found, alone=alone)
-    return Method(name, function, ("outside",), "captum", saliency=not of_layer, origin="captum")
+    return Method(name, function, name, ("outside",), "captum", saliency=not of_layer, package="captum")
 
 
 def _captum_layer(explainer: Any, trace: Trace) -> Tensor:
@@ -172,21 +166,21 @@ def find_grad_cam(name: str, explainer: str) -> Method:
     package = _package("grad_cam", "pytorch_grad_cam", "grad-cam")
     found = _find("grad_cam", explainer, package, package.base_cam.BaseCAM)
     function = partial(_grad_cam, found)
-    return Method(name, function, ("outside",), "grad-cam", saliency=True, origin="grad-cam")
+    return Method(name, function, name, ("outside",), "grad-cam", saliency=True, package="grad-cam")
 
 
 def _grad_cam(explainer: Any, trace: Trace) -> Tensor:
     def target(place: int) -> Any:
         return lambda logits: trace.utility(logits[None], trace.target[place : place + 1])[0]
 
-    def reshape(output: Tensor) -> Tensor:
-        layout = layout_of(output)
-        return output if layout is None else layout.to_map(output)
+    def channels_first(output: Tensor) -> Tensor:
+        reshape = reshape_of(output)
+        return output if reshape is None else reshape.to_map(output)
 
     model = trace.network.model
     layers = [find_module(model, trace.layer)]
     images = trace.images.detach().clone().requires_grad_()
-    with torch.enable_grad(), explainer(model, layers, reshape_transform=reshape) as cam:
+    with torch.enable_grad(), explainer(model, layers, reshape_transform=channels_first) as cam:
         saliency = cam(images, [target(place) for place in range(len(images))])
     return torch.as_tensor(saliency).to(trace.images)
 
@@ -197,7 +191,7 @@ def find_torchcam(name: str, explainer: str) -> Method:
     package = _package("torchcam", "torchcam.methods", "torchcam")
     base = importlib.import_module("torchcam.methods.core")._CAM
     found = _find("torchcam", explainer, package, base)
-    return Method(name, partial(_torchcam, found), ("outside",), "torchcam", origin="torchcam")
+    return Method(name, partial(_torchcam, found), name, ("outside",), "torchcam", package="torchcam")
 
 
 def _torchcam(explainer: Any, trace: Trace) -> Tensor:

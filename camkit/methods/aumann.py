@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from camkit.entries import Method, family
 from camkit.errors import UsageError
-from camkit.registry import Method, family
-from camkit.tracing import Trace
+from camkit.network.trace import Trace
 
 MAX_NODES = 64
 SOURCE = "Aumann-Shapley value at the layer (1703.01365, 2102.07805), Gauss-Legendre"
@@ -59,4 +59,7 @@ def find_aumann(name: str, nodes: str, variant: str | None) -> Method:
     if not 1 <= int(nodes) <= MAX_NODES:
         raise UsageError(f"{name}: N, the gradients on the path, is from 1 to {MAX_NODES}")
     function: Callable[..., Tensor] = {None: aumann, "-gap": aumann_gap, "-e": aumann_e}[variant]
-    return Method(name, partial(function, nodes=int(nodes)), ("aumann",), SOURCE, value=variant is None)
+    title = f"Aumann-{nodes}{(variant or '').upper()}"
+    return Method(
+        name, partial(function, nodes=int(nodes)), title, ("aumann",), SOURCE, value=variant is None
+    )

@@ -1,6 +1,14 @@
-"""Metrics. Each is a pure function: images, saliency maps and two callables in, scores (B,) a column out."""
+"""Metrics: one function per group of scores, from a subject to columns (B,).
 
-from camkit.metrics import adcc, causal, shapley_value, single_deletion
+What a column means is declared where it is registered; averages over a data set are made in report.
+"""
+
+# Registration order is the order of columns in tables.
+# isort: off
+from camkit.metrics import adcc
+from camkit.metrics import causal
+from camkit.metrics import shapley_value
+from camkit.metrics import single_deletion
 from camkit.metrics.subject import Subject
 
 __all__ = ["Subject", "adcc", "causal", "shapley_value", "single_deletion"]

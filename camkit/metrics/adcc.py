@@ -7,14 +7,13 @@ All are fractions in [0, 1]; the mask multiplies the normalised image.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
+import numpy as np
 import torch
 from torch import Tensor
 
+from camkit.entries import Column, metric
+from camkit.methods.saliency import is_degenerate
 from camkit.metrics.subject import Subject
-from camkit.registry import metric
-from camkit.saliency import is_degenerate
 
 
 def pearson(first: Tensor, second: Tensor) -> Tensor:
@@ -39,6 +38,39 @@ def harmonic_adcc(coherency: Tensor, complexity: Tensor, average_drop: Tensor) -
     return (3 / (1 / factors).sum(dim=0)).where(~(factors <= 0).any(dim=0), 0)
 
 
+class AdccMean:
+    """The published ADCC of a data set: the harmonic mean of the *means* Coh, 1 - Com and 1 - AD."""
+
+    parts = ("coherency", "complexity", "average_drop")
+    _sign, _offset = np.array([1, -1, -1]), np.array([0, 1, 1])
+
+    def of(self, means: np.ndarray) -> np.ndarray:
+        """Of the parts' means (..., 3); 0 where a factor is not positive, NaN where one is NaN."""
+        factors = self._offset + self._sign * means
+        with np.errstate(divide="ignore"):
+            mean = factors.shape[-1] / (1 / factors).sum(axis=-1)
+        return np.where(np.isnan(factors).any(axis=-1) | (factors > 0).all(axis=-1), mean, 0.0)
+
+    def slopes(self, means: np.ndarray) -> np.ndarray:
+        """Derivatives by the parts' means, (..., 3); 0 where the figure is 0."""
+        value = self.of(means)[..., None]
+        factors = self._offset + self._sign * means
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.where(value > 0, self._sign * value**2 / (3 * factors**2), 0.0)
+
+
+AVERAGE_DROP = Column(
+    "lower", "AD", "Average drop: share of the probability lost when only the marked part is kept.", place=0
+)
+INCREASE = Column(
+    "higher",
+    "IC",
+    "Increase in confidence: share of images whose probability rises when masked.",
+    place=4,
+    jumps=True,
+)
+
+
 def masked_scores(before: Tensor, masked: Tensor) -> dict[str, Tensor]:
     """Average drop and increase, (B,), from p_c of the images and of the masked images, (B,)."""
     increase = (masked > before).to(before.dtype).where(~masked.isnan(), torch.nan)
@@ -47,37 +79,50 @@ def masked_scores(before: Tensor, masked: Tensor) -> dict[str, Tensor]:
 
 @metric(
     "average_drop",
-    directions={"average_drop": "lower", "increase": "higher"},
+    columns={"average_drop": AVERAGE_DROP, "increase": INCREASE},
     source="Chattopadhay et al., WACV 2018, arXiv 1710.11063",
-    jumps=("increase",),
 )
-def average_drop(subject: Subject, saliency: Tensor, explain: Callable) -> dict[str, Tensor]:
+def average_drop(subject: Subject) -> dict[str, Tensor]:
     """One pass: the masked image. `adcc` has these columns too."""
-    return masked_scores(subject.probability, subject.score(subject.images * saliency[:, None]))
+    return masked_scores(subject.probability, subject.score(subject.images * subject.saliency[:, None]))
 
 
 @metric(
     "adcc",
-    directions={
-        "average_drop": "lower",
-        "increase": "higher",
-        "drop_in_deletion": "higher",
-        "coherency": "higher",
-        "complexity": "lower",
-        "adcc": "higher",
+    columns={
+        "average_drop": AVERAGE_DROP,
+        "increase": INCREASE,
+        "drop_in_deletion": Column(
+            "higher",
+            "ADD",
+            "Drop in deletion: share of the probability lost when the marked part is taken away.",
+            place=5,
+        ),
+        "coherency": Column(
+            "higher", "Coh", "Coherency: how alike the map is to the map of the image that it masks.", place=1
+        ),
+        "complexity": Column(
+            "lower", "Com", "Complexity: how much of the image the map marks (its mean).", place=2
+        ),
+        "adcc": Column(
+            "higher",
+            "ADCC",
+            "Harmonic mean of coherency, 1 − complexity and 1 − average drop.",
+            mean=AdccMean(),
+            place=3,
+        ),
     },
+    flags=("degenerate_masked",),
+    explains_again=True,
     source="Poppi et al., CVPRW 2021; drop in deletion: Jung and Oh, ICCV 2021",
-    jumps=("increase",),
 )
-def adcc(
-    subject: Subject, saliency: Tensor, explain: Callable[[Tensor], tuple[Tensor, Tensor]]
-) -> dict[str, Tensor]:
+def adcc(subject: Subject) -> dict[str, Tensor]:
     """Two passes: the masked image (its p_c and its own saliency map), and the image without the mask."""
+    saliency, before = subject.saliency, subject.probability
     mask = saliency[:, None]
-    masked_probability, masked_saliency = explain(subject.images * mask)
+    masked_probability, masked_saliency = subject.explain_again(subject.images * mask)
     deleted_probability = subject.score(subject.images * (1 - mask))
 
-    before = subject.probability
     degenerate = is_degenerate(masked_saliency)
     constant = is_degenerate(saliency) | degenerate
     coherency = ((1 + pearson(saliency, masked_saliency)) / 2).where(~constant, 0)

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from camkit.entries import Column, metric
 from camkit.metrics.subject import Subject
-from camkit.registry import metric
 
 
 def pixel_ranks(saliency: Tensor) -> Tensor:
@@ -43,16 +43,23 @@ def area(curve: Tensor) -> Tensor:
 
 @metric(
     "deletion",
-    directions={"deletion_auc": "lower"},
+    columns={
+        "deletion_auc": Column(
+            "lower",
+            "Deletion",
+            "Area under the probability as pixels are blanked, the most salient first.",
+            jumps=True,
+        )
+    },
+    curves=("deletion_curve",),
     source="RISE, arXiv 1806.07421",
-    jumps=("deletion_auc",),
 )
-def deletion(subject: Subject, saliency: Tensor, explain: Callable) -> dict[str, Tensor]:
+def deletion(subject: Subject) -> dict[str, Tensor]:
     """Pixels are set to 0 in the normalised image, the most salient first."""
     probability = curve(
         subject.probability,
         subject.blank_probability,
-        pixel_ranks(saliency),
+        pixel_ranks(subject.saliency),
         subject.steps,
         lambda changed: subject.score(subject.images * ~changed),
     )
@@ -61,16 +68,23 @@ def deletion(subject: Subject, saliency: Tensor, explain: Callable) -> dict[str,
 
 @metric(
     "insertion",
-    directions={"insertion_auc": "higher"},
+    columns={
+        "insertion_auc": Column(
+            "higher",
+            "Insertion",
+            "Area under the probability as pixels come in, the most salient first.",
+            jumps=True,
+        )
+    },
+    curves=("insertion_curve",),
     source="RISE, arXiv 1806.07421",
-    jumps=("insertion_auc",),
 )
-def insertion(subject: Subject, saliency: Tensor, explain: Callable) -> dict[str, Tensor]:
+def insertion(subject: Subject) -> dict[str, Tensor]:
     """Pixels of the image are put into its blurred version, the most salient first."""
     probability = curve(
         subject.blurred_probability,
         subject.probability,
-        pixel_ranks(saliency),
+        pixel_ranks(subject.saliency),
         subject.steps,
         lambda changed: subject.score(torch.where(changed, subject.images, subject.blurred)),
     )

@@ -7,44 +7,57 @@ methods` and in summary.csv says which are, and so do the tables.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
+from camkit.entries import Column, metric
+from camkit.methods.saliency import to_saliency
 from camkit.metrics.adcc import pearson
 from camkit.metrics.subject import Subject
-from camkit.registry import metric
-from camkit.saliency import to_saliency
-from camkit.tracing import Trace
 
 # The method `shapley` draws from another stream: its row shows its own noise, not 0.
 YARDSTICK = "yardstick"
-# Columns without a value for methods that give saliency maps: those have no sign and no scale.
-UNKNOWN_OF_SALIENCY = ("shapley_error", "shapley_error_scaled", "shapley_correlation", "efficiency_gap")
 # A gain that is a smaller share of the values' absolute sum is what rounding leaves of values that cancel.
 NO_GAIN = 1e-4
 
 
-@metric(
-    "shapley",
-    directions={
-        "shapley_error": "lower",
-        "shapley_error_scaled": "lower",
-        "shapley_correlation": "higher",
-        "efficiency_gap": "lower",
-        "saliency_distance": "lower",
-        "nonadditivity": "neither",
-        "shapley_noise": "neither",
-    },
-    source="Shapley 1953; the game of a layer's positions",
-    needs_trace=True,
-    optional=UNKNOWN_OF_SALIENCY,
-    of_values=("shapley_error", "efficiency_gap"),
-)
-def shapley(
-    subject: Subject, saliency: Tensor, explain: Callable, maps: Tensor | None, trace: Trace
-) -> dict[str, Tensor]:
+COLUMNS = {
+    "shapley_error": Column(
+        "lower",
+        "SV error",
+        "Distance of the map from the Shapley values, over their length.",
+        optional=True,
+        of_values=True,
+    ),
+    "shapley_error_scaled": Column(
+        "lower", "SV error, scaled", "The same for the best multiple of the map.", optional=True
+    ),
+    "shapley_correlation": Column(
+        "higher", "SV corr.", "Correlation of the map with the Shapley values.", optional=True
+    ),
+    "efficiency_gap": Column(
+        "lower",
+        "Efficiency gap",
+        "What the sum of the map leaves unaccounted for of the utility.",
+        optional=True,
+        of_values=True,
+    ),
+    "saliency_distance": Column(
+        "lower", "SV distance", "Mean distance of the saliency map from that of the Shapley values."
+    ),
+    "nonadditivity": Column(
+        "neither", "Non-additivity", "Of the game, not of a map: at 0 all Shapley values are trivial."
+    ),
+    "shapley_noise": Column(
+        "neither",
+        "SV noise",
+        "Of the yardstick, not of a map: standard error of the Shapley values, over their length.",
+    ),
+}
+
+
+@metric("shapley", columns=COLUMNS, sees_layer=True, source="Shapley 1953; the game of a layer's positions")
+def shapley(subject: Subject) -> dict[str, Tensor]:
     """Distances of a map m from the Shapley values phi; those of saliency maps as they stand are empty.
 
     shapley_error: |m - phi| / |phi|, L2 over positions; what the sampling of phi adds is subtracted from
@@ -57,17 +70,18 @@ def shapley(
     nonadditivity: 1 - R^2 of an additive fit to the game, whatever the method: at 0 the yardstick is trivial.
     shapley_noise: standard error of the estimated phi over its length, whatever the method; 0 by enumeration.
     """
-    values, errors = trace.game.shapley(YARDSTICK)
+    saliency, maps, game = subject.saliency, subject.maps, subject.trace.game
+    values, errors = game.shapley(YARDSTICK)
     size = (saliency.shape[1], saliency.shape[2])
     scores = {
         "saliency_distance": (saliency - to_saliency(values, size)).abs().mean(dim=(1, 2)),
-        "nonadditivity": trace.game.nonadditivity,
+        "nonadditivity": game.nonadditivity,
         "shapley_noise": _length(errors) / _length(values),
     }
     if maps is None:
-        unknown = torch.full_like(trace.game.nonadditivity, torch.nan)
-        return scores | dict.fromkeys(UNKNOWN_OF_SALIENCY, unknown)
-    none, everyone = trace.game.ends
+        unknown = torch.full_like(game.nonadditivity, torch.nan)
+        return scores | {name: unknown for name, column in COLUMNS.items() if column.optional}
+    none, everyone = game.ends
     gain = everyone - none
     gain = gain.where(gain.abs() > NO_GAIN * values.abs().sum(dim=(1, 2)), torch.nan)
     # NaN where the map is 0 everywhere: no multiple of it is nearer than another.

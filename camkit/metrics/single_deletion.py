@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from torch import Tensor
 from torch.nn import functional as F
 
+from camkit.entries import Column, metric
 from camkit.metrics.adcc import pearson
 from camkit.metrics.subject import GRID, Subject
-from camkit.registry import metric
-from camkit.tracing import Trace
 
 # The patches of a symmetric map (`centre`) are alike, but their sums differ in the last bits.
 TIE = 1e-6
@@ -26,25 +23,27 @@ def average_ranks(values: Tensor) -> Tensor:
 
 @metric(
     "single_deletion",
-    directions={"single_deletion": "higher"},
+    columns={
+        "single_deletion": Column(
+            "higher",
+            "SD",
+            "Rank correlation, over patches, of the map with the logit's loss when one patch is blanked.",
+            optional=True,
+            jumps=True,
+        )
+    },
     source="rank correlation with the logit's drop, one patch of a 4x4 grid removed at a time",
-    needs_trace=True,
-    optional=("single_deletion",),
-    jumps=("single_deletion",),
 )
-def single_deletion(
-    subject: Subject, saliency: Tensor, explain: Callable, maps: Tensor | None, trace: Trace
-) -> dict[str, Tensor]:
+def single_deletion(subject: Subject) -> dict[str, Tensor]:
     """Spearman correlation over a 4x4 grid: sums of the signed map, and y_c's drop when a patch becomes 0.
 
     The map is resized to the image first (bilinear); methods that give saliency maps are taken as they
-    are. 16 passes an image, shared by all methods. NaN where the map's sums are all alike.
+    are. 17 passes per image, shared by all methods. NaN where the map's sums are all alike.
     """
-    if maps is None:
-        maps = saliency
-    size = (saliency.shape[1], saliency.shape[2])
+    maps = subject.saliency if subject.maps is None else subject.maps
+    size = (subject.images.shape[2], subject.images.shape[3])
     resized = F.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)
     sums = F.adaptive_avg_pool2d(resized, GRID).flatten(1)  # the mean of a patch orders as its sum
-    ranks = (average_ranks(one).to(saliency.dtype) for one in (sums, subject.patch_drops(trace.logit)))
+    ranks = (average_ranks(one).to(maps.dtype) for one in (sums, subject.patch_drops))
     first, second = (one[:, None] for one in ranks)
     return {"single_deletion": pearson(first, second)}

@@ -1,4 +1,4 @@
-"""What is scored: a batch of images, and the passes that all of its saliency maps share."""
+"""What is scored: images, one method's maps of them, and the passes that the maps of all methods share."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import torch
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 from torch.nn import functional as F
+
+from camkit.network.trace import Trace
 
 BLUR_SIZE, BLUR_SIGMA = 11, 5
 GRID = 4  # patches a side in single deletion
@@ -36,20 +38,29 @@ def _blur_kernel(device: torch.device, dtype: torch.dtype) -> Tensor:
 
 @dataclass
 class Subject:
-    """A batch to be scored.
+    """A batch of images and one method's maps of them.
 
     Attributes:
         images: normalised, (B, 3, H, W).
         probability: p_c of the images, (B,), in [0, 1].
         score: images (B, 3, H, W) -> p_c (B,); one pass.
+        logit: images (B, 3, H, W) -> y_c (B,); one pass.
         steps: N of deletion and insertion.
+        saliency: (B, H, W) in [0, 1].
+        maps: the signed maps (B, h, w); None from methods that give saliency maps.
+        explain_again: images (B, 3, H, W) -> p_c (B,) and saliency maps (B, H, W) by the same method.
     """
 
     images: Tensor
     probability: Tensor
     score: Callable[[Tensor], Tensor]
+    logit: Callable[[Tensor], Tensor]
     steps: int
-    # Of the images alone: :func:`dataclasses.replace` hands it on to a subject with another `probability`.
+    saliency: Tensor
+    maps: Tensor | None
+    explain_again: Callable[[Tensor], tuple[Tensor, Tensor]]
+    _find_trace: Callable[[], Trace]
+    # Of the images alone: :func:`dataclasses.replace` hands it on to the subjects of the other methods.
     _made: dict[str, Tensor] = field(default_factory=dict)
 
     def _once(self, name: str, make: Callable[[], Tensor]) -> Tensor:
@@ -58,27 +69,31 @@ class Subject:
         return self._made[name]
 
     @property
+    def trace(self) -> Trace:
+        """The trace, for metrics that are registered with `sees_layer`."""
+        return self._find_trace()
+
+    @property
     def blank_probability(self) -> Tensor:
         """p_c of the image whose pixels are all 0 after normalisation, (B,)."""
         return self._once("blank_probability", lambda: self.score(torch.zeros_like(self.images)))
 
     @property
     def blurred(self) -> Tensor:
+        """The blurred images, (B, 3, H, W)."""
         return self._once("blurred", lambda: blur(self.images))
 
     @property
     def blurred_probability(self) -> Tensor:
+        """p_c of the blurred images, (B,)."""
         return self._once("blurred_probability", lambda: self.score(self.blurred))
 
-    def patch_drops(self, logit: Callable[[Tensor], Tensor]) -> Tensor:
-        """Drop of the target's logit when one patch of the 4x4 grid is set to 0, (B, 16), raster order.
+    @property
+    def patch_drops(self) -> Tensor:
+        """Drop of y_c when one patch of the 4x4 grid is set to 0, (B, 16), raster order; 17 passes."""
+        return self._once("patch_drops", self._patch_drops)
 
-        Args:
-            logit: images (B, 3, H, W) -> y_c (B,); one pass.
-        """
-        return self._once("patch_drops", lambda: self._patch_drops(logit))
-
-    def _patch_drops(self, logit: Callable[[Tensor], Tensor]) -> Tensor:
+    def _patch_drops(self) -> Tensor:
         height, width = self.images.shape[2:]
         drops = []
         for row in range(GRID):
@@ -87,5 +102,5 @@ class Subject:
                 rows = slice(row * height // GRID, (row + 1) * height // GRID)
                 columns = slice(column * width // GRID, (column + 1) * width // GRID)
                 kept[:, :, rows, columns] = 0
-                drops.append(logit(kept))
-        return logit(self.images)[:, None] - torch.stack(drops, dim=1)
+                drops.append(self.logit(kept))
+        return self.logit(self.images)[:, None] - torch.stack(drops, dim=1)

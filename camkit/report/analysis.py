@@ -8,8 +8,8 @@ from functools import cached_property
 import numpy as np
 
 from camkit.report.scores import BLIND
+from camkit.report.statistics import FEW_IMAGES, Sampled, bootstrap, holm
 from camkit.report.study import Block
-from camkit.statistics import FEW_IMAGES, Sampled, bootstrap, holm
 
 # Two cells whose scores of every image differ by less are the same method computed in another order.
 SAME = 1e-3
@@ -25,14 +25,19 @@ class Analysis:
     @cached_property
     def own(self) -> Sampled:
         """Each method's statistics over all of its images."""
-        return bootstrap(self.block.values.astype(np.float64), self.block.columns)
+        return self._bootstrap(self.block.values)
+
+    def _bootstrap(self, values: np.ndarray) -> Sampled:
+        means = {score.name: score.declared.mean for score in self.block.scores}
+        own = {name: mean for name, mean in means.items() if mean is not None}
+        return bootstrap(values.astype(np.float64), self.block.columns, own)
 
     @cached_property
     def common(self) -> Sampled:
         """Statistics over the images that every method has: what comparisons use."""
         if self.shared[:, self.block.counts.max(axis=0) > 0].all():
             return self.own
-        return bootstrap(self.shared_values.astype(np.float64), self.block.columns)
+        return self._bootstrap(self.shared_values)
 
     @cached_property
     def shared(self) -> np.ndarray:
@@ -115,7 +120,7 @@ class Analysis:
                 continue
             name = self.block.methods[int(np.nanargmax(values))]
             if name in BLIND:
-                winners[score.column] = name
+                winners[score.name] = name
         return winners
 
 

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from camkit.registry import columns_of_values, is_value
 from camkit.report.analysis import SAME, Analysis
 from camkit.report.scores import WITHOUT_HESSIAN, is_control, known_scores
+from camkit.report.statistics import FEW_IMAGES
 from camkit.report.study import Block
-from camkit.statistics import FEW_IMAGES
+from camkit.results.summary import columns_of_values, is_value
 
 
 def audit(analysis: Analysis, study: Sequence[Block]) -> list[str]:
@@ -158,8 +158,8 @@ def _controls(analysis: Analysis) -> list[str]:
         return ["No controls here (--method controls): what a map that explains nothing scores is not known."]
     won: dict[str, list[str]] = defaultdict(list)
     for score in block.scores:
-        if score.column in analysis.blind_winners:
-            won[analysis.blind_winners[score.column]].append(score.short)
+        if score.name in analysis.blind_winners:
+            won[analysis.blind_winners[score.name]].append(score.short)
     return [
         f"{listed(scores)} {'says' if len(scores) == 1 else 'say'} nothing here: {name}, the same map for "
         "every image, has the best value."

@@ -12,10 +12,10 @@ import pandas as pd
 from camkit.errors import UsageError
 from camkit.registry import unknown_name
 from camkit.report.analysis import Analysis, Comparison, compare
-from camkit.report.grid import Cell, Grid
+from camkit.report.grid import Entry, Grid
 from camkit.report.scores import Score, is_control
+from camkit.report.statistics import Ranks, ranks
 from camkit.report.tables import INTERVAL, cell_keys, signed
-from camkit.statistics import Ranks, ranks
 
 LEGEND = (
     f"{INTERVAL} interval of each difference by itself; p corrected (Holm) over all methods and scores of "
@@ -76,11 +76,11 @@ def comparison_grids(comparison: Comparison) -> list[Grid]:
     return grids
 
 
-def _comparison_row(comparison: Comparison, row: int, column: int) -> tuple[Cell, ...]:
+def _comparison_row(comparison: Comparison, row: int, column: int) -> tuple[Entry, ...]:
     score = comparison.analysis.block.scores[column]
     difference, p = comparison.difference[row, column], comparison.p[row, column]
     if not comparison.asked[row, column]:
-        return (Cell(comparison.analysis.block.methods[row]), *[Cell("")] * 6)
+        return (Entry(comparison.analysis.block.methods[row]), *[Entry("")] * 6)
     if comparison.same[row, column]:
         verdict = "the same"
     elif not comparison.apart[row, column]:
@@ -88,13 +88,13 @@ def _comparison_row(comparison: Comparison, row: int, column: int) -> tuple[Cell
     else:
         verdict = "better" if difference * score.sign > 0 else "worse"
     return (
-        Cell(comparison.analysis.block.methods[row]),
-        Cell(signed(difference), difference),
-        Cell(f"{signed(comparison.low[row, column])} to {signed(comparison.high[row, column])}"),
-        Cell("< 0.001" if p < 0.001 else f"{p:.3f}", p),
-        Cell(f"{100 * comparison.won[row, column]:.0f} %", comparison.won[row, column]),
-        Cell(f"{100 * comparison.tied[row, column]:.0f} %", comparison.tied[row, column]),
-        Cell(verdict, bold=verdict == "better"),
+        Entry(comparison.analysis.block.methods[row]),
+        Entry(signed(difference), difference),
+        Entry(f"{signed(comparison.low[row, column])} to {signed(comparison.high[row, column])}"),
+        Entry("< 0.001" if p < 0.001 else f"{p:.3f}", p),
+        Entry(f"{100 * comparison.won[row, column]:.0f} %", comparison.won[row, column]),
+        Entry(f"{100 * comparison.tied[row, column]:.0f} %", comparison.tied[row, column]),
+        Entry(verdict, bold=verdict == "better"),
     )
 
 
@@ -112,8 +112,8 @@ def comparison_frame(comparisons: Sequence[Comparison]) -> pd.DataFrame:
                         **cell_keys(block),
                         "method": name,
                         "baseline": block.methods[one.baseline],
-                        "score": score.column,
-                        "better": score.better,
+                        "score": score.name,
+                        "better": score.declared.better,
                         "images": one.analysis.common_images[column],
                         "difference": one.difference[row, column],
                         "low": one.low[row, column],
@@ -189,9 +189,9 @@ def rank_grid(table: RankTable) -> Grid:
     best = table.ranks.average[order[0]]
     rows = tuple(
         (
-            Cell(table.methods[place], bold=place == order[0]),
-            Cell(f"{table.ranks.average[place]:.2f}", table.ranks.average[place]),
-            Cell("no" if table.ranks.average[place] - best >= table.ranks.critical_difference else "yes"),
+            Entry(table.methods[place], bold=place == order[0]),
+            Entry(f"{table.ranks.average[place]:.2f}", table.ranks.average[place]),
+            Entry("no" if table.ranks.average[place] - best >= table.ranks.critical_difference else "yes"),
         )
         for place in order
     )

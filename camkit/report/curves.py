@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+from camkit.report.statistics import LEVEL
 from camkit.report.study import Block
-from camkit.results import file_name
-from camkit.statistics import LEVEL
-from camkit.tables import curve_paths, read_curves, thin
+from camkit.results.arrays import curve_paths, read_curves, thin
+from camkit.results.folder import file_name
 
 
 @dataclass(frozen=True)

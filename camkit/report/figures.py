@@ -72,7 +72,7 @@ def saliency_figure(
 
 def _score_lines(scores: Mapping[str, float]) -> list[str]:
     """Scores in percent, two a line."""
-    words = [f"{score.heading} {100 * scores[score.column]:.1f}" for score in known_scores(scores)]
+    words = [f"{score.heading} {100 * scores[score.name]:.1f}" for score in known_scores(scores)]
     return ["   ".join(words[place : place + 2]) for place in range(0, len(words), 2)]
 
 

@@ -13,13 +13,13 @@ import numpy as np
 from PIL import Image
 
 from camkit.data import class_name, find_images
+from camkit.data.pixels import PAPER_CROP, Preprocess, read_file
 from camkit.data.sources import Source
 from camkit.errors import CamkitError, UsageError
-from camkit.loading import load_model
-from camkit.models import ROWS
-from camkit.pixels import PAPER_CROP, Preprocess, read_file
+from camkit.network.loading import load_model
+from camkit.network.models import ROWS
 from camkit.report.study import Block, Say
-from camkit.results import file_name
+from camkit.results.folder import file_name
 
 MOST_PHOTOS = 200  # in one page, whatever the number of models: small enough to mail
 PER_LIST = 12

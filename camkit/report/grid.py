@@ -12,7 +12,7 @@ from tabulate import SEPARATING_LINE, tabulate
 
 
 @dataclass(frozen=True)
-class Cell:
+class Entry:
     """One entry.
 
     Attributes:
@@ -48,7 +48,7 @@ class Grid:
     title: str
     caption: str
     headings: tuple[str, ...]
-    groups: tuple[tuple[tuple[Cell, ...], ...], ...]
+    groups: tuple[tuple[tuple[Entry, ...], ...], ...]
     notes: tuple[str, ...] = ()
     sortable: bool = True
 
@@ -56,7 +56,7 @@ class Grid:
 def terminal(grids: Sequence[Grid], legend: Sequence[str] = (), remarks: Sequence[str] = ()) -> str:
     """Text with ANSI styles; :func:`click.unstyle` takes them out."""
 
-    def styled(cell: Cell) -> str:
+    def styled(cell: Entry) -> str:
         style = cell.bold or cell.underline
         text = click.style(cell.text, bold=cell.bold, underline=cell.underline) if style else cell.text
         return f"{text} {cell.detail}" if cell.detail else text
@@ -82,7 +82,7 @@ def terminal(grids: Sequence[Grid], legend: Sequence[str] = (), remarks: Sequenc
 def markdown(grids: Sequence[Grid], legend: Sequence[str] = (), remarks: Sequence[str] = ()) -> str:
     """Pipe tables; underlining is HTML, which Markdown lets through."""
 
-    def marked(cell: Cell) -> str:
+    def marked(cell: Entry) -> str:
         text = re.sub(r"([\\`*_|<>\[\]])", r"\\\1", cell.text)
         text = f"**{text}**" if cell.bold else text
         text = f"<u>{text}</u>" if cell.underline else text
@@ -98,7 +98,7 @@ def markdown(grids: Sequence[Grid], legend: Sequence[str] = (), remarks: Sequenc
     return "\n\n".join([*blocks, *legend, *remarks]) + "\n"
 
 
-def _rows(grid: Grid, render: Callable[[Cell], str], line: list[str]) -> list[list[str]]:
+def _rows(grid: Grid, render: Callable[[Entry], str], line: list[str]) -> list[list[str]]:
     rows: list[list[str]] = []
     for group in grid.groups:
         if rows and group:
@@ -127,7 +127,7 @@ def latex(grids: Sequence[Grid], legend: Sequence[str] = (), remarks: Sequence[s
     The legend is in each caption; remarks on the whole stand behind the tables.
     """
 
-    def marked(cell: Cell) -> str:
+    def marked(cell: Entry) -> str:
         text = escape_latex(cell.text)
         text = rf"\textbf{{{text}}}" if cell.bold else text
         text = rf"\underline{{{text}}}" if cell.underline else text

@@ -47,7 +47,7 @@ def page(
         "photos": list(photos.values()),
         "colours": [{"name": name, "rgb": _colours(name)} for name in COLOUR_MAPS],
     }
-    scores = {score.column: score for block in study for score in block.scores}
+    scores = {score.name: score for block in study for score in block.scores}
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -106,7 +106,7 @@ def _block(analysis: Analysis, gallery: dict[str, Any] | None) -> dict[str, Any]
             {"name": name, "control": bool(control)}
             for name, control in zip(block.methods, block.controls, strict=True)
         ],
-        "scores": [{"column": s.column, "short": s.short, "heading": s.heading} for s in block.scores],
+        "scores": [{"name": s.name, "short": s.short, "heading": s.heading} for s in block.scores],
         "value": _numbers(analysis.own.value),
         "low": _numbers(low),
         "high": _numbers(high),

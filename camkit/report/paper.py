@@ -14,10 +14,10 @@ import pandas as pd
 from camkit.errors import CamkitError, UsageError
 from camkit.report.analysis import Analysis
 from camkit.report.audit import listed
-from camkit.report.grid import Cell, Grid
+from camkit.report.grid import Entry, Grid
+from camkit.report.statistics import FEW_IMAGES
 from camkit.report.study import Block
 from camkit.report.tables import INTERVAL, cell_keys, percent, signed
-from camkit.statistics import FEW_IMAGES
 
 FULL_SET = 50_000
 # What counts as the full set: unreadable images end a run where they are more than 1 % (--max-errors).
@@ -156,17 +156,17 @@ def check_all(analyses: Sequence[Analysis]) -> tuple[list[Check], list[str]]:
 def check_grid(found: Check) -> Grid:
     """Three rows a method: ours, the paper's, the difference."""
     block = found.analysis.block
-    rows: list[tuple[Cell, ...]] = []
+    rows: list[tuple[Entry, ...]] = []
     for place, row in enumerate(found.rows):
         ours, paper, off = found.ours[place], found.paper[place], found.off[place]
         sign = "§" if found.artefact[place] else ""
         rows += [
-            (Cell(block.methods[row]), *(Cell(percent(value), value) for value in ours)),
-            (Cell("· paper"), *(Cell(percent(value), value) for value in paper)),
+            (Entry(block.methods[row]), *(Entry(percent(value), value) for value in ours)),
+            (Entry("· paper"), *(Entry(percent(value), value) for value in paper)),
             (
-                Cell("· difference"),
+                Entry("· difference"),
                 *(
-                    Cell("" if np.isnan(d) else f"{'‡' if bad else sign}{signed(d)}", d, bold=bool(bad))
+                    Entry("" if np.isnan(d) else f"{'‡' if bad else sign}{signed(d)}", d, bold=bool(bad))
                     for d, bad in zip(ours - paper, off, strict=True)
                 ),
             ),

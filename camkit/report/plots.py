@@ -15,7 +15,7 @@ from camkit.report.comparisons import RankTable, rank_tables
 from camkit.report.curves import MeanCurve, mean_curves
 from camkit.report.figures import save_figure
 from camkit.report.study import Block
-from camkit.results import file_name
+from camkit.results.folder import file_name
 
 FORMATS = ("png", "svg", "pdf")
 METHOD, CONTROL = "#0b57a4", "#8a929b"
@@ -45,7 +45,7 @@ def _figures(analyses: Sequence[Analysis]) -> Iterator[tuple[str, Figure]]:
         if curves := mean_curves(block):
             yield f"{name}-curves", curves_figure(block, curves)
     for table in rank_tables(analyses):
-        place = "-".join(file_name(part) for part in (*table.place, table.score.column))
+        place = "-".join(file_name(part) for part in (*table.place, table.score.name))
         yield f"ranks-{place}", rank_figure(table)
 
 

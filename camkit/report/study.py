@@ -13,9 +13,8 @@ import numpy as np
 import pandas as pd
 
 from camkit.errors import UsageError
-from camkit.protocol import check_agreement
 from camkit.report.scores import Score, is_control, known_scores, table_place
-from camkit.results import (
+from camkit.results.folder import (
     FAILURES,
     KEYS,
     MODEL_TABLES,
@@ -27,7 +26,8 @@ from camkit.results import (
     run_folders,
     top1,
 )
-from camkit.tables import merge_rows
+from camkit.results.protocol import check_agreement
+from camkit.results.table import merge_rows
 
 Say = Callable[[str], None]
 
@@ -82,7 +82,7 @@ class Block:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        return tuple(score.column for score in self.scores)
+        return tuple(score.name for score in self.scores)
 
     @cached_property
     def controls(self) -> np.ndarray:
@@ -178,7 +178,7 @@ def _load_block(folder: Path, source: str, alone: bool) -> Block | None:
         c for rows in tables.values() for c in rows if c not in KEYS and rows[c].notna().any()
     )
     scores = known_scores(columns)
-    names = [score.column for score in scores]
+    names = [score.name for score in scores]
     values = np.stack(
         [rows.reindex(index=images, columns=names).to_numpy(np.float32) for rows in tables.values()], axis=1
     )

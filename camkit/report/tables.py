@@ -7,15 +7,16 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from camkit.models import ROWS, find_row
-from camkit.registry import METHODS, METRICS, MODELS, columns_of_values, first_line, is_value
+from camkit.entries import METHODS, METRICS, MODELS, UTILITIES
+from camkit.network.models import ROWS, find_row
+from camkit.registry import first_line
 from camkit.report.analysis import Analysis
 from camkit.report.audit import audit, no_values
-from camkit.report.grid import Cell, Grid, terminal
+from camkit.report.grid import Entry, Grid, terminal
 from camkit.report.scores import is_control, known_scores
+from camkit.report.statistics import LEVEL, RESAMPLES
 from camkit.report.study import Block
-from camkit.statistics import LEVEL, RESAMPLES
-from camkit.utilities import UTILITIES
+from camkit.results.summary import columns_of_values, is_value
 
 INTERVAL = f"{100 * LEVEL:.0f} %"
 LEGEND = (
@@ -37,21 +38,21 @@ def signed(value: float) -> str:
 def terminal_table(summary: pd.DataFrame) -> str:
     """The means of a summary.csv: one block a model, layer and utility, the controls below a line."""
     grids = []
-    scores = [score for score in known_scores(summary) if summary[score.column].notna().any()]
+    scores = [score for score in known_scores(summary) if summary[score.name].notna().any()]
     for (model, layer, utility), block in summary.groupby(["model", "layer", "utility"], sort=False):
         top1 = block["top1"].iloc[0]
         accuracy = "" if pd.isna(top1) else f", top-1 {100 * top1:.2f} %"
         controls = block["method"].map(is_control)
         groups = tuple(
             tuple(
-                (Cell(row["method"]), *(Cell(percent(row[score.column])) for score in scores))
+                (Entry(row["method"]), *(Entry(percent(row[score.name])) for score in scores))
                 for _, row in block[chosen].iterrows()
             )
             for chosen in (~controls, controls)
         )
         title = f"{model} · {layer} · {utility} ({block['images'].iloc[0]} images{accuracy})"
         grids.append(Grid(title, "", ("method", *(score.heading for score in scores)), groups))
-    judged = columns_of_values(score.column for score in scores)
+    judged = columns_of_values(score.name for score in scores)
     filled = summary.loc[summary[judged].notna().any(axis=1), "method"] if judged else ()
     others = [name for name in dict.fromkeys(filled) if not is_value(name)]
     return terminal(grids, [no_values(others, judged)] if others else [])
@@ -61,7 +62,7 @@ def score_grid(analysis: Analysis, study: Sequence[Block]) -> Grid:
     """One block of the report: means, intervals, marks, the best control of each score, audit lines."""
     block = analysis.block
     rows = [
-        (Cell(name), *(_score_cell(analysis, row, column) for column in range(len(block.scores))))
+        (Entry(name), *(_score_cell(analysis, row, column) for column in range(len(block.scores))))
         for row, name in enumerate(block.methods)
     ]
     methods = tuple(row for row, control in zip(rows, block.controls, strict=True) if not control)
@@ -69,7 +70,7 @@ def score_grid(analysis: Analysis, study: Sequence[Block]) -> Grid:
     groups = [methods, tuple(controls)]
     if analysis.best_control is not None:
         best = [block.methods[row] if row >= 0 else "" for row in analysis.best_control]
-        groups.append(((Cell("best control"), *(Cell(name) for name in best)),))
+        groups.append(((Entry("best control"), *(Entry(name) for name in best)),))
     return Grid(
         block.title,
         f"CAM scores in percent: {block.describe()}.",
@@ -79,13 +80,13 @@ def score_grid(analysis: Analysis, study: Sequence[Block]) -> Grid:
     )
 
 
-def _score_cell(analysis: Analysis, row: int, column: int) -> Cell:
+def _score_cell(analysis: Analysis, row: int, column: int) -> Entry:
     value = analysis.own.value[row, column]
     if np.isnan(value):
-        return Cell("")
+        return Entry("")
     low, high = (ends[row, column] for ends in analysis.intervals)
     unbeaten = analysis.beats_control[row, column] == 0
-    return Cell(
+    return Entry(
         f"{'†' if unbeaten else ''}{percent(value)}",
         value,
         bold=analysis.place[row, column] == 1,
@@ -110,8 +111,8 @@ def score_frame(analyses: Sequence[Analysis]) -> pd.DataFrame:
                         **cell_keys(block),
                         "method": name,
                         "control": is_control(name),
-                        "score": score.column,
-                        "better": score.better,
+                        "score": score.name,
+                        "better": score.declared.better,
                         "images": block.counts[row, column],
                         "value": analysis.own.value[row, column],
                         "low": low[row, column],
@@ -161,10 +162,10 @@ def listing(what: str) -> pd.DataFrame:
         rows += [{"name": form, "map": text} for form, text in METHODS.forms.items()]
     elif what == "metrics":
         rows = [
-            {"name": m.name, "column": column, "better": better, "source": m.source}
+            {"name": m.name, "column": name, "better": column.better, "source": m.source}
             for m in METRICS.values()
-            for column, better in m.directions.items()
+            for name, column in m.columns.items()
         ]
     else:
-        rows = [{"name": name, "utility": first_line(function)} for name, function in UTILITIES.items()]
+        rows = [{"name": one.name, "utility": first_line(one.function)} for one in UTILITIES.values()]
     return pd.DataFrame(rows)

@@ -17,10 +17,10 @@ import torch
 from tiny import maps, noise, saliency, trace
 from torch import Tensor, nn
 
-from camkit.loading import load_model
-from camkit.registry import METHODS
-from camkit.tracing import find_module
-from camkit.weights import calibrate
+from camkit.entries import METHODS
+from camkit.network.loading import load_model
+from camkit.network.passes import find_module
+from camkit.network.weights import calibrate
 
 PEERS = {
     "gradcam": peer.GradCAM,

@@ -10,7 +10,7 @@ import torch
 from tiny import maps, noise, seeded, trace
 from torch import Tensor, nn
 
-from camkit.tracing import find_module
+from camkit.network.passes import find_module
 
 UTILITIES: dict[str, Callable[[Tensor], Tensor]] = {
     "logit": lambda y: y,

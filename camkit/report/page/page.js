@@ -298,7 +298,7 @@
 
   function chooseBlock() {
     const { scores, curves, gallery } = block();
-    const place = (column) => Math.max(0, scores.findIndex((score) => score.column === column));
+    const place = (column) => Math.max(0, scores.findIndex((score) => score.name === column));
     fill($("scatter-x"), scores.map((score) => score.heading), place("average_drop"));
     fill($("scatter-y"), scores.map((score) => score.heading), place("adcc"));
     drawScatter();

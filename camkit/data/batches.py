@@ -1,0 +1,183 @@
+"""Decoded batches on their way to the network, by worker processes or in this one."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from camkit.data.cache import PixelCache
+from camkit.data.items import Item
+from camkit.data.pixels import Preprocess, read_file
+from camkit.errors import CamkitError
+
+# Batches that each worker decodes ahead: torch's default, named because shared memory is computed from it.
+PREFETCH = 2
+
+
+# Seconds for one batch; a worker that is silent for longer will say nothing any more.
+TIMEOUT = 600
+
+
+# Where batches of worker processes travel on Linux.
+SHARED_MEMORY = Path("/dev/shm")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch on its way to the network: the images that could be read, and those that could not."""
+
+    items: tuple[Item, ...]
+    pixels: Tensor | None  # uint8 (B, 3, H, W); None where no image could be read
+    errors: tuple[tuple[Item, str], ...]
+
+    def pin_memory(self) -> Batch:
+        """The same in page-locked memory, from which a GPU copies while it works; called by the loader."""
+        return self if self.pixels is None else replace(self, pixels=self.pixels.pin_memory())
+
+
+class _Crops(Dataset):
+    """Whole batches of decoded crops; runs in the loader's worker processes."""
+
+    def __init__(
+        self, chunks: Sequence[Sequence[Item]], preprocess: Preprocess, cache: PixelCache | None
+    ) -> None:
+        self.chunks = chunks
+        self.preprocess = preprocess
+        self.cache = cache
+
+    def __len__(self) -> int:
+        return len(self.chunks)
+
+    def __getitem__(self, index: int) -> Batch | CamkitError:
+        try:
+            return self._batch(index)
+        except CamkitError as error:
+            return error  # raised in a worker, it would come out with the worker's traceback
+
+    def _batch(self, index: int) -> Batch:
+        files: dict[Item, bytes] = {}
+        crops: dict[Item, Tensor] = {}
+        errors = []
+        for item in self.chunks[index]:
+            try:
+                files[item] = read_file(item.source)
+            except CamkitError as error:
+                errors.append((item, str(error)))
+        keys = {item: self.cache.key(file) for item, file in files.items()} if self.cache else {}
+        if self.cache:
+            cached = self.cache.get(list(keys.values()))
+            crops = {item: crop for item, crop in zip(keys, cached, strict=True) if crop is not None}
+        fresh = [item for item in files if item not in crops]
+        for item in fresh:
+            try:
+                crops[item] = self.preprocess.pixels(files[item])
+            except CamkitError as error:
+                errors.append((item, str(error)))
+        if self.cache:
+            self.cache.put({keys[item]: crops[item] for item in fresh if item in crops})
+        items = tuple(item for item in files if item in crops)
+        return Batch(items, torch.stack([crops[item] for item in items]) if items else None, tuple(errors))
+
+
+def _start_worker(_: int) -> None:
+    torch.set_num_threads(1)
+    # A signal to the run's process group (Ctrl-C, a scheduler) is the run's own. To ignore it will not do:
+    # by SIGTERM the run itself ends the workers of a loader that an error keeps alive.
+    if hasattr(os, "setpgid"):  # Windows has no such groups
+        os.setpgid(0, 0)
+
+
+def batches(
+    items: Sequence[Item],
+    preprocess: Preprocess,
+    batch_size: int,
+    workers: int,
+    *,
+    cache: Path | None = None,
+    pin_memory: bool = False,
+) -> Iterator[Batch]:
+    """Decode `items` in order, `batch_size` at a time, in `workers` processes (0: in this one).
+
+    The workers are ahead of the one who iterates: the next batches are decoded while this one is used.
+
+    Args:
+        cache: folder of a :class:`camkit.data.cache.PixelCache`.
+
+    Raises:
+        CamkitError: the cache cannot be used.
+        RuntimeError: a worker process died.
+    """
+    chunks = [items[start : start + batch_size] for start in range(0, len(items), batch_size)]
+    store = PixelCache(cache, preprocess.describe_pixels()) if cache else None
+    if store:
+        store.check()
+    workers = affordable_workers(preprocess, batch_size, len(items), workers)
+    loader = DataLoader(
+        _Crops(chunks, preprocess, store),
+        batch_size=None,
+        num_workers=workers,
+        prefetch_factor=PREFETCH if workers else None,
+        timeout=TIMEOUT if workers else 0,
+        pin_memory=pin_memory,
+        worker_init_fn=_start_worker,
+    )
+    try:
+        for batch in loader:
+            if isinstance(batch, CamkitError):
+                raise batch
+            yield batch
+    finally:
+        if store:
+            store.close()
+
+
+def affordable_workers(
+    preprocess: Preprocess,
+    batch_size: int,
+    images: int,
+    workers: int,
+    say: Callable[[str], None] = lambda line: None,
+) -> int:
+    """Worker processes, at most one a batch, whose batches fit together into shared memory; 0: none.
+
+    Where they do not fit, worker processes wait for room without end, or are killed.
+
+    Args:
+        say: takes the line that says why they are fewer than `workers`.
+    """
+    chunks = math.ceil(images / batch_size)
+    workers = min(workers, chunks)
+    if not workers or not SHARED_MEMORY.is_dir():
+        return workers
+    system = os.statvfs(SHARED_MEMORY)
+    # The processes of one machine share the room.
+    free = system.f_bavail * system.f_frsize // int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
+    batch = math.prod(preprocess.shape) * min(batch_size, images)
+    # On their way, and one that is in use.
+    fitting = [count for count in range(1, workers + 1) if min(PREFETCH * count + 1, chunks) * batch <= free]
+    fit = max(fitting, default=0)
+    if fit < workers:
+        say(
+            f"{SHARED_MEMORY} has {free / 1e6:.0f} MB left, too little for the batches of {workers} workers "
+            f"({batch / 1e6:.1f} MB each): {fit or 'none'} will decode. "
+            "Give it more (docker run --shm-size=8g), or take a smaller --batch-size."
+        )
+    return fit
+
+
+def pad(images: Tensor, size: int) -> Tensor:
+    """Repeat the last image until the batch has `size`: every pass has one shape.
+
+    Results on one machine then do not depend, to the last bit, on which images share a batch.
+    """
+    missing = size - len(images)
+    if missing == 0:
+        return images
+    return torch.cat([images, images[-1:].expand(missing, *images.shape[1:])])

@@ -1,0 +1,144 @@
+"""Image file -> uint8 crop -> normalised batch; and the data loader that feeds the loop."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+from torchvision.transforms import CenterCrop, Compose, InterpolationMode, PILToTensor, Resize
+
+from camkit.data.sources import Source, read_bytes
+from camkit.errors import CamkitError
+
+# Sixteen bits or more a channel: PIL's own conversion to RGB would clip everything above 255 to white.
+DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
+
+
+# A strip as long as that, its short side enlarged to 256, takes 200 MB; longer ones fill the memory.
+MAX_ASPECT = 1000
+
+
+PAPER_CROP = Compose(
+    [Resize(256, InterpolationMode.BILINEAR, antialias=True), CenterCrop(224), PILToTensor()]
+)
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How a photo becomes what the model sees.
+
+    Attributes:
+        crop: PIL RGB image -> uint8 (3, H, W).
+        mean, std: per channel, in units of [0, 1].
+        orient: turn photos as their EXIF data say.
+    """
+
+    name: str
+    crop: Callable[[Image.Image], Tensor] = field(compare=False)
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    orient: bool = False
+
+    def pixels(self, data: bytes) -> Tensor:
+        """The crop of a photo by its file's content, uint8 (3, H, W).
+
+        Raises:
+            CamkitError: it cannot be decoded, see :func:`decode`.
+        """
+        return self.crop(decode(data, self.orient))
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(3, H, W) of every crop."""
+        channels, height, width = self.crop(Image.new("RGB", (512, 512))).shape
+        return channels, height, width
+
+    def describe_pixels(self) -> str:
+        """One line that decides equality of two preprocessings' crops."""
+        steps = ", ".join(str(step) for step in getattr(self.crop, "transforms", [self.crop]))
+        return ("turned by EXIF, " if self.orient else "") + steps
+
+    def describe(self) -> str:
+        """One line that decides equality of two preprocessings; kept in run.json."""
+        return f"{self.name}: {self.describe_pixels()}; mean {list(self.mean)}, std {list(self.std)}"
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """uint8 (B, 3, H, W) -> float32, channels last in memory."""
+        images = pixels.contiguous(memory_format=torch.channels_last).float()
+        batch, channels, height, width = images.shape
+        # Row by row: runs of three values, a pixel's, are too short for vector instructions.
+        rows = images.permute(0, 2, 3, 1).view(batch, height, width * channels)
+        mean, std = (one.flatten().repeat(width) for one in self._statistics(images.device))
+        rows.div_(255).sub_(mean).div_(std)
+        return images
+
+    def denormalise(self, images: Tensor) -> Tensor:
+        """The inverse of :meth:`normalise`, in [0, 1] where `images` came from pixels."""
+        mean, std = self._statistics(images.device)
+        return images * std + mean
+
+    def _statistics(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        mean = torch.tensor(self.mean, device=device).view(1, 3, 1, 1)
+        return mean, torch.tensor(self.std, device=device).view(1, 3, 1, 1)
+
+
+def read_file(source: Source) -> bytes:
+    """Content of an image file, wherever it lies.
+
+    Raises:
+        CamkitError: it is missing, unreadable, empty, too large or no regular file.
+    """
+    try:
+        return read_bytes(source)
+    except OSError as error:
+        raise CamkitError(f"cannot be read: {error.strerror or error}") from error
+
+
+def decode(data: bytes, orient: bool = False) -> Image.Image:
+    """Any photo as 8-bit RGB.
+
+    CMYK, palette and grey images are converted; transparency is dropped; 16-bit grey is scaled to 8 bits.
+
+    Args:
+        orient: turn the photo as its EXIF data say; the paper's loader ignores them.
+
+    Raises:
+        CamkitError: it is no image, truncated, too large (PIL's limit) or too narrow.
+    """
+    try:
+        with warnings.catch_warnings():
+            # Palettes with transparency and very large (but allowed) images: both are handled here.
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(data)) as image:
+                return _as_rgb(image, orient)
+    except CamkitError:
+        raise
+    except UnidentifiedImageError as error:
+        raise CamkitError("cannot be read: no image format that PIL knows") from error
+    except Image.DecompressionBombError as error:
+        raise CamkitError(f"too large: {error}") from error
+    except Exception as error:  # PIL's decoders raise nearly anything on a damaged file
+        raise CamkitError(f"cannot be read: {error or type(error).__name__}") from error
+
+
+def _as_rgb(image: Image.Image, orient: bool) -> Image.Image:
+    short, long = sorted(image.size)
+    if long > MAX_ASPECT * short:
+        size = "x".join(map(str, image.size))
+        raise CamkitError(f"too narrow: {size}, one side is more than {MAX_ASPECT} times the other")
+    if image.mode == "F":
+        raise CamkitError("its pixels are floating-point numbers, whose range nobody knows")
+    if orient:
+        image = ImageOps.exif_transpose(image)
+    if image.mode in DEEP_MODES:
+        grey = np.asarray(image).astype(np.float64) / 257
+        return Image.fromarray(grey.round().clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode == "P" and "transparency" in image.info:
+        return image.convert("RGBA").convert("RGB")
+    return image.convert("RGB")

@@ -1,0 +1,293 @@
+"""What can be registered: methods, metrics with their columns, utilities and models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from camkit.registry import Registry, origin_of, source_of
+
+# What a row has beside scores.
+ROW_FIELDS = ("image", "label", "target", "probability")
+# And what the rows of summary.csv have.
+SUMMARY_FIELDS = (
+    "model", "layer", "utility", "method", "target_rule", "images", "degenerate", "degenerate_masked", "top1",
+    "zero_probability", "not_finite", "value",
+)  # fmt: skip
+IMAGE_MEAN = (
+    "_image_mean"  # ends the name of a plain mean in summary.csv, beside a column with a mean of its own
+)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A CAM method.
+
+    Attributes:
+        function: takes a :class:`camkit.network.trace.Trace`; returns signed maps (B, h, w) at the layer's
+            resolution or, where `saliency` is true, finished saliency maps (B, H, W) in [0, 1].
+        title: its name in tables and pictures for people.
+        groups: the collective names it goes by (`paper`, `controls`).
+        source: the paper, or where the method is defined.
+        saliency: the result is taken as it stands: no ReLU, resize or min-max.
+        value: the map divides the utility among the positions, as a Shapley value does.
+        of_image: the map is the same for every layer and utility, and made once for all; the function takes a
+            :class:`camkit.network.trace.ImageView`, which has neither.
+        package: the other package that computes it; "" for camkit's own and plugins.
+        source_file: where it is registered, see :func:`camkit.registry.source_of`.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    title: str
+    groups: tuple[str, ...]
+    source: str
+    saliency: bool = False
+    value: bool = False
+    of_image: bool = False
+    package: str = ""
+    source_file: str = ""
+
+    @property
+    def origin(self) -> str:
+        """The plugin or the package it comes from; "" for camkit's own."""
+        return self.package or origin_of(self)
+
+
+class Mean(Protocol):
+    """How a column's figure over a data set follows from the means of other columns, its `parts`."""
+
+    @property
+    def parts(self) -> Sequence[str]: ...
+
+    def of(self, means: np.ndarray) -> np.ndarray:
+        """The figures (...) of means (..., parts)."""
+        ...
+
+    def slopes(self, means: np.ndarray) -> np.ndarray:
+        """Their derivatives by each of the means, (..., parts)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of scores.
+
+    Attributes:
+        better: `higher`, `lower`, or `neither` where it is no score of the map.
+        heading: the field's short name; "" for the column's own.
+        text: what it means, one sentence; "" for its heading.
+        mean: how it is averaged over a data set; None: the plain mean.
+        place: sorts the columns of a group in tables; in files they stand as they are registered.
+        optional: NaN for maps that have no such score.
+        of_values: judges a map as a division of the utility, see :attr:`Method.value`.
+        jumps: a last bit can move it far: 0 or 1, a correlation of ranks, an order of pixels.
+    """
+
+    better: str
+    heading: str = ""
+    text: str = ""
+    mean: Mean | None = None
+    place: int = 0
+    optional: bool = False
+    of_values: bool = False
+    jumps: bool = False
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A group of scores.
+
+    Attributes:
+        function: takes a :class:`camkit.metrics.Subject`; returns name -> tensor for each of its columns (B,)
+            and curves (B, points) and, as bool (B,), its flags.
+        columns: the columns of the per-image CSV that it fills.
+        curves: what it returns beside scores, and is kept beside them.
+        flags: what it counts; the images are listed in flags.csv.
+        explains_again: it asks for the maps of changed images.
+        sees_layer: its scores depend on the layer and the utility, beside the map.
+        source: the paper where the scores are defined.
+        source_file: where it is registered, see :func:`camkit.registry.source_of`.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    columns: Mapping[str, Column]
+    curves: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
+    explains_again: bool = False
+    sees_layer: bool = False
+    source: str = ""
+    source_file: str = ""
+
+    @property
+    def origin(self) -> str:
+        return origin_of(self)
+
+
+@dataclass(frozen=True)
+class Utility:
+    """What a coalition is worth: `function` takes logits (B, K) and classes (B,), gives (B,)."""
+
+    name: str
+    function: Callable[..., Any]
+    source_file: str = ""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that a plugin adds.
+
+    Attributes:
+        build: takes `pretrained`, true or false; gives the module, logits (B, K) of images (B, 3, H, W).
+        conv, prepool: module paths of the layers of these names; None: the last feature layer.
+        mean, std: of the images it takes, per channel, in units of [0, 1].
+    """
+
+    name: str
+    build: Callable[..., Any]
+    conv: str | None
+    prepool: str | None
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    source_file: str = field(default="")
+
+    @property
+    def origin(self) -> str:
+        return origin_of(self)
+
+
+METHODS: Registry[Method] = Registry("method")
+METRICS: Registry[Metric] = Registry("metric")
+UTILITIES: Registry[Utility] = Registry("utility")
+MODELS: Registry[Model] = Registry("model")
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def method(
+    name: str,
+    *,
+    title: str = "",
+    groups: tuple[str, ...] = (),
+    source: str = "",
+    saliency: bool = False,
+    value: bool = False,
+    of_image: bool = False,
+) -> Decorator:
+    """Register a function as a CAM method; see :class:`Method` for what it takes and returns.
+
+    Raises:
+        ValueError: the name is taken, or `of_image` without `saliency`: a map (B, h, w) has a layer's size.
+    """
+    if of_image and not saliency:
+        raise ValueError(f"method {name!r}: of_image=True needs saliency=True, maps of the images' size")
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        METHODS.add(
+            Method(
+                name, function, title or name, groups, source, saliency, value, of_image,
+                source_file=source_of(function),
+            )
+        )  # fmt: skip
+        return function
+
+    return register
+
+
+def family(
+    pattern: str, *, form: str, listed: Iterable[str] = ()
+) -> Callable[[Callable[..., Method]], Callable[..., Method]]:
+    """Register methods whose names have a parameter, see :meth:`Registry.add_family`.
+
+    Args:
+        listed: those that stand in every list and in their groups.
+    """
+
+    def register(find: Callable[..., Method]) -> Callable[..., Method]:
+        METHODS.add_family(form, pattern, find)
+        for name in listed:
+            METHODS.add(METHODS[name])
+        return find
+
+    return register
+
+
+def metric(
+    name: str,
+    *,
+    columns: Mapping[str, Column | str],
+    curves: tuple[str, ...] = (),
+    flags: tuple[str, ...] = (),
+    explains_again: bool = False,
+    sees_layer: bool = False,
+    source: str = "",
+) -> Decorator:
+    """Register a function as a metric group; see :class:`Metric` for what it takes and returns.
+
+    Groups of one origin may have columns in common: the same scores.
+
+    Args:
+        columns: name -> :class:`Column`, or only its better side.
+
+    Raises:
+        ValueError: the name, or the name of a column, is taken, or there are no columns.
+    """
+    declared = {key: one if isinstance(one, Column) else Column(one) for key, one in columns.items()}
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        entry = Metric(
+            name, function, declared, curves, flags, explains_again, sees_layer, source, source_of(function)
+        )
+        _check_columns(entry)
+        METRICS.add(entry)
+        return function
+
+    return register
+
+
+def _check_columns(entry: Metric) -> None:
+    if not entry.columns:
+        raise ValueError(f"metric {entry.name!r} has no columns")
+    for column in entry.columns:
+        if column in (*ROW_FIELDS, *SUMMARY_FIELDS) or column.endswith(IMAGE_MEAN):
+            raise ValueError(f"metric {entry.name!r}: {column!r} is no score")
+        for other in METRICS.values():  # rows, tables and resuming know a score by its column
+            if column in other.columns and other.source_file != entry.source_file:
+                raise ValueError(f"metric {entry.name!r}: {column!r} is a column of metric {other.name!r}")
+
+
+def utility(name: str) -> Decorator:
+    """Register a function as a utility; see :class:`Utility`."""
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        UTILITIES.add(Utility(name, function, source_of(function)))
+        return function
+
+    return register
+
+
+def model(
+    name: str,
+    *,
+    conv: str | None = None,
+    prepool: str | None = None,
+    mean: tuple[float, float, float] = IMAGENET_MEAN,
+    std: tuple[float, float, float] = IMAGENET_STD,
+) -> Decorator:
+    """Register a function that builds a model; see :class:`Model`."""
+
+    def register(build: Callable[..., Any]) -> Callable[..., Any]:
+        MODELS.add(Model(name, build, conv, prepool, mean, std, source_of(build)))
+        return build
+
+    return register
+
+
+def all_columns() -> dict[str, Column]:
+    """Every score column that a metric declares, in the order of registration."""
+    return {name: column for entry in METRICS.values() for name, column in entry.columns.items()}

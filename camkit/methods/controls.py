@@ -1,0 +1,105 @@
+"""Controls: maps that explain nothing. A score on which one of them wins says nothing there.
+
+All but `randomcam` are saliency maps as they stand, (B, H, W) in [0, 1]; the first three never see the
+image.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from camkit.entries import method
+from camkit.methods.saliency import min_max
+from camkit.network.seeding import generator
+from camkit.network.trace import ImageView, Trace
+
+CENTRE_SIGMA = 60 / 224  # standard deviation of `centre`, in image sides
+GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601 luma, as PIL's mode L
+
+
+def _constant(images: Tensor, value: float) -> Tensor:
+    return torch.full_like(images[:, 0], value, memory_format=torch.contiguous_format)
+
+
+@method(
+    "flat", title="Flat", groups=("controls",), source="control: constant 0.3", saliency=True, of_image=True
+)
+def flat(view: ImageView) -> Tensor:
+    """0.3 everywhere, the first pixel 0, the second 1."""
+    saliency = _constant(view.images, 0.3)
+    saliency[:, 0, 0], saliency[:, 0, 1] = 0, 1
+    return saliency
+
+
+@method(
+    "fake-cam",
+    title="Fake-CAM",
+    groups=("controls",),
+    source="Poppi et al., CVPRW 2021",
+    saliency=True,
+    of_image=True,
+)
+def fake_cam(view: ImageView) -> Tensor:
+    """1 everywhere, the first pixel 0."""
+    saliency = _constant(view.images, 1)
+    saliency[:, 0, 0] = 0
+    return saliency
+
+
+@method(
+    "centre",
+    title="Centre",
+    groups=("controls",),
+    source="control: Gaussian, sigma 60 px at 224",
+    saliency=True,
+    of_image=True,
+)
+def centre(view: ImageView) -> Tensor:
+    """Gaussian about the middle of the image, scaled to [0, 1]."""
+    images = view.images
+    height, width = images.shape[2:]
+    y, x = (torch.arange(n, device=images.device, dtype=images.dtype) - (n - 1) / 2 for n in (height, width))
+    sigma_y, sigma_x = CENTRE_SIGMA * height, CENTRE_SIGMA * width
+    gaussian = torch.exp(-((y / sigma_y) ** 2)[:, None] / 2 - ((x / sigma_x) ** 2)[None] / 2)
+    return min_max(gaussian[None]).expand(len(images), height, width)
+
+
+@method(
+    "edges",
+    title="Edges",
+    groups=("controls",),
+    source="control: Sobel magnitude",
+    saliency=True,
+    of_image=True,
+)
+def edges(view: ImageView) -> Tensor:
+    """Sobel magnitude of the grey image (luma of the pixels, edge pixels repeated), scaled to [0, 1]."""
+    pixels = view.pixels()
+    grey = (pixels * pixels.new_tensor(GREY).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
+    padded = F.pad(grey, (1, 1, 1, 1), mode="replicate")
+    sobel = pixels.new_tensor([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]])
+    kernels = torch.stack([sobel, sobel.T])[:, None]  # (2, 1, 3, 3)
+    return min_max(F.conv2d(padded, kernels).square().sum(dim=1).sqrt())
+
+
+def _uniform(seed: int, image_id: str, draw: int, channels: int) -> Tensor:
+    """U(-1, 1) weights (C,), the same on every machine whatever the batch, order or process."""
+    return torch.rand(channels, generator=generator(seed, image_id, draw)) * 2 - 1
+
+
+@method(
+    "randomcam",
+    title="RandomCAM",
+    groups=("paper", "controls"),
+    source="control: random weights, as in arXiv 2501.06261",
+)
+def randomcam(trace: Trace) -> Tensor:
+    """Sum over channels of w A, w ~ U(-1, 1) per channel, drawn from (seed, image id, draw)."""
+    activation = trace.activation
+    weights = torch.stack(
+        [_uniform(trace.seed, image_id, trace.draw, activation.shape[1]) for image_id in trace.image_ids]
+    ).to(activation)
+    # Not a matrix product: its last bits depend on where in memory its operands lie.
+    return (weights[:, :, None, None] * activation).sum(dim=1)

@@ -1,0 +1,148 @@
+"""The rest of a network after a layer, as a function of the layer's activation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from camkit.errors import CamkitError
+from camkit.network.layers import Reshape, find_module, find_reshape, hooked
+from camkit.network.passes import Network
+from camkit.network.precision import precise
+
+
+class Head:
+    """The rest of the network as a function of one layer's activation, for fixed images.
+
+    What ran before the layer does not run again: each module that had finished hands out what it gave.
+
+    Attributes:
+        bypassed: whether something passes the layer by (a skip connection), so that the logits are not a
+            function of its activation alone.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        layer: str,
+        reshape: Reshape,
+        images: Tensor,
+        output: Tensor,
+        finished: Sequence[tuple[nn.Module, Tensor]],
+    ) -> None:
+        self.network = network
+        self.module = find_module(network.model, layer)
+        self.reshape = reshape
+        self.output = output
+        self.modules = [module for module, _ in finished]
+        self.given = [images, *(given for _, given in finished)]
+        if layer not in network.bypasses:
+            network.bypasses[layer] = self._find_bypasses()
+        self.passing = network.bypasses[layer]
+        self.bypassed = bool(self.passing)
+        # A copy of its own: another module's output may share its memory.
+        self.given = [one.clone() if place in self.passing else one for place, one in enumerate(self.given)]
+
+    def __call__(self, activation: Tensor) -> Tensor:
+        """Logits (B, K) with `activation` (B, C, h, w) in place of the layer's own: one head pass."""
+        self.network.head_passes += 1
+        # An in-place operation further on must not change what the next call is given.
+        given = [one.clone() if place in self.passing else one for place, one in enumerate(self.given)]
+        return self._replay(activation, given)
+
+    def _find_bypasses(self) -> frozenset[int]:
+        """Which of `given` reach the logits without passing through the layer."""
+        with torch.enable_grad():
+            leaves = [one.detach().clone() for one in self.given]
+            leaves = [one.requires_grad_() if one.is_floating_point() else one for one in leaves]
+            activation = precise(self.reshape.to_map(self.output)).detach()
+            logits = self._replay(activation, [one.clone() for one in leaves])
+            if not logits.requires_grad:
+                return frozenset()
+            floating = [place for place, one in enumerate(leaves) if one.requires_grad]
+            gradients = torch.autograd.grad(
+                logits.sum(), [leaves[place] for place in floating], allow_unused=True
+            )
+        return frozenset(
+            place for place, gradient in zip(floating, gradients, strict=True) if gradient is not None
+        )
+
+    def _replay(self, activation: Tensor, given: Sequence[Tensor]) -> Tensor:
+        images, *outputs = given
+        with self.network.precision(), ExitStack() as tail:
+
+            def substitute(*_: object, **__: object) -> Tensor:
+                self.network.enter_tail(tail)
+                return self.reshape.from_map(activation.clone(), self.output)
+
+            queues: dict[nn.Module, list[Tensor]] = {}
+            for module, output in zip(self.modules, outputs, strict=True):
+                queues.setdefault(module, []).append(output)
+            with ExitStack() as replaced:
+                for module, queue in queues.items():
+                    _replace_forward(module, _hand_out(queue, module.forward), replaced)
+                _replace_forward(self.module, substitute, replaced)
+                return precise(self.network.model(images))
+
+
+def head_after(network: Network, images: Tensor, layer: str) -> Head:
+    """The rest of a network after `layer` (a module path) for `images`: one pass up to the layer.
+
+    Raises:
+        UsageError: the layer does not exist or its output has no positions.
+        CamkitError: the layer does not run in a pass.
+    """
+    target = find_module(network.model, layer)
+    # One list an unfinished module, the outermost first: its children that have finished.
+    frames: list[list[tuple[nn.Module, Tensor]]] = [[]]
+    reached: list[Any] = []
+
+    def enter(module: nn.Module, _: tuple) -> None:
+        frames.append([])
+
+    def leave(module: nn.Module, _: tuple, output: object) -> None:
+        inner = frames.pop()
+        if module is target:
+            reached.append(output)
+            raise _Reached
+        frames[-1] += [(module, output)] if isinstance(output, Tensor) else inner
+
+    modules = list(network.model.modules())
+    with torch.inference_mode(False), torch.no_grad():
+        attached = hooked(((one, leave) for one in modules), before=((one, enter) for one in modules))
+        with attached, network.precision(), suppress(_Reached):
+            network.model(images)
+        network.passes += 1
+        if not reached:
+            raise CamkitError(f"layer {layer!r} does not run in a forward pass: choose another --layer")
+        reshape = find_reshape(layer, target, reached[0])
+        finished = [pair for frame in frames for pair in frame]
+        return Head(network, layer, reshape, images, reached[0], finished)
+
+
+class _Reached(Exception):
+    """Ends a pass at the layer."""
+
+
+def _hand_out(outputs: list[Tensor], forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A forward that gives `outputs` in turn, and after them (a module may run again) what it computes."""
+    rest = iter(outputs)
+
+    def hand_out(*inputs: object, **options: object) -> Tensor:
+        output = next(rest, None)
+        return forward(*inputs, **options) if output is None else output
+
+    return hand_out
+
+
+def _replace_forward(module: nn.Module, forward: Callable[..., Tensor], until: ExitStack) -> None:
+    own = vars(module).get("forward")
+    module.forward = forward  # type: ignore[method-assign]
+    until.callback(
+        partial(delattr, module, "forward") if own is None else partial(setattr, module, "forward", own)
+    )

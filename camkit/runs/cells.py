@@ -1,0 +1,119 @@
+"""What the names of a run stand for: models, methods, utilities, cells and images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pandas as pd
+
+import camkit.methods
+import camkit.metrics
+import camkit.network.utilities  # noqa: F401  (all three fill registries)
+from camkit.config import RunConfig
+from camkit.data import DataSet, Item, find_images
+from camkit.entries import METHODS, METRICS, UTILITIES, Method
+from camkit.errors import Say, UsageError
+from camkit.network.models import PAPER_ROWS, find_row
+from camkit.network.prepare import Prepared
+from camkit.network.targets import find_target
+from camkit.plugins import load_plugins
+from camkit.registry import ALL, unknown_name
+from camkit.results.cells import Cell
+
+
+def find_methods(names: Iterable[str]) -> list[Method]:
+    """Methods by name or by group (`paper`, `controls`, `all`), each once.
+
+    Raises:
+        UsageError: a name is neither.
+    """
+    groups = METHODS.groups
+    found: dict[str, Method] = {}
+    for name in names:
+        if not METHODS.knows(name) and name not in groups:
+            also = f"; and {', '.join(METHODS.forms)}; groups: {', '.join(sorted(groups - {ALL}))}, {ALL}"
+            raise unknown_name("method", name, METHODS, also)
+        grouped = [m for m in METHODS.values() if name in (ALL, *m.groups)]
+        found |= {member.name: member for member in grouped or [METHODS[name]]}
+    return list(found.values())
+
+
+def check_names(methods: Iterable[str], utilities: Iterable[str], metrics: Iterable[str]) -> None:
+    """All of them exist, and there are some.
+
+    Raises:
+        UsageError: one does not.
+    """
+    methods, utilities = list(methods), list(utilities)
+    if not methods or not utilities:
+        raise UsageError(f"no {'utility' if methods else 'method'} is named")
+    find_methods(methods)
+    for name in utilities:
+        UTILITIES[name]
+    for name in metrics:
+        METRICS[name]
+
+
+def find_models(names: Iterable[str]) -> list[str]:
+    """Model names, `all` being the paper's twelve.
+
+    Raises:
+        UsageError: a model does not exist.
+    """
+    listed = [row.name for name in names for row in (PAPER_ROWS if name == "all" else [find_row(name)])]
+    return list(dict.fromkeys(listed))
+
+
+def cells_of(summary: pd.DataFrame, config: RunConfig) -> pd.DataFrame:
+    """The rows of a run's cells in a summary that may hold others too."""
+    methods = [method.name for method in find_methods(config.method)]
+    return summary[
+        summary["model"].isin(find_models(config.model))
+        & summary["layer"].isin(config.layer)
+        & summary["utility"].isin(config.utility)
+        & summary["method"].isin(methods)
+    ]
+
+
+def cells_of_model(prepared: Prepared, config: RunConfig) -> list[Cell]:
+    """All cells of one model in a run: its layers by its utilities by its methods.
+
+    Raises:
+        UsageError: a method does not exist.
+    """
+    return [
+        Cell(layer, prepared.paths[layer], utility, method)
+        for layer in config.layer
+        for utility in config.utility
+        for method in find_methods(config.method)
+    ]
+
+
+def select(config: RunConfig, say: Say) -> tuple[list[str], DataSet, list[Item]]:
+    """The models, the data set, and the images of it that a run takes.
+
+    Raises:
+        UsageError: a name does not exist, there are no images, or they lack the labels that are needed.
+    """
+    load_plugins(config.plugin)
+    models = find_models(config.model)
+    check_names(config.method, config.utility, config.metrics)
+    target = find_target(config.target)
+    data = find_images(config.data, config.seed, config.layout, config.labels)
+    for note in data.notes:
+        say(note)
+    if config.data == "sample":
+        say("The data are scikit-image's six sample photos: a demonstration, not a benchmark (see --data).")
+    items = list(data.items[: config.limit])
+    if target.needs_labels:
+        labelled = [item for item in items if item.label is not None]
+        if not labelled:
+            raise UsageError(
+                f"--target {config.target} needs labels, and these images have none (see --labels)"
+            )
+        if len(labelled) < len(items):
+            say(
+                f"{len(items) - len(labelled)} images without a label are left out (--target {config.target})"
+            )
+        items = labelled
+    return models, data, items

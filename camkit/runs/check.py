@@ -1,0 +1,211 @@
+"""`camkit data check`: every image of a data set is read once; what was found, and what is wrong."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from camkit.config import RunConfig
+from camkit.data import DataSet, Item, class_name, find_images
+from camkit.data.classes import CLASSES, index_to_wnid
+from camkit.data.items import in_storage_order
+from camkit.data.pixels import decode, read_file
+from camkit.errors import CamkitError
+from camkit.runs.accuracy import measure_top1
+from camkit.runs.cells import find_models
+
+COMPLETE = 50  # images of each class in ImageNet's validation set
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something wrong with an image or a folder.
+
+    Attributes:
+        kind: `unreadable`, `duplicate`, `contradiction` (a duplicate with another label), `no label`,
+            `wrong ending` or `folder`.
+    """
+
+    image: str
+    kind: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `camkit data check` found.
+
+    Attributes:
+        facts: in the order in which they are shown.
+        classes: class index -> number of images, for classes that have any.
+        faults: sorted by image.
+    """
+
+    facts: Mapping[str, Any]
+    classes: Mapping[int, int]
+    faults: Sequence[Fault]
+
+    def as_dict(self) -> dict[str, Any]:
+        classes = [
+            {
+                "class": index,
+                "wnid": index_to_wnid(index),
+                "name": class_name(index, CLASSES),
+                "images": number,
+            }
+            for index, number in self.classes.items()
+        ]
+        return {"facts": self.facts, "classes": classes, "faults": [asdict(fault) for fault in self.faults]}
+
+    def rows(self) -> list[tuple[str, str, Any]]:
+        """(section, name, value) for a CSV file."""
+        return [
+            *(("fact", name, value) for name, value in self.facts.items()),
+            *(("class", f"{index} {index_to_wnid(index)}", number) for index, number in self.classes.items()),
+            *((fault.kind, fault.image, fault.reason) for fault in self.faults),
+        ]
+
+
+@dataclass(frozen=True)
+class Content:
+    """What reading an image gave: why it cannot be read, or the hash of its bytes and PIL's format."""
+
+    reason: str | None = None
+    sha256: str = ""
+    format: str = ""
+
+
+def inspect(item: Item) -> Content:
+    """Read and decode one image."""
+    try:
+        content = read_file(item.source)
+        decode(content)
+    except CamkitError as error:
+        return Content(reason=str(error))
+    with Image.open(io.BytesIO(content)) as image:
+        return Content(sha256=hashlib.sha256(content).hexdigest(), format=image.format or "")
+
+
+class _Contents(Dataset):
+    """Inspects in the loader's worker processes."""
+
+    def __init__(self, items: Sequence[Item]) -> None:
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Content:
+        return inspect(self.items[index])
+
+
+def check_data(
+    path: str,
+    layout: str | None = None,
+    labels: Path | None = None,
+    *,
+    model: str | None = None,
+    weights: str = "pretrained",
+    device: str = "auto",
+    batch_size: int = 32,
+    workers: int = 0,
+    say: Callable[[str], None] = print,
+) -> Report:
+    """Check a data set, and measure a model's top-1 on it where one is named.
+
+    Args:
+        say: takes each line that the user should see before the report.
+
+    Raises:
+        UsageError: there are no images, or no labels to measure top-1 by.
+        CamkitError: an archive is refused, or weights cannot be had.
+    """
+    config = RunConfig(
+        model=() if model is None else (model,), weights=weights, device=device, workers=workers
+    )
+    find_models(config.model)
+    data = find_images(path, config.seed, layout, labels)
+    for note in data.notes:
+        say(note)
+    items = in_storage_order(data.items)
+    loader = DataLoader(_Contents(items), batch_size=None, num_workers=min(workers, len(items)))
+    contents = list(tqdm(loader, total=len(items), desc="reading", unit="img"))
+    found = dict(zip((item.id for item in items), contents, strict=True))
+    faults = sorted(
+        [*_unreadable(found), *_duplicates(items, found), *_wrong_endings(items, found), *_unlabelled(data)],
+        key=lambda fault: (fault.image, fault.kind),
+    )
+    classes = dict(sorted(Counter(item.label for item in items if item.label is not None).items()))
+    facts = _facts(data, classes, faults)
+    if model is not None:
+        facts |= asdict(measure_top1(model, data, config, batch_size, say))
+    return Report(facts, classes, faults)
+
+
+def _unreadable(found: Mapping[str, Content]) -> Iterator[Fault]:
+    for name, content in found.items():
+        if content.reason is not None:
+            yield Fault(name, "unreadable", content.reason)
+
+
+def _duplicates(items: Sequence[Item], found: Mapping[str, Content]) -> Iterator[Fault]:
+    """Images whose bytes another one has: all but the first of them by name."""
+    same: dict[str, list[Item]] = defaultdict(list)
+    for item in sorted(items, key=lambda item: item.id):
+        if found[item.id].reason is None:
+            same[found[item.id].sha256].append(item)
+    for first, *others in same.values():
+        for item in others:
+            reason = f"the same bytes as {first.id}"
+            if item.label == first.label:
+                yield Fault(item.id, "duplicate", reason)
+            else:
+                reason += f", with another label: {item.label}, not {first.label}"
+                yield Fault(item.id, "contradiction", reason)
+
+
+def _wrong_endings(items: Sequence[Item], found: Mapping[str, Content]) -> Iterator[Fault]:
+    endings = Image.registered_extensions()
+    for item in items:
+        ending = PurePosixPath(item.id).suffix.lower()
+        expected, actual = endings.get(ending), found[item.id].format
+        # A JPEG with more than one picture in it is a JPEG.
+        if expected and actual and expected != actual and {expected, actual} != {"JPEG", "MPO"}:
+            yield Fault(item.id, "wrong ending", f"it is a {actual} file")
+
+
+def _unlabelled(data: DataSet) -> Iterator[Fault]:
+    for name, reason in data.unlabelled.items():
+        yield Fault(name, "no label", reason)
+    for name, reason in data.faults.items():
+        yield Fault(name or ".", "folder", reason)
+
+
+def _facts(data: DataSet, classes: Mapping[int, int], faults: Sequence[Fault]) -> dict[str, Any]:
+    kinds = Counter(fault.kind for fault in faults)
+    numbers = set(classes.values())
+    complete = len(classes) == CLASSES and numbers == {COMPLETE} and len(data.items) == CLASSES * COMPLETE
+    return {
+        "data": data.name,
+        "layout": data.layout,
+        "images": len(data.items),
+        "labels": data.labels or "none",
+        "classes": len(classes),
+        "images_a_class": " to ".join(str(n) for n in sorted({min(numbers), max(numbers)}))
+        if numbers
+        else "",
+        "unreadable": kinds["unreadable"],
+        "duplicates": kinds["duplicate"] + kinds["contradiction"],
+        "without_label": len(data.items) - sum(classes.values()),
+        "complete_validation_set": complete and not kinds["unreadable"],
+        "fingerprint": data.fingerprint,
+    }

@@ -1,0 +1,247 @@
+"""One batch through the network: every cell's maps and scores from as few passes as they need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from camkit.config import RunConfig
+from camkit.data.batches import Batch, pad
+from camkit.entries import METRICS, UTILITIES, Method
+from camkit.errors import PluginError, UsageError
+from camkit.methods.saliency import is_degenerate
+from camkit.metrics import Subject
+from camkit.network.passes import TracedPass
+from camkit.network.prepare import Prepared
+from camkit.network.targets import Target, find_target
+from camkit.network.trace import ImageView, Trace
+from camkit.results.cells import Cell, CellFailure, CellScores, Predictions, Result
+from camkit.runs.batch import Explained, Made, defined, not_finite, of_target, together
+from camkit.runs.guard import compute_scores, make_maps
+
+
+class Evaluation:
+    """Scores batches of one model.
+
+    Args:
+        config: target rule, steps and all that methods and the game of a layer are given.
+        batch_size: every pass has this many images; a smaller batch is padded.
+        target: another rule than the configuration's.
+        make_maps: gives a method's maps, as :func:`camkit.runs.guard.make_maps` does; another one may have
+            them already.
+    """
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        config: RunConfig,
+        batch_size: int,
+        *,
+        target: Target | None = None,
+        make_maps: Callable[[Method, Any], tuple[Tensor, Tensor]] = make_maps,
+    ) -> None:
+        self.network = prepared.network
+        self.preprocess = prepared.loaded.preprocess
+        self.layers = list(dict.fromkeys(prepared.paths.values()))
+        self.config = config
+        self.batch_size = batch_size
+        self.target = target or find_target(config.target)
+        self.make_maps = make_maps
+
+    def run(
+        self,
+        batch: Batch,
+        wanted: Mapping[Cell, Sequence[str]],
+        predicted_before: Mapping[str, int] | None = None,
+    ) -> Iterator[Result]:
+        """Predictions of a batch, then the scores of every cell in the metric groups wanted for it.
+
+        Args:
+            predicted_before: image -> class that an earlier run found: it stays, where on this machine two
+                classes should be so near that the other one comes out first.
+        """
+        if batch.pixels is None:
+            return
+        pixels = pad(batch.pixels, self.batch_size).to(self.network.device, non_blocking=True)
+        images = self.preprocess.normalise(pixels)
+        traced = self._first_pass(images)
+        logits = traced.logits.detach()
+        predictions, predicted = self._predictions(batch, logits, predicted_before or {})
+        yield predictions
+        target = self.target.class_of(predicted, self._labels(batch, predicted, logits.shape[1]))
+        kept = [
+            position
+            for position, item in enumerate(batch.items)
+            if self.target.keeps(predictions.predicted[position], item.label)
+        ]
+        if not kept:
+            return
+        classes = target.tolist()
+        explained = Explained(
+            batch,
+            images,
+            target,
+            of_target(logits, target),
+            kept,
+            tuple(classes[position] for position in kept),
+            traced,
+        )
+        made: dict[tuple[Any, ...], Made] = {}
+        for cell, metrics in together(wanted):
+            key = (cell.method,) if cell.method.of_image else (cell.method, cell.path, cell.utility)
+            if key not in made:
+                # Maps of another layer or utility have no further cell.
+                made = {one: maps for one, maps in made.items() if len(one) == 1}
+                made[key] = self._make(explained, cell)
+            yield from self._cell(explained, cell, metrics, made[key])
+
+    def _first_pass(self, images: Tensor) -> TracedPass:
+        """The pass that gives the predictions: in float32 also every layer's activation.
+
+        Below float32 a traced layer changes the logits, as float32 begins there: no layer is traced, and a
+        cell then has a pass of its own layer's, whichever others the run has.
+        """
+        if self.network.dtype == torch.float32:
+            return self.network.trace(images, self.layers)
+        return TracedPass(self.network.logits(images).clone(), {})  # no longer a tensor of inference mode
+
+    def _predictions(
+        self, batch: Batch, logits: Tensor, before: Mapping[str, int]
+    ) -> tuple[Predictions, Tensor]:
+        """What is said of the images, and the predicted classes (B,) of the padded batch."""
+        here = logits.argmax(dim=1)
+        fixed = [before.get(item.id, -1) for item in batch.items]
+        fixed += [-1] * (self.batch_size - len(fixed))
+        earlier = torch.tensor(fixed, device=here.device)
+        predicted = earlier.where(earlier >= 0, here)
+        classes, probability, classes_here, probability_here = (
+            tuple(column[: len(batch.items)].tolist())
+            for column in (predicted, of_target(logits, predicted), here, of_target(logits, here))
+        )
+        return Predictions(batch.items, classes, probability, classes_here, probability_here), predicted
+
+    def _labels(self, batch: Batch, predicted: Tensor, classes: int) -> Tensor:
+        """Labels (B,) of the padded batch, -1 where there is none."""
+        labels = [-1 if item.label is None else item.label for item in batch.items]
+        if self.target.needs_labels and max(labels) >= classes:
+            raise UsageError(
+                f"the data has class {max(labels)}, the model gives {classes} classes: use --target predicted"
+            )
+        labels += labels[-1:] * (self.batch_size - len(labels))
+        return torch.tensor(labels, device=predicted.device)
+
+    def _make(self, explained: Explained, cell: Cell) -> Made:
+        if cell.method.of_image:
+            view = ImageView(**self._seen(explained, explained.images, draw=0))
+            return Made(explained.probability, partial(self.make_maps, cell.method, view))
+        trace = self._trace(explained, cell)
+        return Made(of_target(trace.logits, explained.target), partial(self.make_maps, cell.method, trace))
+
+    def _trace(self, explained: Explained, cell: Cell) -> Trace:
+        """The trace of a cell's layer and utility: what one method or metric asks of it, the next one has."""
+        trace = explained.trace
+        if trace is None or (trace.layer, trace.utility) != (cell.path, UTILITIES[cell.utility].function):
+            if cell.path not in explained.traced.leaves:
+                explained.traced = self.network.trace(explained.images, [cell.path])
+            trace = explained.trace = self._view(explained, cell, explained.images, explained.traced, draw=0)
+        return trace
+
+    def _subject(self, explained: Explained, cell: Cell, made: Made) -> Subject:
+        """What the metrics of a cell are given.
+
+        Raises:
+            PluginError: the method fails.
+        """
+        maps, saliency = made.maps
+        return Subject(
+            images=explained.images,
+            probability=made.probability,
+            score=lambda images: self.network.score(images, explained.target),
+            logit=lambda images: self.network.logit(images, explained.target),
+            steps=self.config.steps,
+            saliency=saliency,
+            maps=None if cell.method.saliency else maps,
+            explain_again=partial(self._explain_again, explained, cell),
+            _find_trace=partial(self._trace, explained, cell),
+            _made=explained.shared,
+        )
+
+    def _cell(
+        self, explained: Explained, cell: Cell, groups: Sequence[str], made: Made
+    ) -> Iterator[CellScores | CellFailure]:
+        items = explained.items
+        try:
+            subject = self._subject(explained, cell, made)
+        except PluginError as error:
+            yield CellFailure(cell, items, str(error))
+            return
+        maps, saliency = made.maps
+        yield from not_finite(cell, maps, explained)
+        columns = {"probability": subject.probability}
+        curves: dict[str, Tensor] = {}
+        flags = {"degenerate": is_degenerate(saliency), "zero_probability": subject.probability == 0}
+        metrics = [METRICS[name] for name in groups]
+        for metric in sorted(metrics, key=lambda metric: -len(metric.columns)):
+            if columns.keys() >= set(metric.columns):  # another group has the same scores
+                continue
+            key = (metric.name, cell.path, cell.utility) if metric.sees_layer else (metric.name,)
+            if key not in made.found:
+                try:
+                    made.found[key] = compute_scores(metric, subject)
+                except PluginError as error:
+                    yield CellFailure(cell, items, str(error))
+                    continue
+            found = made.found[key]
+            columns |= {name: found[name] for name in metric.columns}
+            curves |= {name: found[name] for name in metric.curves}
+            flags |= {name: found[name] for name in metric.flags}
+        optional = {name for metric in metrics for name, column in metric.columns.items() if column.optional}
+        columns, flags["not_finite"] = defined(columns, optional)
+        values = torch.stack([column.double() for column in (*columns.values(), *flags.values())])
+        rows = values.cpu()[:, explained.kept].tolist()  # one transfer
+        yield CellScores(
+            cell,
+            items,
+            explained.classes,
+            dict(zip(columns, map(tuple, rows[: len(columns)]), strict=True)),
+            {name: explained.of_kept(curve) for name, curve in curves.items()},
+            {name: tuple(map(bool, row)) for name, row in zip(flags, rows[len(columns) :], strict=True)},
+            None if cell.method.saliency else explained.of_kept(maps),
+            explained.of_kept(saliency),
+        )
+
+    def _seen(self, explained: Explained, images: Tensor, draw: int) -> dict[str, Any]:
+        """The fields of an image view."""
+        ids = [item.id for item in explained.batch.items]
+        return {
+            "images": images,
+            "image_ids": ids + ids[-1:] * (self.batch_size - len(ids)),
+            "pixels": partial(self.preprocess.denormalise, images),
+            "target": explained.target,
+            "seed": self.config.seed,
+            "draw": draw,
+            "network": self.network,
+        }
+
+    def _view(self, explained: Explained, cell: Cell, images: Tensor, traced: TracedPass, draw: int) -> Trace:
+        return Trace(
+            **self._seen(explained, images, draw),
+            utility=UTILITIES[cell.utility].function,
+            layer=cell.path,
+            passed=traced,
+            absent=self.config.absent,
+            budget=self.config.budget,
+        )
+
+    def _explain_again(self, explained: Explained, cell: Cell, images: Tensor) -> tuple[Tensor, Tensor]:
+        """p_c (B,) and saliency maps (B, H, W) of other images, in one pass."""
+        if cell.method.of_image:
+            view = ImageView(**self._seen(explained, images, draw=1))
+            return view.score(images), self.make_maps(cell.method, view)[1]
+        traced = self.network.trace(images, [cell.path])
+        view = self._view(explained, cell, images, traced, draw=1)
+        return of_target(traced.logits, explained.target), self.make_maps(cell.method, view)[1]

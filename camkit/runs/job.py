@@ -1,0 +1,202 @@
+"""One model of a run: its missing rows are made, its tables finished."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from tqdm import tqdm
+
+from camkit.config import RunConfig
+from camkit.data import DataSet, Item
+from camkit.data.batches import affordable_workers
+from camkit.errors import CamkitError, RunError, Say
+from camkit.network.prepare import Prepared, prepare
+from camkit.results.cells import CellScores
+from camkit.results.folder import ERRORS, file_name
+from camkit.results.lock import hold
+from camkit.results.merge import PATIENCE, fold, is_whole
+from camkit.results.model_run import ModelRun
+from camkit.runs.cells import cells_of_model
+from camkit.runs.describe import describe_protocol, describe_segment
+from camkit.runs.loop import Groups, Loop, at_a_size_that_fits, first_batch_size
+from camkit.runs.stop import Stop
+from camkit.share import Share
+
+# Without --max-errors: 1 % of a process's images, and where that is less than three, three.
+DEFAULT_MAX_ERRORS, FEW_ERRORS = 0.01, 3
+BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total} [{elapsed}<{remaining}, {rate_fmt}]"
+# Seconds that a process waits at its start for who holds a model's folder: others may be folding their parts.
+FOLDING = 10
+
+
+def open_run(
+    prepared: Prepared, config: RunConfig, data: DataSet, items: Sequence[Item], share: Share
+) -> ModelRun:
+    """The rows of one model, ready to be added to; see :class:`camkit.results.model_run.ModelRun`."""
+    cells = {
+        cell: describe_protocol(prepared, cell, config, data) for cell in cells_of_model(prepared, config)
+    }
+    order = {item.id: place for place, item in enumerate(data.items)}
+    segment = describe_segment(prepared, config, data)
+    return ModelRun(prepared.loaded.row.name, cells, config, order, items, share, segment)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One model of a run."""
+
+    name: str
+    config: RunConfig
+    data: DataSet
+    items: Sequence[Item]
+    share: Share
+    stop: Stop
+    say: Say
+
+    def run(self, numeric_record: Mapping[str, Any]) -> list[str]:
+        """Make the rows that are not there.
+
+        Returns:
+            Plugin errors, a line each: those of all images where all processes' rows are there, else of this
+            process's.
+
+        Raises:
+            CamkitError: see :meth:`_make_missing`, or no image could be read.
+        """
+        merged = self.config.out / file_name(self.name)
+        failure: CamkitError | None = None
+        if self.share.world > 1:
+            with hold(merged, FOLDING):  # nobody else is at work there
+                pass
+        with hold(self.share.folder(self.config.out) / file_name(self.name)):
+            prepared = prepare(self.name, self.config.layer, self.data.items, self.config, self.say)
+            run = open_run(prepared, self.config, self.data, self.items, self.share)
+            try:
+                self._make_missing(run, prepared, numeric_record)
+            except RunError:
+                raise
+            except CamkitError as error:
+                failure = error  # what was made is folded all the same
+        complete = self.share.world == 1 or self._fold(run)
+        if failure:
+            raise failure
+        return self._conclude(run, self.items if complete else self.share.of(self.items))
+
+    def _make_missing(self, run: ModelRun, prepared: Prepared, numeric_record: Mapping[str, Any]) -> None:
+        """Make the rows of this process's images that are not there, and finish the tables.
+
+        Raises:
+            CamkitError: too many images cannot be read, a pass does not fit into memory, or a worker process
+                died; the tables are finished as far as that can be done.
+        """
+        config, device = self.config, prepared.network.device
+        missing, mine = sum(len(items) for items, _ in run.todo()), len(run.share.of(run.items))
+        if not missing:
+            self.say(f"{self.name}: nothing to do, all {mine} images are there")
+        elif run.begun:
+            self.say(f"{self.name}: going on with {missing} of {mine} images")
+        first = first_batch_size(config, device, len(run.items))
+        affordable_workers(prepared.loaded.preprocess, first, missing, config.workers, self.say)
+
+        def attempt(size: int) -> None:
+            run.start(size, numeric_record, self.say)
+            run.end(self._score(run, Loop(prepared, config, size)))
+
+        try:
+            if missing:
+                at_a_size_that_fits(config, first, attempt, lambda line: self.say(f"{self.name}: {line}"))
+        except CamkitError:
+            with suppress(CamkitError):
+                run.finish()
+            raise
+        run.finish()
+
+    def _score(self, run: ModelRun, loop: Loop) -> dict[str, float]:
+        """Every cell's rows of a batch are on disk before the next batch; gives what it took.
+
+        Raises:
+            CamkitError: see :meth:`_make_missing`; what it took is then in run.json.
+        """
+        todo = run.todo()
+        faults = 0
+        try:
+            with self._progress(todo) as bar, self.stop.patiently(), loop.failures_named():
+                for batch, wanted, results in loop.run(todo, run.predicted):
+                    run.write_errors(batch.errors)
+                    for result in results:
+                        run.write(result)
+                        if isinstance(result, CellScores):
+                            bar.update(len(batch.items) / len(wanted))
+                    faults += len(batch.errors)
+                    bar.n = loop.images + len(batch.items) + faults  # exact again after fractions
+                    _check_errors(run, faults)
+                    if self.stop.asked:
+                        break
+        except CamkitError as error:
+            if self.stop.asked and not isinstance(error, RunError):
+                return loop.took()  # who signals every process of a job also ends those that decode
+            with suppress(CamkitError):
+                run.end(loop.took())
+            raise
+        return loop.took()
+
+    def _progress(self, todo: Groups) -> tqdm:
+        terminal = sys.stderr.isatty()
+        return tqdm(
+            total=sum(len(items) for items, _ in todo),
+            desc=file_name(self.name),
+            disable=self.share.rank > 0,
+            unit="img",
+            mininterval=0.2 if terminal else 10,  # a log file needs no moving bar
+            bar_format=BAR,
+        )
+
+    def _fold(self, run: ModelRun) -> bool:
+        """Fold this process's part and those of processes that have ended; whether nothing is left."""
+        with hold(run.merged, PATIENCE):
+            fold(self.config.out, run.folder.name, run.order, busy=True)
+            run.reload()
+            run.settle()
+            return is_whole(self.config.out, run.folder.name, [item.id for item in self.items])
+
+    def _conclude(self, run: ModelRun, items: Sequence[Item]) -> list[str]:
+        """Say what is odd about a finished model; plugin errors on these images, a line each."""
+        errors = run.merged / ERRORS
+        unreadable = run.unreadable()
+        if unreadable:
+            self.say(f"{self.name}: {unreadable} images could not be read; see {errors}")
+        if not run.predicted and not self.stop.asked:
+            raise CamkitError(f"none of the {len(run.items)} images could be read; see {errors}")
+        if run.predicted and not any(run.is_wanted(item) for item in items if item.id in run.predicted):
+            self.say(
+                f"{self.name}: the model classifies none of these images correctly; nothing to explain "
+                f"(--target {self.config.target})"
+            )
+        return run.failure_lines(items)
+
+
+def _check_errors(run: ModelRun, faults: int) -> None:
+    """End a model where too many of this process's images could not be read.
+
+    Raises:
+        RunError: `--on-error stop` and one fault.
+        CamkitError: more than `--max-errors`.
+    """
+    config, images, listed = run.config, len(run.share.of(run.items)), run.errors.path
+    if config.on_error == "stop" and faults:
+        raise RunError(f"stopped at an image that cannot be read; finished rows are kept; see {listed}")
+    if config.max_errors is None:
+        allowed, share = max(FEW_ERRORS, DEFAULT_MAX_ERRORS * images), DEFAULT_MAX_ERRORS
+    else:
+        allowed, share = config.max_errors * images, config.max_errors
+    if faults > allowed:
+        raise CamkitError(
+            f"stopped: {faults} of {images} images cannot be read, more than --max-errors "
+            f"{100 * share:g}%; finished rows are kept; see {listed}\n"
+            "The same command meets these first, and stops again until they can be read or --max-errors is "
+            "higher."
+        )

@@ -1,0 +1,208 @@
+"""`camkit score`: scores from the maps that a run saved, without explaining again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from camkit.config import RunConfig
+from camkit.data import DataSet, Item, find_images
+from camkit.entries import METRICS, Method
+from camkit.errors import PluginError, Say, UsageError
+from camkit.methods.saliency import to_saliency
+from camkit.network.numerics import numerics
+from camkit.network.prepare import Prepared
+from camkit.network.trace import Trace
+from camkit.plugins import load_plugins
+from camkit.results.arrays import Maps
+from camkit.results.folder import file_name, read_run, run_folders
+from camkit.results.lock import hold
+from camkit.results.merge import refresh_summary
+from camkit.runs.bench import what_failed
+from camkit.runs.describe import by_model, prepare_for
+from camkit.runs.job import open_run
+from camkit.runs.loop import Groups, Loop, first_batch_size
+from camkit.share import Share
+
+SavedMaps = Mapping[str, Mapping[str, np.ndarray]]  # method -> image -> map (h, w)
+
+
+def rescore(
+    out: Path,
+    *,
+    metrics: Sequence[str],
+    data: str,
+    say: Say,
+    layout: str | None = None,
+    labels: Path | None = None,
+    weights: str = "pretrained",
+    batch_size: int = 32,
+    device: str = "auto",
+    plugin: Sequence[str] = (),
+) -> pd.DataFrame:
+    """Add scores to every cell of a results folder that has saved maps, for the images that have one.
+
+    Args:
+        metrics: groups of scores; those that explain changed images (`adcc`) cannot be had from saved maps.
+        data, layout, labels: the images of the run; they are compared with its fingerprint.
+        weights: the file, where the run's weights came from one.
+
+    Returns:
+        The folder's summary.
+
+    Raises:
+        UsageError: there are no saved maps, a metric needs more than maps, or the data are others.
+        CamkitError: as :func:`camkit.runs.bench.bench`.
+        PluginError: a plugin's metric failed; all other rows and the summary are written.
+    """
+    load_plugins(plugin)
+    folders = _scorable(out, metrics, say)
+    given = RunConfig(
+        model=(),
+        weights=weights,
+        data=data,
+        layout=layout,
+        labels=labels,
+        device=device,
+        plugin=tuple(plugin),
+        out=out,
+    )
+    failures: list[str] = []
+    try:
+        for group in by_model((folder for folder, saved in folders.items() if saved), given):
+            settings = {
+                folder: replace(
+                    config, method=tuple(folders[folder]), metrics=tuple(metrics), batch_size=batch_size
+                )
+                for folder, config in group.items()
+            }
+            failures += _rescore_model(settings, folders, say)
+    finally:
+        summary = refresh_summary(out)
+    if failures:
+        raise what_failed([], failures, len(folders), out)
+    return summary
+
+
+def _scorable(out: Path, metrics: Sequence[str], say: Say) -> dict[Path, dict[str, Path]]:
+    """Folder of cells -> method -> the file with its maps.
+
+    Raises:
+        UsageError: there are none, or a metric needs more than maps.
+    """
+    for name in metrics:
+        if METRICS[name].explains_again:
+            raise UsageError(
+                f"{name} explains changed images, and only maps of the images themselves are saved: "
+                f"use camkit bench --metrics {name}"
+            )
+    folders = {folder: _saved_maps(folder) for folder in run_folders(out)}
+    if not any(folders.values()):
+        raise UsageError(f"{out} holds no saved maps: they are written by camkit bench --save-maps")
+    for folder, saved in folders.items():
+        without = [method for method in read_run(folder)["methods"] if method not in saved]
+        if without:
+            say(f"{folder}: no saved maps of {', '.join(without)} (saliency methods have none)")
+    return folders
+
+
+def _saved_maps(folder: Path) -> dict[str, Path]:
+    """Method -> the file with its maps."""
+    files = {method: folder / f"{file_name(method)}.npz" for method in read_run(folder)["methods"]}
+    return {method: path for method, path in files.items() if path.exists()}
+
+
+def _rescore_model(
+    folders: Mapping[Path, RunConfig], files: Mapping[Path, Mapping[str, Path]], say: Say
+) -> list[str]:
+    """Score the maps of the folders that one loaded model serves; plugin errors, a line each."""
+    config = next(iter(folders.values()))
+    data = find_images(config.data, config.seed, config.layout, config.labels)
+    for folder in folders:
+        if data.fingerprint != read_run(folder)["protocol"]["data_fingerprint"]:
+            raise UsageError(f"--data {config.data} is not the data of this run (another fingerprint)")
+    failures: list[str] = []
+    with (
+        hold(config.out / file_name(config.model[0])),
+        numerics(config.tf32, config.deterministic) as record,
+    ):
+        prepared = prepare_for(folders, data, say)
+        for folder, settings in folders.items():
+            saved = {method: Maps(path) for method, path in files[folder].items()}
+            failures += _rescore_folder(settings, saved, prepared, data, record, say)
+    return failures
+
+
+def _rescore_folder(
+    config: RunConfig,
+    saved: Mapping[str, Maps],
+    prepared: Prepared,
+    data: DataSet,
+    numeric_record: Mapping[str, Any],
+    say: Say,
+) -> list[str]:
+    run = open_run(prepared, config, data, data.items, Share())
+    groups = _with_maps(run.todo(), saved)
+    images = sum(len(items) for items, _ in groups)
+    if not images:
+        say(f"{run.model}: nothing to do, all maps have these scores")
+        return []
+    size = first_batch_size(config, prepared.network.device, images)
+    run.start(size, numeric_record, say)
+    loop = Loop(prepared, config, size, make_maps=partial(_saved, _read(groups, saved)))
+    with loop.failures_named():
+        for batch, _, results in loop.run(groups, run.predicted):
+            for item, reason in batch.errors:
+                say(f"{item.source}: {reason}")
+            for result in results:
+                run.write(result)
+    run.end(loop.took())
+    run.finish()
+    return run.failure_lines(run.items)
+
+
+def _with_maps(todo: Groups, saved: Mapping[str, Maps]) -> Groups:
+    """The images that lack scores, each with the cells of which it has a map."""
+    groups: dict[tuple, list[Item]] = {}
+    for items, wanted in todo:
+        for item in items:
+            there = tuple(
+                (cell, *metrics)
+                for cell, metrics in wanted.items()
+                if item.id in saved[cell.method.name].names
+            )
+            if there:
+                groups.setdefault(there, []).append(item)
+    return [(items, {cell: metrics for cell, *metrics in there}) for there, items in groups.items()]
+
+
+def _read(groups: Groups, saved: Mapping[str, Maps]) -> SavedMaps:
+    """The maps that are scored, read from disk."""
+    images: dict[str, set[str]] = {}
+    for items, wanted in groups:
+        for cell in wanted:
+            images.setdefault(cell.method.name, set()).update(item.id for item in items)
+    return {method: saved[method].read(names) for method, names in images.items()}
+
+
+def _saved(saved: SavedMaps, method: Method, trace: Trace) -> tuple[Tensor, Tensor]:
+    """Saved maps (B, h, w) and their saliency maps (B, H, W), as methods give them.
+
+    Raises:
+        PluginError: a metric asks for the maps of changed images.
+    """
+    if trace.draw:
+        raise PluginError(
+            "explains changed images, and only maps of the images themselves are saved: use camkit bench"
+        )
+    maps = np.stack([saved[method.name][name] for name in trace.image_ids])
+    signed = torch.as_tensor(maps).to(trace.activation)
+    return signed, to_saliency(signed, (trace.images.shape[2], trace.images.shape[3]))
