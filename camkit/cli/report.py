@@ -44,6 +44,13 @@ def _style(style: str | None, out: Path | None) -> str:
     return style or (SUFFIXES.get(out.suffix.lower(), "terminal") if out else "terminal")
 
 
+def _naming(style: str) -> Callable[[str], str]:
+    """A terminal shows methods as commands take them, all else as papers write them."""
+    from camkit.report.scores import identifier, title_of
+
+    return identifier if style in ("terminal", "csv") else title_of
+
+
 def _emit(text: str, out: Path | None) -> None:
     if out is None:
         click.echo(text, nl=False)
@@ -129,18 +136,19 @@ def report(
         raise UsageError("--format html writes a page: say where with -o FILE.html")
     from camkit.report import paper, tables
 
+    named = _naming(style)
     analyses = _analyses(folders, plugin)
     legend: tuple[str, ...] = tables.LEGEND
     remarks: tuple[str, ...] = ()
     checks: list[paper.Check] = []
     if against:
         checks, left_out = paper.check_all(analyses)
-        remarks = (*paper.verdict(checks), *paper.randomcam_lines(checks), *left_out)
-        grids, legend = [paper.check_grid(found) for found in checks], paper.LEGEND
+        remarks = (*paper.verdict(checks), *paper.randomcam_lines(checks, named), *left_out)
+        grids, legend = [paper.check_grid(found, named) for found in checks], paper.LEGEND
         frame = partial(paper.check_frame, checks)
     else:
         study = [analysis.block for analysis in analyses]
-        grids = [tables.score_grid(analysis, study) for analysis in analyses]
+        grids = [tables.score_grid(analysis, study, named) for analysis in analyses]
         frame = partial(tables.score_frame, analyses)
     if style == "html":
         data = data or os.environ.get("CAMKIT_DATA")
@@ -188,10 +196,12 @@ def compare(
     from camkit.report import comparisons
 
     analyses = _analyses(folders, plugin)
+    style = _style(style, out)
+    named = _naming(style)
     found = comparisons.compare_all(analyses, baseline)
-    grids = [grid for one in found for grid in comparisons.comparison_grids(one)]
-    grids += [comparisons.rank_grid(table) for table in comparisons.rank_tables(analyses)]
-    text = _render(_style(style, out), grids, comparisons.LEGEND, lambda: comparisons.comparison_frame(found))
+    grids = [grid for one in found for grid in comparisons.comparison_grids(one, named)]
+    grids += [comparisons.rank_grid(table, named) for table in comparisons.rank_tables(analyses)]
+    text = _render(style, grids, comparisons.LEGEND, lambda: comparisons.comparison_frame(found))
     _emit(text, out)
 
 

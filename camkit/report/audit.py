@@ -8,30 +8,31 @@ from collections.abc import Sequence
 import numpy as np
 
 from camkit.report.analysis import SAME, Analysis
-from camkit.report.scores import WITHOUT_HESSIAN, is_control, known_scores
+from camkit.report.scores import WITHOUT_HESSIAN, Naming, identifier, is_control, known_scores
 from camkit.report.statistics import FEW_IMAGES
 from camkit.report.study import Block
 from camkit.results.summary import columns_of_values, is_value
 
 
-def audit(analysis: Analysis, study: Sequence[Block]) -> list[str]:
+def audit(analysis: Analysis, study: Sequence[Block], named: Naming = identifier) -> list[str]:
     """Lines for one block.
 
     Args:
         study: all blocks, among which cells identical to this block's are looked for.
+        named: how the table calls its methods.
     """
     block = analysis.block
     return [
-        *_images(analysis),
-        *_same_cells(block),
-        *_same_elsewhere(block, study),
-        *_flags(block),
-        *_no_values(block),
-        *_controls(analysis),
+        *_images(analysis, named),
+        *_same_cells(block, named),
+        *_same_elsewhere(block, study, named),
+        *_flags(block, named),
+        *_no_values(block, named),
+        *_controls(analysis, named),
     ]
 
 
-def _images(analysis: Analysis) -> list[str]:
+def _images(analysis: Analysis, named: Naming) -> list[str]:
     block = analysis.block
     lines = []
     if analysis.few:
@@ -47,7 +48,7 @@ def _images(analysis: Analysis) -> list[str]:
     by_scores: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for name, lacking in short.items():
         if lacking:
-            by_scores[tuple(lacking)].append(name)
+            by_scores[tuple(lacking)].append(named(name))
     for short_names, names in by_scores.items():
         every = len(short_names) == len(block.scores)
         scores = "some scores" if every else ", ".join(short_names)
@@ -57,7 +58,7 @@ def _images(analysis: Analysis) -> list[str]:
     if block.errors:
         lines.append(f"{block.errors} images could not be read (errors.csv).")
     if block.failures:
-        failed = ", ".join(f"{name} {n}" for name, n in block.failures.items())
+        failed = ", ".join(f"{named(name)} {n}" for name, n in block.failures.items())
         lines.append(f"Images on which a plugin failed (failures.csv): {failed}.")
     if block.unknown:
         unknown = ", ".join(block.unknown)
@@ -74,7 +75,7 @@ def _largest_difference(first: np.ndarray, second: np.ndarray) -> float:
     return float(np.nanmax(np.abs(first[:, both] - second[:, both])))
 
 
-def _same_cells(block: Block) -> list[str]:
+def _same_cells(block: Block, named: Naming) -> list[str]:
     """Methods of a block that are one and the same; ShapleyCAM without its Hessian term by name."""
     lines = []
     groups: dict[str, tuple[list[str], float]] = {}
@@ -89,17 +90,17 @@ def _same_cells(block: Block) -> list[str]:
     for names, largest in groups.values():
         if len(names) > 1:
             degree = "identical" if largest == 0 else f"the same but for rounding (at most {largest:.0e})"
-            lines.append(f"{listed(names)} are {degree} on every image.")
+            lines.append(f"{listed([*map(named, names)])} are {degree} on every image.")
         for name, plain in WITHOUT_HESSIAN.items():
             if name in names and plain in names:
                 one, other = (block.values[:, block.methods.index(each)] for each in (name, plain))
                 exactly = _largest_difference(one, other) == 0
                 effect = "was zero throughout" if exactly else "made no difference"
-                lines.append(f"{name} is {plain}: its Hessian term {effect}.")
+                lines.append(f"{named(name)} is {named(plain)}: its Hessian term {effect}.")
     return lines
 
 
-def _same_elsewhere(block: Block, study: Sequence[Block]) -> list[str]:
+def _same_elsewhere(block: Block, study: Sequence[Block], named: Naming) -> list[str]:
     """Methods with the very scores that they have for another layer or utility of this model.
 
     Most controls do not depend on the layer, and are left out.
@@ -118,11 +119,11 @@ def _same_elsewhere(block: Block, study: Sequence[Block]) -> list[str]:
         ]
         if same:
             where = f"{other.source}, {other.layer}, {other.utility}"
-            lines.append(f"Identical to the cells of {where}: {', '.join(same)}.")
+            lines.append(f"Identical to the cells of {where}: {', '.join(map(named, same))}.")
     return lines
 
 
-def _flags(block: Block) -> list[str]:
+def _flags(block: Block, named: Naming) -> list[str]:
     described = {
         "degenerate": "degenerate maps (constant or not finite)",
         "degenerate_masked": "degenerate maps of the masked image (coherency 0)",
@@ -133,15 +134,17 @@ def _flags(block: Block) -> list[str]:
     for flag, words in described.items():
         counts = {name: block.flags[name, flag] for name in block.methods if (name, flag) in block.flags}
         if counts:
-            lines.append(f"{words.capitalize()}: {', '.join(f'{name} {n}' for name, n in counts.items())}.")
+            lines.append(
+                f"{words.capitalize()}: {', '.join(f'{named(name)} {n}' for name, n in counts.items())}."
+            )
     return lines
 
 
-def _no_values(block: Block) -> list[str]:
+def _no_values(block: Block, named: Naming) -> list[str]:
     judged = columns_of_values(block.columns)
     filled = ~np.isnan(block.values[..., [block.columns.index(column) for column in judged]]).all(axis=(0, 2))
     names = [name for name, some in zip(block.methods, filled, strict=True) if some and not is_value(name)]
-    return [no_values(names, judged)] if names and judged else []
+    return [no_values([*map(named, names)], judged)] if names and judged else []
 
 
 def no_values(names: Sequence[str], columns: Sequence[str]) -> str:
@@ -152,7 +155,7 @@ def no_values(names: Sequence[str], columns: Sequence[str]) -> str:
     )
 
 
-def _controls(analysis: Analysis) -> list[str]:
+def _controls(analysis: Analysis, named: Naming) -> list[str]:
     block = analysis.block
     if analysis.best_control is None:
         return ["No controls here (--method controls): what a map that explains nothing scores is not known."]
@@ -161,8 +164,8 @@ def _controls(analysis: Analysis) -> list[str]:
         if score.name in analysis.blind_winners:
             won[analysis.blind_winners[score.name]].append(score.short)
     return [
-        f"{listed(scores)} {'says' if len(scores) == 1 else 'say'} nothing here: {name}, the same map for "
-        "every image, has the best value."
+        f"{listed(scores)} {'says' if len(scores) == 1 else 'say'} nothing here: {named(name)}, the same map "
+        "for every image, has the best value."
         for name, scores in won.items()
     ]
 

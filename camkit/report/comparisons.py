@@ -13,7 +13,7 @@ from camkit.errors import UsageError
 from camkit.registry import unknown_name
 from camkit.report.analysis import Analysis, Comparison, compare
 from camkit.report.grid import Entry, Grid
-from camkit.report.scores import Score, is_control
+from camkit.report.scores import Naming, Score, identifier, is_control
 from camkit.report.statistics import Ranks, ranks
 from camkit.report.tables import INTERVAL, cell_keys, signed
 
@@ -39,24 +39,24 @@ def compare_all(analyses: Sequence[Analysis], baseline: str) -> list[Comparison]
     return found
 
 
-def comparison_grids(comparison: Comparison) -> list[Grid]:
+def comparison_grids(comparison: Comparison, named: Naming = identifier) -> list[Grid]:
     """One table a score: every method against the baseline, and what cannot be told apart."""
     block = comparison.analysis.block
-    baseline = block.methods[comparison.baseline]
+    baseline = named(block.methods[comparison.baseline])
     grids = []
     for column, score in enumerate(block.scores):
         if np.isnan(comparison.difference[:, column]).all() or score.sign == 0:
             continue
         rows = {
             control: tuple(
-                _comparison_row(comparison, row, column)
+                _comparison_row(comparison, row, column, named)
                 for row in range(len(block.methods))
                 if row != comparison.baseline and block.controls[row] == control
             )
             for control in (False, True)
         }
         alike = [
-            name
+            named(name)
             for row, name in enumerate(block.methods)
             if comparison.asked[row, column] and not comparison.apart[row, column]
         ]
@@ -76,11 +76,11 @@ def comparison_grids(comparison: Comparison) -> list[Grid]:
     return grids
 
 
-def _comparison_row(comparison: Comparison, row: int, column: int) -> tuple[Entry, ...]:
+def _comparison_row(comparison: Comparison, row: int, column: int, named: Naming) -> tuple[Entry, ...]:
     score = comparison.analysis.block.scores[column]
     difference, p = comparison.difference[row, column], comparison.p[row, column]
     if not comparison.asked[row, column]:
-        return (Entry(comparison.analysis.block.methods[row]), *[Entry("")] * 6)
+        return (Entry(named(comparison.analysis.block.methods[row])), *[Entry("")] * 6)
     if comparison.same[row, column]:
         verdict = "the same"
     elif not comparison.apart[row, column]:
@@ -88,7 +88,7 @@ def _comparison_row(comparison: Comparison, row: int, column: int) -> tuple[Entr
     else:
         verdict = "better" if difference * score.sign > 0 else "worse"
     return (
-        Entry(comparison.analysis.block.methods[row]),
+        Entry(named(comparison.analysis.block.methods[row])),
         Entry(signed(difference), difference),
         Entry(f"{signed(comparison.low[row, column])} to {signed(comparison.high[row, column])}"),
         Entry("< 0.001" if p < 0.001 else f"{p:.3f}", p),
@@ -183,13 +183,13 @@ def rank_tables(analyses: Sequence[Analysis]) -> list[RankTable]:
     return tables
 
 
-def rank_grid(table: RankTable) -> Grid:
+def rank_grid(table: RankTable, named: Naming = identifier) -> Grid:
     """Methods by average rank."""
     order = np.argsort(table.ranks.average, kind="stable")
     best = table.ranks.average[order[0]]
     rows = tuple(
         (
-            Entry(table.methods[place], bold=place == order[0]),
+            Entry(named(table.methods[place]), bold=place == order[0]),
             Entry(f"{table.ranks.average[place]:.2f}", table.ranks.average[place]),
             Entry("no" if table.ranks.average[place] - best >= table.ranks.critical_difference else "yes"),
         )

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from camkit.errors import CamkitError
 from camkit.metrics.causal import pixel_ranks
-from camkit.report.scores import known_scores
+from camkit.report.scores import known_scores, title_of
 
 # Perceptually even, unlike the field's usual jet, whose bands draw edges that are not in the map.
 COLOUR_MAPS = ("inferno", "viridis", "jet")
@@ -60,7 +60,7 @@ def saliency_figure(
         line[0].set_title(row.title, fontsize=7)
         for axis, method in zip(line[1:], methods, strict=True):
             if place == 0:
-                axis.set_title(method, fontsize=8)
+                axis.set_title(title_of(method), fontsize=8)
             if method not in row.saliency:  # a plugin's, which failed on this photo
                 continue
             axis.imshow(row.photo)
@@ -100,7 +100,7 @@ def save_changes(rows: Sequence[Explained], path: Path) -> None:
     for (row, method), (deleted, inserted, plot) in zip(maps, axes, strict=True):
         for axis, name in ((deleted, "deletion"), (inserted, "insertion")):
             axis.axis("off")
-            axis.set_title(f"{method}: {name}", fontsize=7)
+            axis.set_title(f"{title_of(method)}: {name}", fontsize=7)
         lines = (plot.plot([], [], style, color="black", linewidth=1)[0] for style in ("-", "--"))
         plot.set(xlim=(0, 1), ylim=(0, 1))
         plot.tick_params(labelsize=6)

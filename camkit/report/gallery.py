@@ -18,6 +18,7 @@ from camkit.data.sources import Source
 from camkit.errors import CamkitError, UsageError
 from camkit.network.loading import load_model
 from camkit.network.models import ROWS
+from camkit.report.scores import title_of
 from camkit.report.study import Block, Say
 from camkit.results.folder import file_name
 
@@ -142,8 +143,8 @@ def select(block: Block) -> Selection:
         lists["methods agree most"] = _first(-alike)
         others = (values.sum(axis=1, keepdims=True) - values) / (len(methods) - 1)
         for place, row in enumerate(methods):
-            lists[f"{block.methods[row]} wins"] = _first((others - values)[:, place])
-            lists[f"{block.methods[row]} loses"] = _first((values - others)[:, place])
+            lists[f"{title_of(block.methods[row])} wins"] = _first((others - values)[:, place])
+            lists[f"{title_of(block.methods[row])} loses"] = _first((values - others)[:, place])
     else:
         lists["best"] = _first(-values[:, 0])
         lists["worst"] = _first(values[:, 0])

@@ -18,6 +18,7 @@ from camkit.report.curves import mean_curves
 from camkit.report.figures import COLOUR_MAPS
 from camkit.report.gallery import Photo, Selection, explained, photo_of, small_map
 from camkit.report.grid import Grid
+from camkit.report.scores import title_of
 from camkit.report.study import Block
 
 DIGITS = 5  # of fractions in the page's data
@@ -103,7 +104,7 @@ def _block(analysis: Analysis, gallery: dict[str, Any] | None) -> dict[str, Any]
     return {
         "name": block.name,
         "methods": [
-            {"name": name, "control": bool(control)}
+            {"name": name, "title": title_of(name), "control": bool(control)}
             for name, control in zip(block.methods, block.controls, strict=True)
         ],
         "scores": [{"name": s.name, "short": s.short, "heading": s.heading} for s in block.scores],

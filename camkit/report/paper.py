@@ -15,6 +15,7 @@ from camkit.errors import CamkitError, UsageError
 from camkit.report.analysis import Analysis
 from camkit.report.audit import listed
 from camkit.report.grid import Entry, Grid
+from camkit.report.scores import Naming, identifier
 from camkit.report.statistics import FEW_IMAGES
 from camkit.report.study import Block
 from camkit.report.tables import INTERVAL, cell_keys, percent, signed
@@ -153,7 +154,7 @@ def check_all(analyses: Sequence[Analysis]) -> tuple[list[Check], list[str]]:
     return checks, left_out
 
 
-def check_grid(found: Check) -> Grid:
+def check_grid(found: Check, named: Naming = identifier) -> Grid:
     """Three rows a method: ours, the paper's, the difference."""
     block = found.analysis.block
     rows: list[tuple[Entry, ...]] = []
@@ -161,7 +162,7 @@ def check_grid(found: Check) -> Grid:
         ours, paper, off = found.ours[place], found.paper[place], found.off[place]
         sign = "§" if found.artefact[place] else ""
         rows += [
-            (Entry(block.methods[row]), *(Entry(percent(value), value) for value in ours)),
+            (Entry(named(block.methods[row])), *(Entry(percent(value), value) for value in ours)),
             (Entry("· paper"), *(Entry(percent(value), value) for value in paper)),
             (
                 Entry("· difference"),
@@ -172,7 +173,7 @@ def check_grid(found: Check) -> Grid:
             ),
         ]
     notes = [
-        f"§ {block.methods[row]}: {reason}."
+        f"§ {named(block.methods[row])}: {reason}."
         for row, reason in zip(found.rows, found.artefact, strict=True)
         if reason
     ]
@@ -243,7 +244,7 @@ def strict(checks: Sequence[Check]) -> None:
         )
 
 
-def randomcam_lines(checks: Sequence[Check]) -> list[str]:
+def randomcam_lines(checks: Sequence[Check], named: Naming = identifier) -> list[str]:
     """Where, in the published figures themselves, RandomCAM's ADCC is above a method's."""
     lines = []
     table = published()["adcc"]
@@ -254,9 +255,11 @@ def randomcam_lines(checks: Sequence[Check]) -> list[str]:
             continue
         for method in here.columns.drop("randomcam"):
             wins[method] += here.index[here["randomcam"] > here[method]].tolist()
-        beaten = [f"{method} on {listed(models)}" for method, models in wins.items() if models]
+        beaten = [f"{named(method)} on {listed(models)}" for method, models in wins.items() if models]
         if beaten:
-            lines.append(f"Published, {layer}, {utility}: randomcam's ADCC is above {'; '.join(beaten)}.")
+            lines.append(
+                f"Published, {layer}, {utility}: {named('randomcam')}'s ADCC is above {'; '.join(beaten)}."
+            )
     return lines
 
 

@@ -14,6 +14,7 @@ from camkit.report.analysis import Analysis
 from camkit.report.comparisons import RankTable, rank_tables
 from camkit.report.curves import MeanCurve, mean_curves
 from camkit.report.figures import save_figure
+from camkit.report.scores import title_of
 from camkit.report.study import Block
 from camkit.results.folder import file_name
 
@@ -74,7 +75,7 @@ def scores_figure(analysis: Analysis) -> Figure:
         axis.set_title(block.scores[column].heading, fontsize=8)
         axis.tick_params(labelsize=7)
         axis.grid(axis="x", linewidth=0.3)
-    axes[0, 0].set_yticks(rows, block.methods)
+    axes[0, 0].set_yticks(rows, [*map(title_of, block.methods)])
     axes[0, 0].invert_yaxis()
     figure.suptitle(block.title, fontsize=8)
     return figure
@@ -98,7 +99,7 @@ def scatter_figure(analysis: Analysis, across: str, up: str) -> Figure:
             linewidth=0.7,
             color=CONTROL if control else METHOD,
         )
-    _names_beside(axis, block.methods, value[:, [x, y]])
+    _names_beside(axis, [*map(title_of, block.methods)], value[:, [x, y]])
     axis.set_xlabel(f"{block.scores[x].heading}, percent")
     axis.set_ylabel(f"{block.scores[y].heading}, percent")
     axis.set_title(block.title, fontsize=8)
@@ -142,7 +143,7 @@ def curves_figure(block: Block, curves: Mapping[str, Mapping[str, MeanCurve]]) -
             colour = CONTROL if control else palette(row % 10)
             share = 100 * np.linspace(0, 1, len(one.mean))
             dashes = ("--", ":", "-.")[row % 3] if control else "-"
-            axis.plot(share, 100 * one.mean, dashes, color=colour, linewidth=1, label=method)
+            axis.plot(share, 100 * one.mean, dashes, color=colour, linewidth=1, label=title_of(method))
             low, high = 100 * (one.mean - one.half), 100 * (one.mean + one.half)
             axis.fill_between(
                 share, low.clip(0, 100), high.clip(0, 100), color=colour, alpha=0.1, linewidth=0
@@ -190,7 +191,7 @@ def rank_figure(table: RankTable) -> Figure:
         row = depth + 0.6 * (place if on_left else methods - 1 - place)
         end = 0.7 if on_left else methods + 0.3
         axis.plot([average[method], average[method], end], [0, row, row], color=METHOD, linewidth=0.8)
-        words = f"{table.methods[method]}  {average[method]:.2f}"
+        words = f"{title_of(table.methods[method])}  {average[method]:.2f}"
         axis.text(end, row, f" {words} ", ha="right" if on_left else "left", va="center")
     difference = f"critical difference {table.ranks.critical_difference:.2f}"
     axis.set_title(f"{table.title}; {difference}", fontsize=8)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import camkit.methods
@@ -71,6 +71,14 @@ def is_control(name: str) -> bool:
 def table_place(name: str) -> tuple[bool, int, str]:
     """Sorts methods as tables show them: the controls last."""
     return is_control(name), *method_place(name)
+
+
+Naming = Callable[[str], str]  # a method's identifier -> the name that a table shows
+
+
+def identifier(name: str) -> str:
+    """The name as commands and CSV files have it."""
+    return name
 
 
 def title_of(name: str) -> str:

@@ -13,7 +13,7 @@ from camkit.registry import first_line
 from camkit.report.analysis import Analysis
 from camkit.report.audit import audit, no_values
 from camkit.report.grid import Entry, Grid, terminal
-from camkit.report.scores import is_control, known_scores
+from camkit.report.scores import Naming, identifier, is_control, known_scores
 from camkit.report.statistics import LEVEL, RESAMPLES
 from camkit.report.study import Block
 from camkit.results.summary import columns_of_values, is_value
@@ -58,25 +58,25 @@ def terminal_table(summary: pd.DataFrame) -> str:
     return terminal(grids, [no_values(others, judged)] if others else [])
 
 
-def score_grid(analysis: Analysis, study: Sequence[Block]) -> Grid:
+def score_grid(analysis: Analysis, study: Sequence[Block], named: Naming = identifier) -> Grid:
     """One block of the report: means, intervals, marks, the best control of each score, audit lines."""
     block = analysis.block
     rows = [
-        (Entry(name), *(_score_cell(analysis, row, column) for column in range(len(block.scores))))
+        (Entry(named(name)), *(_score_cell(analysis, row, column) for column in range(len(block.scores))))
         for row, name in enumerate(block.methods)
     ]
     methods = tuple(row for row, control in zip(rows, block.controls, strict=True) if not control)
     controls = [row for row, control in zip(rows, block.controls, strict=True) if control]
     groups = [methods, tuple(controls)]
     if analysis.best_control is not None:
-        best = [block.methods[row] if row >= 0 else "" for row in analysis.best_control]
+        best = [named(block.methods[row]) if row >= 0 else "" for row in analysis.best_control]
         groups.append(((Entry("best control"), *(Entry(name) for name in best)),))
     return Grid(
         block.title,
         f"CAM scores in percent: {block.describe()}.",
         ("method", *(score.heading for score in block.scores)),
         tuple(groups),
-        tuple(audit(analysis, study)),
+        tuple(audit(analysis, study, named)),
     )
 
 

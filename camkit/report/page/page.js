@@ -137,12 +137,12 @@
       const [x, y] = [toX(100 * value[m][i]), toY(100 * value[m][j])];
       const { stroke } = style(methods, m);
       const group = draw(svg, "g", { stroke, fill: stroke });
-      draw(group, "title", {}, `${methods[m].name}: ${scores[i].short} ${percent(value[m][i])}, ${scores[j].short} ${percent(value[m][j])}`);
+      draw(group, "title", {}, `${methods[m].title}: ${scores[i].short} ${percent(value[m][i])}, ${scores[j].short} ${percent(value[m][j])}`);
       draw(group, "line", { x1: toX(100 * low[m][i]), x2: toX(100 * high[m][i]), y1: y, y2: y, "stroke-opacity": 0.5 });
       draw(group, "line", { x1: x, x2: x, y1: toY(100 * low[m][j]), y2: toY(100 * high[m][j]), "stroke-opacity": 0.5 });
       if (methods[m].control) draw(group, "rect", { x: x - 4, y: y - 4, width: 8, height: 8, fill: "var(--ground)", "stroke-width": 2 });
       else draw(group, "circle", { cx: x, cy: y, r: 4.5 });
-      labels.push({ x, y, at: y, stroke, name: methods[m].name });
+      labels.push({ x, y, at: y, stroke, name: methods[m].title });
     }
     // Names stand in a column on the right, each as near to the height of its point as the others let it.
     labels.sort((a, b) => a.y - b.y || b.x - a.x);
@@ -177,7 +177,7 @@
         draw(svg, "polygon", { points: [...above, ...below.reverse()].join(" "), fill: stroke, "fill-opacity": 0.12 });
         const points = line.mean.map((v, k) => `${x(k).toFixed(1)},${y(v).toFixed(1)}`).join(" ");
         const path = draw(svg, "polyline", { points, fill: "none", stroke, "stroke-width": 1.8, "stroke-dasharray": dash });
-        draw(path, "title", {}, method.name);
+        draw(path, "title", {}, method.title);
       });
       return svg;
     });
@@ -194,7 +194,7 @@
       const { stroke, dash } = style(methods, m);
       const key = draw(button, "svg", { width: 22, height: 8, "aria-hidden": "true" });
       draw(key, "line", { x1: 0, x2: 22, y1: 4, y2: 4, stroke, "stroke-width": 3, "stroke-dasharray": dash });
-      button.append(method.name);
+      button.append(method.title);
       button.hidden = !known.has(method.name);
       button.addEventListener("click", () => {
         button.setAttribute("aria-pressed", button.getAttribute("aria-pressed") !== "true");
@@ -273,11 +273,11 @@
         const map = one.maps[method.name];
         const value = one.scores[m][score];
         if (map === undefined && method.control) return;
-        const words = `${method.name}, ${scores[score].short} ${percent(value)}`;
+        const words = `${method.title}, ${scores[score].short} ${percent(value)}`;
         const canvas = element("canvas", { width: SIDE, height: SIDE, role: "img", "aria-label": `Saliency map of ${words}` });
         if (map) paint(canvas, map, gallery.shapes[method.name], photo, overlay);
         else canvas.hidden = true;
-        tile(tiles, canvas, method.name, percent(value));
+        tile(tiles, canvas, method.title, percent(value));
       });
       section.append(heading, tiles);
       return section;
