@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, Protocol
 
 from camkit.registry import Registry, origin_of, source_of
+
+if TYPE_CHECKING:
+    import numpy as np  # `camkit --help` does without
 
 # What a row has beside scores.
 ROW_FIELDS = ("image", "label", "target", "probability")

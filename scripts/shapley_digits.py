@@ -20,9 +20,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from camkit.entries import UTILITIES
 from camkit.network.passes import Network
 from camkit.network.trace import Trace
+from camkit.network.utilities import rest
 
 OUT = Path("results/shapley/search_digits.csv")
 SEED = 0
@@ -70,8 +70,8 @@ def search(network: Network, name: str, images: Tensor, ids: Sequence[str]) -> l
     passed = network.trace(images, LAYERS[name])
     for layer in LAYERS[name]:
         trace = Trace(
-            images, ids, lambda: images, passed.logits.argmax(dim=1), SEED, 0, network, UTILITIES["rest"],
-            layer, passed.logits, passed.leaves[layer], budget=BUDGET,
+            images, ids, lambda: images, passed.logits.argmax(dim=1), SEED, 0, network, rest, layer,
+            passed, budget=BUDGET,
         )  # fmt: skip
         rows += measured(f"{name} {layer}", trace)
         rows += [

@@ -18,6 +18,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+import camkit.network.utilities  # noqa: F401  (fills the registry)
 from camkit.config import DEFAULT_BUDGET, RunConfig
 from camkit.data import find_images
 from camkit.data.batches import batches
@@ -183,8 +184,8 @@ def main(
         for name, path in prepared.paths.items():
             trace = Trace(
                 pixels, [item.id for item in batch.items], partial(preprocess.denormalise, pixels),
-                passed.logits.argmax(dim=1), config.seed, 0, prepared.network, UTILITIES[utility], path,
-                passed.logits, passed.leaves[path], budget=budget,
+                passed.logits.argmax(dim=1), config.seed, 0, prepared.network,
+                UTILITIES[utility].function, path, passed, budget=budget,
             )  # fmt: skip
             rows += measured(name, trace)
     write(rows, out)

@@ -24,22 +24,16 @@ import traceback
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import click
+from soak_run import make_images, result_files, run, table_rows
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-
-from tiny_run import MODEL, SECOND_MODEL, make_images, result_files, table_rows, tiny_bench  # noqa: E402
-
-import camkit.results.table  # noqa: E402
-from camkit.errors import CamkitError  # noqa: E402
-from camkit.results.cells import CellFailure, CellScores, Predictions  # noqa: E402
-from camkit.results.model_run import ModelRun  # noqa: E402
+from camkit.errors import CamkitError
+from camkit.results import arrays, files, table
+from camkit.results.cells import CellScores, Result
+from camkit.results.model_run import ModelRun
 
 IMAGES = 14
-SETTINGS: dict[str, Any] = {"model": (MODEL, SECOND_MODEL), "metrics": ("adcc", "deletion"), "steps": 3}
 KINDS = ("at a random moment", "within a write", "before a rename", "by a full disk")
 WEIGHTS = (6, 1, 1, 1)
 FULL_DISK = 3
@@ -83,7 +77,7 @@ def killed(child: int, told: Path) -> bool:
 
 def die_within_write(after: int, share: float) -> None:
     """Arrange for the process to die in its `after`-th write, of which only a share reaches the disk."""
-    append, writes = camkit.results.files._append, iter(range(after))
+    append, writes = files.append, iter(range(after))
 
     def torn(path: Path, data: bytes) -> None:
         if next(writes, None) is not None:
@@ -94,7 +88,8 @@ def die_within_write(after: int, share: float) -> None:
             file.flush()
         os.kill(os.getpid(), signal.SIGKILL)
 
-    camkit.results.files._append = torn
+    for module in (files, table, arrays):  # each has its own name for it
+        module.append = torn  # type: ignore[attr-defined]
 
 
 def die_before_rename(after: int) -> None:
@@ -113,7 +108,7 @@ def log_computed(path: Path) -> None:
     """Arrange for every (table, image) that is computed to be noted before it is written."""
     write = ModelRun.write
 
-    def noted(self: ModelRun, result: Predictions | CellScores | CellFailure) -> None:
+    def noted(self: ModelRun, result: Result) -> None:
         if isinstance(result, CellScores):
             table = self.tables[result.cell].path.relative_to(self.config.out).as_posix()
             with path.open("a") as file:
@@ -137,7 +132,7 @@ def attempt(kind: str | None, dice: random.Random, data: Path, out: Path, log: P
             die_before_rename(after % 24)
         elif kind == "by a full disk":
             resource.setrlimit(resource.RLIMIT_FSIZE, (int(share * 3500), resource.RLIM_INFINITY))
-        tiny_bench(data, out, workers=workers, **SETTINGS)
+        run(data, out, workers)
 
     told = log.with_name("traceback")
     child = in_child(work, told)
@@ -162,9 +157,9 @@ def main(kills: int, seed: int) -> None:
         folder = Path(name)
         data, reference, log = make_images(folder / "data", IMAGES), folder / "reference", folder / "log"
         told = folder / "traceback"
-        killed(in_child(lambda: tiny_bench(data, folder / "warm", **SETTINGS), told), told)
+        killed(in_child(lambda: run(data, folder / "warm"), told), told)
         started = time.perf_counter()
-        killed(in_child(lambda: tiny_bench(data, reference, **SETTINGS), told), told)
+        killed(in_child(lambda: run(data, reference), told), told)
         seconds = time.perf_counter() - started
         expected = result_files(reference)
         out = folder / "out"
@@ -184,9 +179,9 @@ def main(kills: int, seed: int) -> None:
                 counts["rows computed again"] += sum(key in before for key in computed)
             found = [key for key, _ in table_rows(out)]
             counts["rows doubled"] += len(found) - len(set(found))
-            files = result_files(out)
-            counts["files compared"] += len(files)
-            counts["files different"] += sum(files.get(k) != expected.get(k) for k in {**files, **expected})
+            left = result_files(out)
+            counts["files compared"] += len(left)
+            counts["files different"] += sum(left.get(k) != expected.get(k) for k in {**left, **expected})
     for kind in KINDS:
         click.echo(f"ended {kind:29} {tried[kind]:6}")
     wrong = ("rows computed again", "rows lost", "rows doubled", "files different")

@@ -24,11 +24,9 @@ from camkit.data.items import sample_items
 from camkit.data.pixels import decode
 from camkit.network.numerics import numerics
 from camkit.network.prepare import prepare
-from camkit.results.model_run import ModelRun
-from camkit.runs.bench import select
-from camkit.runs.cells import find_methods
-from camkit.runs.loop import first_batch_size, load_batches, score_images
-from camkit.runs.stop import Stop
+from camkit.runs.cells import find_methods, select
+from camkit.runs.job import open_run
+from camkit.runs.loop import Loop, first_batch_size, load_batches
 from camkit.share import Share
 
 # The sample photos as photos of ImageNet lie on a disk: most of these have a short side of 375 pixels.
@@ -138,13 +136,18 @@ class Job:
         """
         with temporary_folder(self.folder) as temporary:
             config = replace(self.config, out=out or temporary, cache=cache or self.config.cache)
-            run = ModelRun(self.prepared, config, self.data, self.items, Share())
+            run = open_run(self.prepared, config, self.data, self.items, Share())
             with numerics(tf32=False, deterministic=False) as record:
                 run.start(self.size, record, silent)
-                done = score_images(run, self.prepared, self.size, Stop(silent))
-                run.end(done)
+                loop = Loop(self.prepared, config, self.size)
+                for batch, _, results in loop.run(run.todo(), run.predicted):
+                    run.write_errors(batch.errors)
+                    for result in results:
+                        run.write(result)
+                took = loop.took()
+                run.end(took)
             run.finish()
-        self.passes = int(done["passes"])
+        self.passes = int(took["passes"])
 
     def floor(self) -> None:
         """As many bare passes as the last run took."""

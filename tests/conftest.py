@@ -1,44 +1,45 @@
-"""Shared by all tests: two threads, small photos, the real model, and one run on the sample photos."""
+"""Shared by all tests: threads, a world of their own, and small photos."""
 
 from __future__ import annotations
 
 import os
 
 # Read once, when torch starts its threads: without it they spin while they wait, and on a machine that has
-# other work the tests take five times as long.
+# other work the tests take five times as long. Of several test processes each, and what it starts, has one.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+ALONE = "PYTEST_XDIST_WORKER" not in os.environ
+if not ALONE:
+    os.environ["OMP_NUM_THREADS"] = "1"
 
+from collections.abc import Iterator  # noqa: E402
 from pathlib import Path  # noqa: E402
 
-import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
-from PIL import Image  # noqa: E402
+from pictures import write_photo  # noqa: E402
+from printed import blocks  # noqa: E402
 
-from camkit.config import RunConfig  # noqa: E402
-from camkit.runs.bench import bench  # noqa: E402
+import camkit.runs.cells  # noqa: E402, F401  (fills the registries)
+from camkit.plugins import REGISTRIES  # noqa: E402
 
-torch.set_num_threads(2)
+torch.set_num_threads(2 if ALONE else 1)
 
-ALL_UTILITIES = ("rest", "logit", "softmax", "log-softmax")
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of several test processes none is left with the longest tests at the end; one has the golden run."""
+    if not ALONE:
+        items.sort(key=lambda one: (one.path.name != "test_golden.py", not one.get_closest_marker("slow")))
 
 
 @pytest.fixture(autouse=True)
-def _own_world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No data folder of the user's, and no results in the working tree."""
+def _own_world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """No data folder of the user's, no results in the working tree, and no plugin of another test's."""
     monkeypatch.delenv("CAMKIT_DATA", raising=False)
     monkeypatch.chdir(tmp_path)
-
-
-def write_photo(path: Path, seed: int, size: tuple[int, int] = (96, 80)) -> Path:
-    """A photo-like picture: a few smooth blobs of colour and some noise."""
-    generator = np.random.default_rng(seed)
-    coarse = generator.integers(0, 256, (5, 6, 3), dtype=np.uint8)
-    smooth = np.asarray(Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC), dtype=np.float64)
-    noisy = (smooth + generator.normal(0, 12, smooth.shape)).clip(0, 255).astype(np.uint8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(noisy).save(path)
-    return path
+    kept = [(registry, dict(registry._entries)) for registry in REGISTRIES]
+    yield
+    for registry, entries in kept:
+        registry._entries = entries
 
 
 @pytest.fixture(scope="session")
@@ -50,20 +51,12 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture(scope="session")
-def golden_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Results of EfficientNet-Lite0 on the sample photos: layers, utilities and the paper's methods."""
-    out = tmp_path_factory.mktemp("golden")
-    config = RunConfig(
-        model=("tf_efficientnet_lite0",),
-        method=("paper",),
-        layer=("conv", "prepool"),
-        utility=ALL_UTILITIES,
-        metrics=("adcc",),
-        batch_size=6,
-        out=out,
-        save_maps=True,
-        device="cpu",
-    )
-    bench(config, say=lambda line: None)
-    return out
+@pytest.fixture
+def plugin_files(tmp_path: Path) -> dict[str, Path]:
+    """The plugin files of docs/extend.md by their names, as they are printed there."""
+    written = {}
+    for text in blocks("python"):
+        name = text.splitlines()[0].removeprefix("# ")
+        written[name] = tmp_path / name
+        written[name].write_text(text, encoding="utf-8")
+    return written

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -175,7 +176,16 @@ def _filled(row: ModelRow, model: nn.Module, state: State, source: str) -> nn.Mo
                 return _from_torchvision(row, entry)
         if row.library == "timm":
             given = {"state_dict": dict(state)}
-            return timm.create_model(row.tagged, pretrained=True, pretrained_cfg_overlay=given)
+            filled, load = list[nn.Module](), nn.Module.load_state_dict
+
+            def noted(self: nn.Module, *state: Any, **options: Any) -> Any:
+                filled.append(self)
+                return load(self, *state, **options)
+
+            with _replaced(nn.Module, "load_state_dict", noted):
+                found = timm.create_model(row.tagged, pretrained=True, pretrained_cfg_overlay=given)
+            if any(one is found for one in filled):  # a builder from elsewhere may ignore `pretrained`
+                return found
     except Exception:  # renaming raises nearly anything on names that it does not expect
         raise refused from None
     raise refused

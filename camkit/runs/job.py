@@ -132,7 +132,7 @@ class Job:
                         if isinstance(result, CellScores):
                             bar.update(len(batch.items) / len(wanted))
                     faults += len(batch.errors)
-                    bar.n = loop.images + len(batch.items) + faults  # exact again after fractions
+                    bar.n = loop.images + faults  # exact again after fractions
                     _check_errors(run, faults)
                     if self.stop.asked:
                         break

@@ -76,8 +76,12 @@ class Loop:
         """
         for items, wanted in groups:
             for batch in self._loaded(items):
-                yield Step(batch, wanted, self.evaluation.run(batch, wanted, predicted))
-                self.images += len(batch.items)
+                yield Step(batch, wanted, self._scored(batch, wanted, predicted))
+
+    def _scored(self, batch: Batch, wanted: Wanted, predicted: Mapping[str, int] | None) -> Iterator[Result]:
+        """The results of a batch; its images count once all of them are taken, whatever follows."""
+        yield from self.evaluation.run(batch, wanted, predicted)
+        self.images += len(batch.items)
 
     def _loaded(self, items: Sequence[Item]) -> Iterator[Batch]:
         loader = load_batches(self.prepared, self.config, items, self.size)

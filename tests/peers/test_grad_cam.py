@@ -14,13 +14,15 @@ import numpy as np
 import pytest
 import pytorch_grad_cam as peer
 import torch
-from tiny import maps, noise, saliency, trace
+from tiny import Given, maps, noise, saliency, trace
 from torch import Tensor, nn
 
 from camkit.entries import METHODS
+from camkit.network.layers import find_module
 from camkit.network.loading import load_model
-from camkit.network.passes import find_module
 from camkit.network.weights import calibrate
+
+pytestmark = pytest.mark.peers
 
 PEERS = {
     "gradcam": peer.GradCAM,
@@ -132,13 +134,6 @@ def test_maps(name: str, layer: str, utility: str) -> None:
         assert (scale > 0).all()
         np.testing.assert_allclose(ours / scale, signed / scale, rtol=0, atol=2e-4, err_msg=method)
         np.testing.assert_allclose(saliency(method, traced), finished, rtol=0, atol=5e-4, err_msg=method)
-
-
-class Given:
-    """What a method sees, with A, G and HA as they are given."""
-
-    def __init__(self, activation: Tensor, gradient: Tensor, hvp: Tensor) -> None:
-        self.activation, self.gradient, self.hvp = activation, gradient, hvp
 
 
 @pytest.mark.parametrize("method", SHARING)

@@ -10,7 +10,9 @@ import torch
 from tiny import maps, noise, seeded, trace
 from torch import Tensor, nn
 
-from camkit.network.passes import find_module
+from camkit.network.layers import find_module
+
+pytestmark = pytest.mark.peers
 
 UTILITIES: dict[str, Callable[[Tensor], Tensor]] = {
     "logit": lambda y: y,

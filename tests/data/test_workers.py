@@ -1,0 +1,83 @@
+"""Worker processes: how many fit into shared memory."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from crops import SMALL, items_of
+from tiny import run
+
+from camkit.data.batches import affordable_workers, batches
+
+BATCH = 4 * 3 * 32 * 32  # bytes of four of SMALL's crops
+
+
+@pytest.fixture
+def room(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespace:
+    """Shared memory with `room.free` bytes left, in blocks of one."""
+    system = SimpleNamespace(free=0)
+    monkeypatch.setattr("camkit.data.batches.SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_bavail=system.free, f_frsize=1))
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    return system
+
+
+@pytest.mark.parametrize(
+    ("free", "workers"),
+    [
+        (7 * BATCH, 3),
+        (7 * BATCH - 1, 2),
+        (5 * BATCH - 1, 1),
+        (3 * BATCH, 1),
+        (3 * BATCH - 1, 0),
+        (0, 0),
+    ],
+)
+def test_as_many_workers_as_fit(room: SimpleNamespace, free: int, workers: int) -> None:
+    """Two batches a worker are on their way, and one is in use."""
+    room.free = free
+    said: list[str] = []
+    assert affordable_workers(SMALL, 4, 1000, 3, said.append) == workers
+    assert len(said) == (workers < 3)
+    assert all("--shm-size" in line for line in said)
+
+
+def test_few_images_need_little_room(room: SimpleNamespace) -> None:
+    room.free = 2 * BATCH
+    assert affordable_workers(SMALL, 4, 8, 3) == 2  # two batches in all
+    assert affordable_workers(SMALL, 8, 4, 3) == 1  # one batch of four
+    assert affordable_workers(SMALL, 4, 0, 3) == 0
+
+
+def test_processes_of_one_machine_share_the_room(
+    room: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room.free = 7 * BATCH
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert affordable_workers(SMALL, 4, 1000, 3) == 1
+
+
+def test_without_shared_memory_nothing_is_counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("camkit.data.batches.SHARED_MEMORY", tmp_path / "none")
+    assert affordable_workers(SMALL, 4, 1000, 3) == 3
+
+
+def test_the_loader_takes_that_many(
+    room: SimpleNamespace, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None here: a fork would fail."""
+    monkeypatch.setattr("camkit.data.batches._start_worker", lambda number: os._exit(1))
+    found = [batch.pixels for batch in batches(items_of(photos), SMALL, 2, workers=2)]
+    assert sum(len(pixels) for pixels in found if pixels is not None) == 6
+    room.free = math.prod((100, *SMALL.shape))
+    with pytest.raises(RuntimeError, match="DataLoader worker"):
+        list(batches(items_of(photos), SMALL, 2, workers=2))
+
+
+def test_one_line_says_it(room: SimpleNamespace, photos: Path, tmp_path: Path) -> None:
+    said = run(photos, tmp_path / "out", method=("flat",), metrics=("adcc",), batch_size=2, workers=2)
+    assert len([line for line in said if "--shm-size" in line]) == 1

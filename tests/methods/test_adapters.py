@@ -1,0 +1,238 @@
+"""Other packages' explainers beside our own methods of the same name: the real packages."""
+
+import sys
+import warnings
+
+import pytest
+import torch
+from networks import Net
+from polynomials import trace
+from torch import Tensor, nn
+
+import camkit.methods  # noqa: F401  (fills the registry)
+from camkit.entries import METHODS, UTILITIES
+from camkit.errors import UsageError
+from camkit.methods.saliency import min_max
+from camkit.results.summary import is_value
+from camkit.runs.guard import make_maps
+
+pytestmark = pytest.mark.peers
+
+
+@pytest.fixture
+def traced():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Net().eval()
+    for parameter in model.parameters():
+        parameter.data *= 3  # the logits then differ from image to image
+    images = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    return trace(model, images, "block", utility="rest")
+
+
+def maps(name: str, traced) -> Tensor:
+    return make_maps(METHODS[name], traced)[0]
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("captum:LayerGradCam", "gradcam"),
+        ("torchcam:GradCAM", "gradcam"),
+        ("torchcam:LayerCAM", "layercam"),
+    ],
+)
+def test_maps_agree_with_our_own(traced, theirs, ours):
+    pytest.importorskip(theirs.partition(":")[0])
+    expected = maps(ours, traced)
+    found = maps(theirs, traced)
+    if theirs.startswith("torchcam"):
+        expected = expected.relu()
+    # each package scales in its own way
+    scale = (expected * found).sum() / found.square().sum()
+    torch.testing.assert_close(scale * found, expected, rtol=1e-4, atol=1e-6)
+    assert expected.abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [("GradCAM", "gradcam"), ("HiResCAM", "hirescam")])
+def test_grad_cams_saliency_maps_agree_with_our_own(traced, theirs, ours):
+    pytest.importorskip("pytorch_grad_cam")
+    saliency = make_maps(METHODS[f"grad_cam:{theirs}"], traced)[1]
+    torch.testing.assert_close(saliency, make_maps(METHODS[ours], traced)[1], rtol=0, atol=1e-3)
+
+
+def test_grad_cams_score_cam_runs_in_our_layouts(traced):
+    pytest.importorskip("pytorch_grad_cam")
+    saliency = maps("grad_cam:ScoreCAM", traced)
+    assert saliency.shape == (2, 8, 8)
+    assert saliency.amin() >= 0
+    assert saliency.amax() <= 1
+
+
+def test_pixel_attributions_are_absolute_values_summed_over_colours(traced):
+    pytest.importorskip("captum")
+    leaf = traced.images.clone().requires_grad_()
+    utility = traced.utility(traced.network.model(leaf), traced.target)
+    (gradient,) = torch.autograd.grad(utility.sum(), leaf)
+    expected = min_max(gradient.abs().sum(dim=1))
+    torch.testing.assert_close(maps("captum:Saliency", traced), expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        maps("captum:InputXGradient", traced), min_max((gradient * leaf.detach()).abs().sum(dim=1))
+    )
+
+
+def test_integrated_gradients_explain_each_images_own_class(traced):
+    pytest.importorskip("captum")
+    steps = (torch.arange(400) + 0.5) / 400
+    total = torch.zeros_like(traced.images)
+    for step in steps:
+        leaf = (step * traced.images).requires_grad_()
+        utility = traced.utility(traced.network.model(leaf), traced.target)
+        total += torch.autograd.grad(utility.sum(), leaf)[0] / 400
+    expected = min_max((total * traced.images).abs().sum(dim=1))
+    assert (maps("captum:IntegratedGradients", traced) - expected).abs().max() < 0.02
+
+
+def test_what_hooks_the_models_modules_and_takes_a_layer(traced):
+    captum = pytest.importorskip("captum.attr")
+    traced.utility = UTILITIES["logit"].function
+    model, target = traced.network.model, traced.target
+    # DeepLIFT divides the whole difference to its baseline, a black image.
+    black = trace(model, torch.zeros_like(traced.images), "block")
+    logits = torch.stack([traced.logits, black.logits]).gather(2, target.expand(2, -1)[..., None])[..., 0]
+    torch.testing.assert_close(maps("captum:LayerDeepLift", traced).sum(dim=(1, 2)), logits[0] - logits[1])
+
+    guided = captum.GuidedBackprop(model).attribute(traced.images.requires_grad_(), target)
+    grad_cam = captum.LayerGradCam(model, model.block).attribute(
+        traced.images, target, relu_attributions=True
+    )
+    enlarged = captum.LayerAttribution.interpolate(grad_cam, traced.images.shape[2:])
+    expected = min_max((guided * enlarged).abs().sum(dim=1)).detach()
+    torch.testing.assert_close(maps("captum:GuidedGradCam", traced), expected)
+
+
+@pytest.mark.parametrize("utility", ["rest", "logit"])
+def test_torchcams_score_cam_weighs_channels_by_the_utility(traced, utility):
+    pytest.importorskip("torchcam")
+    traced.utility = UTILITIES[utility].function
+    activation = traced.activation
+    weights = []
+    for channel in activation.unbind(1):
+        mask = channel - channel.amin(dim=(1, 2), keepdim=True)
+        mask = mask / (mask.amax(dim=(1, 2), keepdim=True) + 1e-8)
+        masked = traced.network.model(traced.images * mask[:, None])
+        weights.append(traced.utility(masked, traced.target) - traced.utility(traced.logits, traced.target))
+    weights = torch.stack(weights, dim=1).softmax(dim=1)
+    expected = torch.einsum("bc,bchw->bhw", weights, activation).relu()
+    torch.testing.assert_close(maps("torchcam:ScoreCAM", traced), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_torchcams_cam_finds_the_weights_of_the_class(traced):
+    pytest.importorskip("torchcam")
+    model = traced.network.model
+    deep = trace(model, traced.images, "act", utility=traced.utility)
+    expected = torch.einsum("bc,bchw->bhw", model.classify.weight[deep.target], deep.activation)
+    torch.testing.assert_close(maps("torchcam:CAM", deep), expected.detach(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["captum:Lime", "captum:KernelShap"])
+def test_what_fits_a_model_to_an_image_takes_each_image_alone(traced, name):
+    pytest.importorskip("captum")
+    pytest.importorskip("sklearn")
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.manual_seed(0)
+        both = maps(name, traced)
+        torch.manual_seed(0)
+        first = maps(name, trace(traced.network.model, traced.images[:1], "block", utility=traced.utility))
+    assert both.shape == (2, 8, 8)
+    torch.testing.assert_close(both[:1], first, rtol=1e-4, atol=1e-5)
+
+
+def test_an_unknown_class_gets_the_nearest():
+    pytest.importorskip("captum")
+    with pytest.raises(UsageError, match="Did you mean 'Saliency'"):
+        METHODS["captum:Saliensy"]
+
+
+def test_the_list_of_classes_has_those_that_can_run():
+    pytest.importorskip("captum")
+    with pytest.raises(UsageError, match=r"^unknown captum class 'GradientAttribution'") as error:
+        METHODS["captum:GradientAttribution"]  # the base of others
+    heading, _, names = str(error.value).splitlines()[1].partition(": ")
+    assert heading == "captum classes"
+    assert {"Saliency", "LayerGradCam", "KernelShap"} <= set(names.split(", "))
+    assert not set(names.split(", ")) & {"Occlusion", "LayerAttribution", "NoiseTunnel", "NeuronGradient"}
+    for name, lacking in (("GradientShap", "baselines"), ("NoiseTunnel", "attribution_method")):
+        with pytest.raises(UsageError, match=f"captum:{name} needs more than a model and a layer: {lacking}"):
+            METHODS[f"captum:{name}"]
+
+
+class Tokens(nn.Module):
+    """A tiny transformer's layouts: tokens behind a class token, or channels last."""
+
+    def __init__(self, prefix: int) -> None:
+        super().__init__()
+        self.embed = nn.Conv2d(3, 6, 2, stride=2)
+        self.prefix = nn.Parameter(torch.randn(1, prefix, 6))
+        self.block = nn.Linear(6, 6)
+        self.classify = nn.Linear(6, 5)
+
+    def forward(self, images):
+        positions = self.embed(images)
+        if self.prefix.shape[1]:
+            positions = positions.flatten(2).transpose(1, 2)
+            tokens = torch.cat([self.prefix.expand(len(images), -1, -1), positions], dim=1)
+            return self.classify(self.block(tokens).relu().mean(dim=1))
+        return self.classify(self.block(positions.permute(0, 2, 3, 1)).relu().mean(dim=(1, 2)))
+
+
+@pytest.mark.parametrize("prefix", [0, 1])
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("captum:LayerGradCam", "gradcam"),
+        ("captum:LayerGradientXActivation", "hirescam"),
+        ("torchcam:GradCAM", "gradcam"),
+        ("torchcam:LayerCAM", "layercam"),
+    ],
+)
+def test_layers_of_transformers_are_explained_as_our_own_methods_do(theirs, ours, prefix):
+    pytest.importorskip(theirs.partition(":")[0])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Tokens(prefix).eval()
+    images = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    traced = trace(model, images, "block", utility="rest")
+    expected, found = maps(ours, traced), maps(theirs, traced)
+    assert found.shape == (2, 4, 4)
+    if theirs.startswith("torchcam"):
+        expected = expected.relu()
+    scale = (expected * found).sum() / found.square().sum()
+    torch.testing.assert_close(scale * found, expected, rtol=1e-4, atol=1e-6)
+    assert expected.abs().max() > 1e-3
+    assert not model.block._forward_hooks
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "install"),
+    [
+        ("captum:Saliency", "captum.attr", "captum"),
+        ("grad_cam:GradCAM", "pytorch_grad_cam", "grad-cam"),
+        ("torchcam:GradCAM", "torchcam.methods", "torchcam"),
+    ],
+)
+def test_an_absent_package_is_named_with_its_install_line(monkeypatch, name, module, install):
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setattr(METHODS, "_members", {})
+    with pytest.raises(UsageError, match=f"pip install {install}$"):
+        METHODS[name]
+
+
+def test_results_of_an_absent_package_can_be_read(monkeypatch):
+    for module in ("captum.attr", "pytorch_grad_cam", "torchcam.methods"):
+        monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setattr(METHODS, "_members", {})
+    assert not any(map(is_value, ("captum:Saliency", "grad_cam:ScoreCAM", "torchcam:GradCAM", "nowhere")))
+    assert is_value("aumann-7")
+    assert not is_value("aumann-7-e")

@@ -1,0 +1,39 @@
+"""On a GPU: the scores are those of the CPU, but for rounding, and run.json says where they were made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import run, segments
+
+from camkit.config import RunConfig
+from camkit.runs.verify import faults, verify
+
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU"),
+]
+SETTINGS = {"method": ("paper", "flat"), "layer": ("conv", "features.2"), "batch_size": 3}
+
+
+def test_what_one_device_made_the_other_verifies(photos: Path, tmp_path: Path) -> None:
+    for made, checked in (("cpu", "cuda"), ("cuda", "cpu")):
+        run(photos, tmp_path / made, device=made, **SETTINGS)
+        config = RunConfig(model=(), data=str(photos), device=checked)
+        assert not faults(verify(tmp_path / made, config, lambda line: None))
+
+
+def test_run_json_names_the_card(photos: Path, tmp_path: Path) -> None:
+    run(photos, tmp_path, device="cuda", method=("gradcam",), metrics=("adcc",), deterministic=True)
+    (segment,) = segments(tmp_path)
+    assert segment["device"] == torch.cuda.get_device_name()
+    assert segment["versions"]["cuda"] == torch.version.cuda
+
+
+def test_auto_takes_the_gpu_and_a_batch_that_fits(photos: Path, tmp_path: Path) -> None:
+    run(photos, tmp_path, device="auto", batch_size="auto", method=("gradcam",), metrics=("adcc",))
+    (segment,) = segments(tmp_path)
+    assert segment["device"] == torch.cuda.get_device_name()
+    assert segment["batch_size"] == 6

@@ -1,0 +1,448 @@
+"""Several processes divide a run: nobody waits for anybody, and they leave what one would have made."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from click.testing import CliRunner
+from places import HELPERS
+from tiny_run import (
+    FOLDER,
+    METHODS,
+    MODEL,
+    SECOND_MODEL,
+    Crash,
+    at_write,
+    make_images,
+    result_files,
+    table_rows,
+    tiny_bench,
+    tiny_config,
+)
+
+from camkit.cli import main
+from camkit.data import Item, find_images
+from camkit.errors import CamkitError, PluginError, UsageError
+from camkit.results import merge
+from camkit.results.folder import read_run
+from camkit.results.lock import hold
+from camkit.runs.bench import bench
+from camkit.share import PARTS, Share
+
+IMAGES = 50
+CELLS = f"{FOLDER}/second-rest"
+Lines = list[str]
+RunAs = Callable[..., tuple[pd.DataFrame | None, Lines]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_images(tmp_path_factory.mktemp("data"), IMAGES)
+
+
+@pytest.fixture(scope="module")
+def reference(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One process."""
+    out = tmp_path_factory.mktemp("reference") / "out"
+    tiny_bench(data, out)
+    return out
+
+
+@pytest.fixture
+def as_rank(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
+    """Set the environment as torchrun does."""
+
+    def become(rank: int, world: int) -> None:
+        for name, value in (("RANK", rank), ("WORLD_SIZE", world), ("LOCAL_RANK", rank)):
+            monkeypatch.setenv(name, str(value))
+
+    return become
+
+
+@pytest.fixture
+def run_as(as_rank: Callable[[int, int], None]) -> RunAs:
+    """Run one process of several, from its start to its end; give its summary and the lines it says."""
+
+    def run(rank: int, world: int, data: Path, out: Path, **changes: object) -> tuple:
+        as_rank(rank, world)
+        lines: Lines = []
+        return bench(tiny_config(data, out, **changes), lines.append), lines
+
+    return run
+
+
+@pytest.fixture
+def unfolded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes end before they fold their parts, as if each was killed there."""
+    monkeypatch.setattr("camkit.runs.job.fold", lambda *_, **__: None)
+
+
+def crash_as(rank: int, world: int, run_as: RunAs, data: Path, out: Path, number: int) -> None:
+    """A process that is killed before its `number`-th cell and batch is written."""
+
+    def crash() -> None:
+        raise Crash
+
+    with at_write(number, crash), pytest.raises(Crash):
+        run_as(rank, world, data, out)
+
+
+def images_of(out: Path, method: str = METHODS[0]) -> int:
+    """How many images a method has in the summary."""
+    summary = pd.read_csv(out / "summary.csv").set_index("method")
+    return int(summary.loc[method, "images"])
+
+
+def torchrun(world: int, *arguments: object, restarts: int = 0) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
+    command += [f"--max-restarts={restarts}", str(HELPERS / "torchrun_child.py"), *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
+
+
+@pytest.mark.slow
+def test_torchrun_with_three_processes(data: Path, reference: Path, tmp_path: Path) -> None:
+    done = torchrun(3, data, tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert result_files(tmp_path / "out") == result_files(reference)
+    assert not (tmp_path / "out" / PARTS).exists()
+    (segment,) = read_run(tmp_path / "out" / CELLS)["segments"]
+    assert segment["rows"] == dict.fromkeys(METHODS, f"0-{IMAGES - 1}")
+    assert (segment["images"], segment["starts"]) == (IMAGES, 3)
+    assert f"{tmp_path / 'out' / 'summary.csv'}: {len(METHODS)} cells" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_and_restarted(data: Path, reference: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = torchrun(2, data, out, 1, 6, restarts=1)
+    assert done.returncode == 0, done.stderr
+    assert out.with_suffix(".killed").exists()
+    assert result_files(out) == result_files(reference)
+
+
+@pytest.mark.parametrize("order", [(0,), (0, 1), (1, 0), (2, 0, 1)])
+def test_one_after_the_other_in_any_order(
+    order: tuple[int, ...], data: Path, reference: Path, tmp_path: Path, run_as: RunAs
+) -> None:
+    """Each folds its own part at its end; the last one has the summary, the others have none."""
+    out, world = tmp_path / "out", len(order)
+    expected = 0
+    for place, rank in enumerate(order):
+        summary, _ = run_as(rank, world, data, out)
+        assert (summary is not None) == (place == world - 1)
+        expected += len(Share(rank, world).of(range(IMAGES)))
+        assert images_of(out) == expected
+        assert not (out / PARTS).exists()
+    assert summary is not None and summary["images"].tolist() == [IMAGES] * len(METHODS)
+    assert result_files(out) == result_files(reference)
+    (segment,) = read_run(out / CELLS)["segments"]
+    assert segment["rows"] == dict.fromkeys(METHODS, f"0-{IMAGES - 1}")
+    assert (segment["images"], segment["starts"]) == (IMAGES, world)
+
+
+def test_a_process_of_a_finished_run_has_the_summary_too(data: Path, reference: Path, run_as: RunAs) -> None:
+    before = result_files(reference)
+    summary, _ = run_as(1, 2, data, reference)
+    assert summary is not None and summary["images"].tolist() == [IMAGES] * len(METHODS)
+    assert result_files(reference) == before
+
+
+@pytest.mark.parametrize("world", range(1, 8))
+def test_no_image_twice_and_none_left_out(world: int) -> None:
+    parts = [Share(rank, world).of(range(IMAGES)) for rank in range(world)]
+    assert sorted(image for part in parts for image in part) == list(range(IMAGES))
+
+
+class TestKilled:
+    def test_its_part_is_folded_by_the_next_to_end(
+        self, data: Path, reference: Path, tmp_path: Path, run_as: RunAs
+    ) -> None:
+        out, theirs = tmp_path / "out", len(Share(1, 2).of(range(IMAGES)))
+        crash_as(0, 2, run_as, data, out, number=10)
+        there = Counter(key[0] for key, _ in table_rows(out) if "second-rest" in key[0])
+        assert len(there) == len(METHODS) and all(f"{PARTS}/rank-0" in name for name in there)
+        summary, _ = run_as(1, 2, data, out)
+        assert summary is None and not (out / PARTS).exists()
+        for method in METHODS:
+            made = there[f"{PARTS}/rank-0/{CELLS}/{method}.csv"]
+            assert made in (8, 12)  # the second or the third batch of four was the last one
+            assert images_of(out, method) == theirs + made
+        summary, _ = run_as(0, 2, data, out)
+        assert summary is not None and result_files(out) == result_files(reference)
+
+    def test_its_part_is_folded_by_merge(self, data: Path, tmp_path: Path, run_as: RunAs) -> None:
+        out = tmp_path / "out"
+        crash_as(0, 2, run_as, data, out, number=10)
+        assert not (out / "summary.csv").exists()
+        result = CliRunner().invoke(main, ["merge", str(out)])
+        assert result.exit_code == 0, result.output
+        assert images_of(out) == 12 and not (out / PARTS).exists()
+
+    def test_its_part_is_taken_up_by_another_number_of_processes(
+        self, data: Path, reference: Path, tmp_path: Path, run_as: RunAs, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """One of three, then a single one: it makes the rest, and folds the part."""
+        out = tmp_path / "out"
+        crash_as(1, 3, run_as, data, out, number=10)
+        assert (out / PARTS / "rank-1").is_dir()
+        there = len([1 for key, _ in table_rows(out) if "second-rest" in key[0]])
+        assert there == 10 * 4  # batches of four
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+            monkeypatch.delenv(name)
+        lines = tiny_bench(data, out)
+        assert any(f"of {IMAGES} images" in line and "going on" in line for line in lines)
+        assert result_files(out) == result_files(reference)
+        assert not (out / PARTS).exists()
+
+    def test_a_part_at_work_is_left_alone(
+        self, data: Path, reference: Path, tmp_path: Path, run_as: RunAs
+    ) -> None:
+        out = tmp_path / "out"
+        crash_as(0, 2, run_as, data, out, number=10)
+        part = out / PARTS / "rank-0"
+        before = result_files(part)
+        with hold(part / FOLDER):
+            summary, _ = run_as(1, 2, data, out)
+        assert summary is None and result_files(part) == before
+        assert images_of(out) == len(Share(1, 2).of(range(IMAGES)))
+        summary, _ = run_as(0, 2, data, out)
+        assert summary is not None and result_files(out) == result_files(reference)
+
+
+@pytest.mark.usefixtures("unfolded")
+class TestMerge:
+    def test_it_can_be_killed_and_repeated(
+        self, data: Path, reference: Path, tmp_path: Path, run_as: RunAs, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        out = tmp_path / "out"
+        for rank in range(3):
+            assert run_as(rank, 3, data, out)[0] is None
+        assert not (out / "summary.csv").exists()
+        for number in range(8):
+            replace, calls = Path.replace, iter(range(number))
+
+            def lost(self: Path, target: Path, replace=replace, calls=calls) -> Path:
+                if next(calls, None) is None:
+                    raise Crash
+                return replace(self, target)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(Path, "replace", lost)
+                try:
+                    merge.merge(out)
+                except Crash:
+                    continue
+        result = CliRunner().invoke(main, ["merge", str(out)])
+        assert result.exit_code == 0, result.output
+        assert result_files(out) == result_files(reference)
+        assert not (out / PARTS).exists()
+        other = CliRunner().invoke(main, ["merge", str(out), "--plugin", "none.py"])
+        assert other.exit_code == 2 and "--plugin none.py: no such file" in other.output
+        again = CliRunner().invoke(main, ["merge", str(out)])
+        assert again.exit_code == 0 and result_files(out) == result_files(reference)
+
+    def test_parts_that_disagree_are_refused_by_name(self, data: Path, tmp_path: Path, run_as: RunAs) -> None:
+        out = tmp_path / "out"
+        run_as(1, 2, data, out)
+        shutil.copytree(out / PARTS / "rank-1", out / PARTS / "rank-7")
+        path = out / PARTS / "rank-7" / CELLS / "run.json"
+        path.write_text(path.read_text().replace('"steps": 224', '"steps": 9'))
+        result = CliRunner().invoke(main, ["merge", str(out)])
+        assert result.exit_code == 2
+        assert "another steps" in result.output
+
+    def test_parts_of_a_run_at_work_are_left_alone(self, data: Path, tmp_path: Path, run_as: RunAs) -> None:
+        out = tmp_path / "out"
+        run_as(1, 2, data, out)
+        before = result_files(out)
+        with hold(out / PARTS / "rank-1" / FOLDER):
+            result = CliRunner().invoke(main, ["merge", str(out)])
+        assert result.exit_code == 1 and "another run is at work" in result.output
+        assert result_files(out) == before
+
+
+def share_of(rank: int, data: Path) -> list[Item]:
+    return list(Share(rank, 2).of(find_images(str(data), 0).items))
+
+
+@pytest.fixture
+def own_data(data: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(data, tmp_path / "data")
+
+
+def break_images(data: Path, items: list[Item]) -> dict[Path, bytes]:
+    """Make images unreadable whose size stays; give what was in them.
+
+    Not any of the first 16 of all, from which random weights take their statistics.
+    """
+    contents = {data / item.id: (data / item.id).read_bytes() for item in items}
+    for path, content in contents.items():
+        path.write_bytes(b"x" * len(content))
+    return contents
+
+
+class TestUnreadable:
+    def test_each_process_compares_its_faults_with_its_own_share(
+        self, own_data: Path, tmp_path: Path, run_as: RunAs
+    ) -> None:
+        break_images(own_data, share_of(1, own_data)[:4])
+        told = "4 of 25 images cannot be read, more than --max-errors 10%"
+        with pytest.raises(CamkitError, match=told):
+            run_as(1, 2, own_data, tmp_path / "out", max_errors=0.1)
+        lines: Lines = []
+        with pytest.raises(CamkitError, match="2 of 2 models failed"):
+            bench(
+                tiny_config(own_data, tmp_path / "two", max_errors=0.1, model=(MODEL, SECOND_MODEL)),
+                lines.append,
+            )
+        assert [line.partition(": stopped: ")[0] for line in lines] == [
+            f"error: process 1: {model}" for model in (MODEL, SECOND_MODEL)
+        ]
+        assert all(told in line for line in lines)
+
+    @pytest.mark.parametrize("order", [(1, 0), (0, 1)])
+    def test_those_of_all_processes_are_counted_and_go_when_they_are_past(
+        self, order: tuple[int, int], own_data: Path, reference: Path, tmp_path: Path, run_as: RunAs
+    ) -> None:
+        out = tmp_path / "out"
+        contents = break_images(own_data, [share_of(0, own_data)[20], share_of(1, own_data)[20]])
+        for place, rank in enumerate(order, start=1):
+            _, lines = run_as(rank, 2, own_data, out)
+            assert read_run(out / CELLS)["errors"] == place
+            if rank == 0:  # speaks for all
+                assert lines[-1].startswith(f"{MODEL}: {place} images could not be read; see")
+                assert str(out / FOLDER / "errors.csv") in lines[-1]
+            else:
+                assert lines == []
+        for path, content in contents.items():
+            path.write_bytes(content)
+        for place, rank in enumerate(order, start=1):
+            _, lines = run_as(rank, 2, own_data, out)
+            assert read_run(out / CELLS)["errors"] == 2 - place
+        assert not any("could not be read" in line for line in lines)
+        assert result_files(out) == result_files(reference), "and there is no errors.csv"
+
+    def test_an_image_is_tried_again_by_the_process_whose_it_is(
+        self, own_data: Path, reference: Path, tmp_path: Path, run_as: RunAs
+    ) -> None:
+        """The others do not wait for it: the run is whole, as far as it is known."""
+        out = tmp_path / "out"
+        contents = break_images(own_data, share_of(1, own_data)[20:22])
+        for rank in (1, 0):
+            summary, lines = run_as(rank, 2, own_data, out)
+        assert summary is not None and images_of(out) == IMAGES - 2
+        assert lines[-1].startswith(f"{MODEL}: 2 images could not be read")
+        for path, content in contents.items():
+            path.write_bytes(content)
+        run_as(0, 2, own_data, out)
+        assert images_of(out) == IMAGES - 2
+        assert run_as(1, 2, own_data, out)[0] is not None
+        assert result_files(out) == result_files(reference)
+
+
+class TestFailures:
+    def test_a_process_that_fails_says_so_and_costs_the_others_nothing(
+        self, data: Path, reference: Path, tmp_path: Path, run_as: RunAs, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fails(*_: object) -> None:
+            raise CamkitError("no weights here")
+
+        out = tmp_path / "out"
+        with monkeypatch.context() as patch:
+            patch.setattr("camkit.runs.job.prepare", fails)
+            with pytest.raises(CamkitError, match="no weights here"):
+                run_as(1, 2, data, out)
+        summary, _ = run_as(0, 2, data, out)
+        assert summary is None and images_of(out) == len(Share(0, 2).of(range(IMAGES)))
+        assert run_as(1, 2, data, out)[0] is not None
+        assert result_files(out) == result_files(reference)
+
+    def test_what_a_process_made_before_it_failed_is_folded(
+        self, own_data: Path, tmp_path: Path, run_as: RunAs
+    ) -> None:
+        out, mine, theirs = tmp_path / "out", share_of(0, own_data), share_of(1, own_data)
+        break_images(own_data, mine[10:20])
+        run_as(1, 2, own_data, out)
+        with pytest.raises(CamkitError, match="cannot be read"):
+            run_as(0, 2, own_data, out)
+        assert images_of(out) >= len(theirs) + 8
+        assert not (out / PARTS).exists()
+
+    def test_what_a_plugin_did_wrong_is_reported_by_its_process_and_by_the_last(
+        self, data: Path, tmp_path: Path, run_as: RunAs
+    ) -> None:
+        (tmp_path / "picky.py").write_text(PLUGIN)
+        bad = next(item.id for item in share_of(1, data)[10:] if "image" in item.id)
+        (tmp_path / "bad").write_text(bad)
+        out, changes = tmp_path / "out", {"method": ("gradcam", "picky"), "plugin": (tmp_path / "picky.py",)}
+        for rank in (1, 0):
+            with pytest.raises(PluginError, match=r"'picky': ValueError: not this one(.|\n)*finished"):
+                run_as(rank, 2, data, out, **changes)
+        assert images_of(out, "gradcam") == IMAGES and images_of(out, "picky") == IMAGES - 4
+        (tmp_path / "bad").write_text("none")
+        for rank in (1, 0):
+            summary, _ = run_as(rank, 2, data, out, **changes)
+        assert summary is not None and images_of(out, "picky") == IMAGES
+        assert not (out / FOLDER / "failures.csv").exists()
+
+    def test_what_a_plugin_did_wrong_elsewhere_is_not_this_processs_as_long_as_others_are_at_work(
+        self, data: Path, tmp_path: Path, run_as: RunAs
+    ) -> None:
+        (tmp_path / "picky.py").write_text(PLUGIN)
+        (tmp_path / "bad").write_text(share_of(1, data)[10].id)
+        out, changes = tmp_path / "out", {"method": ("gradcam", "picky"), "plugin": (tmp_path / "picky.py",)}
+        summary, _ = run_as(0, 2, data, out, **changes)
+        assert summary is None
+        with pytest.raises(PluginError, match="'picky': ValueError"):
+            run_as(1, 2, data, out, **changes)
+
+
+PLUGIN = """
+from pathlib import Path
+from camkit import method
+
+@method("picky")
+def picky(trace):
+    if Path(__file__).with_name("bad").read_text() in trace.image_ids:
+        raise ValueError("not this one")
+    return trace.activation.sum(dim=1)
+"""
+
+
+def test_force_is_refused_in_several_processes(data: Path, tmp_path: Path, as_rank: Callable) -> None:
+    as_rank(0, 2)
+    with pytest.raises(UsageError, match="--force: several processes"):
+        tiny_bench(data, tmp_path / "out", force=True)
+
+
+@pytest.mark.parametrize("rank", ["2", "-1", "one"])
+def test_an_environment_that_makes_no_sense(rank: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="expected 0 <= RANK < WORLD_SIZE"):
+        Share.from_environment()
+
+
+def test_each_process_takes_its_own_gpu() -> None:
+    share = Share(rank=5, world=8, local_rank=1)
+    assert share.device("cuda") == "cuda:1"
+    assert (share.device("cuda:3"), share.device("cpu")) == ("cuda:3", "cpu")
+    assert Share().device("cuda") == "cuda"
