@@ -61,7 +61,7 @@ def score(folder: Path, **options: Any) -> None:
 def merge(folder: Path, plugin: tuple[str, ...]) -> None:
     """Fold the parts of a run that several processes divided into its results folder DIR.
 
-    The first of the processes does it at the end; after a crash it can be done, and repeated, by hand.
+    Each process folds its own part at its end. After a crash this can be done, and repeated, by hand.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""How near a map comes to the Shapley values of the layer's positions, see :mod:`camkit.game`.
+"""How near a map comes to the Shapley values of the layer's positions, see :mod:`camkit.network.game`.
 
 A map is taken as it is, signed, before any post-processing. Maps whose weights are averaged over positions or
 rectified (GradCAM and most others) are not divisions of the utility among positions: `value` in `camkit list

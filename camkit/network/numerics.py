@@ -1,4 +1,4 @@
-"""TODO"""
+"""Torch's numeric switches: set explicitly for a run, and recorded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO"""
+"""What a method is given: images and, for one layer, utility and target, what one pass says of them."""
 
 from __future__ import annotations
 
