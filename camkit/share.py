@@ -1,8 +1,8 @@
 """One of several processes that divide a run's images, as torchrun starts them.
 
 No process waits for another: there is no process group and no collective call, only files. Process k of n
-computes images k, k + n, k + 2n, … of the run's order and writes into OUT/.parts/rank-k, a results folder of its
-own, which it folds into OUT at its end (:mod:`camkit.results.merge`).
+computes images k, k + n, k + 2n, … of the run's order and writes into OUT/.parts/rank-k, a results folder of
+its own, which it folds into OUT at its end (:mod:`camkit.results.merge`).
 """
 
 from __future__ import annotations
