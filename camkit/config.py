@@ -266,17 +266,36 @@ def deciding_options() -> Iterator[Field]:
     return (one for one in fields(RunConfig) if one.metadata["decides"])
 
 
+# Kind of an option -> what its value has to be, and how an error calls that.
+TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
+    "names": (tuple, "a sequence of names"),
+    "files": (tuple, "a sequence of files"),
+    "text": (str, "text"),
+    "choice": (str, "text"),
+    "count": (int, "a whole number"),
+    "batch size": ((int, str), "a whole number or 'auto'"),
+    "flag": (bool, "True or False"),
+    "file": (Path, "a path"),
+    "folder": (Path, "a path"),
+    "share": ((int, float), "a number from 0 to 1"),
+}
+
+
 def check_options(options: Mapping[str, Any]) -> None:
     """What the command line's own options check, for options that come another way.
 
     Raises:
-        UsageError: one is none of its choices, or less than it can be.
+        UsageError: one is of another type, none of its choices, or less than it can be.
     """
-    known = {one.name: one.metadata for one in fields(RunConfig)}
+    known = {one.name: one for one in fields(RunConfig)}
     for name, value in options.items():
-        choices, least = known[name]["choices"], known[name]["least"]
+        meta = known[name].metadata
         said = f"--{name.replace('_', '-')} {value}"
-        if choices and value not in choices:
-            raise UsageError(f"{said}: expected one of {', '.join(choices)}")
-        if least is not None and isinstance(value, int) and value < least:
-            raise UsageError(f"{said}: expected {least} or more")
+        expected, words = TYPES[meta["kind"]]
+        wrong = isinstance(value, bool) and meta["kind"] != "flag"
+        if value is not known[name].default and (wrong or not isinstance(value, expected)):
+            raise UsageError(f"--{name.replace('_', '-')} {value!r}: expected {words}")
+        if meta["choices"] and value not in meta["choices"]:
+            raise UsageError(f"{said}: expected one of {', '.join(meta['choices'])}")
+        if meta["least"] is not None and isinstance(value, int) and value < meta["least"]:
+            raise UsageError(f"{said}: expected {meta['least']} or more")

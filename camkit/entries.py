@@ -146,6 +146,7 @@ class Model:
         build: takes `pretrained`, true or false; gives the module, logits (B, K) of images (B, 3, H, W).
         conv, prepool: module paths of the layers of these names; None: the last feature layer.
         mean, std: of the images it takes, per channel, in units of [0, 1].
+        size: side of the square images it takes, in pixels.
     """
 
     name: str
@@ -154,6 +155,7 @@ class Model:
     prepool: str | None
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    size: int = 224
     source_file: str = field(default="")
 
     @property
@@ -278,11 +280,12 @@ def model(
     prepool: str | None = None,
     mean: tuple[float, float, float] = IMAGENET_MEAN,
     std: tuple[float, float, float] = IMAGENET_STD,
+    size: int = 224,
 ) -> Decorator:
     """Register a function that builds a model; see :class:`Model`."""
 
     def register(build: Callable[..., Any]) -> Callable[..., Any]:
-        MODELS.add(Model(name, build, conv, prepool, mean, std, source_of(build)))
+        MODELS.add(Model(name, build, conv, prepool, mean, std, size, source_of(build)))
         return build
 
     return register

@@ -16,9 +16,9 @@ from camkit.cli.options import (
     config_option,
     config_options,
     debug_option,
-    say,
 )
 from camkit.config import RunConfig
+from camkit.console import say
 from camkit.errors import CamkitError, UsageError
 
 

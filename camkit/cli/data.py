@@ -16,8 +16,8 @@ from camkit.cli.options import (
     config_options,
     debug_option,
     format_option,
-    say,
 )
+from camkit.console import say
 from camkit.results.table import csv_line
 
 # Above this, a terminal shows the first ones and how many more there are; CSV and JSON have them all.

@@ -11,13 +11,9 @@ from typing import Any
 import click
 
 from camkit.config import GROUPS, RunConfig
+from camkit.share import available_cores
 
 FIELDS = {one.name: one for one in fields(RunConfig)}
-
-
-def say(line: str) -> None:
-    """A line for the user that is no result."""
-    click.echo(line, err=True)
 
 
 class Option(click.Option):
@@ -61,6 +57,12 @@ def _split(_: click.Context, __: click.Parameter, values: Sequence[str]) -> tupl
     return tuple(dict.fromkeys(name for name in names if name))
 
 
+def _split_files(_: click.Context, __: click.Parameter, values: Sequence[str]) -> tuple[str, ...]:
+    """As :func:`_split`, but for files whose names have commas."""
+    files = [one for value in values for one in ([value] if Path(value).is_file() else value.split(","))]
+    return tuple(dict.fromkeys(file.strip() for file in files if file.strip()))
+
+
 def _share(_: click.Context, __: click.Parameter, value: str | float | None) -> float | None:
     """`1%` or `0.01` -> 0.01."""
     if value is None:
@@ -80,7 +82,7 @@ def _data_or_default(_: click.Context, __: click.Parameter, value: str | None) -
 
 
 def _workers() -> int:
-    return min(8, (os.cpu_count() or 1) - 1)
+    return min(8, available_cores() - 1)
 
 
 # What the command line does with an option beside what its field says.
@@ -116,7 +118,7 @@ def _whole_number(least: int | None) -> click.ParamType:
 
 _KINDS: dict[str, Callable[..., dict[str, Any]]] = {
     "names": lambda meta: {"multiple": True, "callback": _split, "metavar": "NAME[,NAME…]"},
-    "files": lambda meta: {"multiple": True, "callback": _split},
+    "files": lambda meta: {"multiple": True, "callback": _split_files},
     "text": lambda meta: {},
     "choice": lambda meta: {"type": click.Choice(meta["choices"])},
     "count": lambda meta: {"type": _whole_number(meta["least"]), "metavar": "N"},

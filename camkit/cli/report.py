@@ -10,7 +10,8 @@ from typing import Any
 
 import click
 
-from camkit.cli.options import Command, config_option, config_options, debug_option, say
+from camkit.cli.options import Command, config_option, config_options, debug_option
+from camkit.console import say
 from camkit.errors import UsageError
 from camkit.report.grid import Grid
 

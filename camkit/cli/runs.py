@@ -16,10 +16,10 @@ from camkit.cli.options import (
     config_options,
     data_of_run,
     debug_option,
-    say,
     weights_of_run,
 )
 from camkit.config import RunConfig
+from camkit.console import say
 from camkit.errors import CamkitError, UsageError
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -119,15 +120,19 @@ def batches(
     if store:
         store.check()
     workers = affordable_workers(preprocess, batch_size, len(items), workers)
-    loader = DataLoader(
-        _Crops(chunks, preprocess, store),
-        batch_size=None,
-        num_workers=workers,
-        prefetch_factor=PREFETCH if workers else None,
-        timeout=TIMEOUT if workers else 0,
-        pin_memory=pin_memory,
-        worker_init_fn=_start_worker,
-    )
+    with warnings.catch_warnings():
+        # torch counts the machine's cores, and warns of more workers: the command's default counts them
+        # better.
+        warnings.filterwarnings("ignore", "This DataLoader will create")
+        loader = DataLoader(
+            _Crops(chunks, preprocess, store),
+            batch_size=None,
+            num_workers=workers,
+            prefetch_factor=PREFETCH if workers else None,
+            timeout=TIMEOUT if workers else 0,
+            pin_memory=pin_memory,
+            worker_init_fn=_start_worker,
+        )
     try:
         for batch in loader:
             if isinstance(batch, CamkitError):

@@ -24,9 +24,15 @@ DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 MAX_ASPECT = 1000
 
 
-PAPER_CROP = Compose(
-    [Resize(256, InterpolationMode.BILINEAR, antialias=True), CenterCrop(224), PILToTensor()]
-)
+def crop_to(size: int) -> Compose:
+    """The paper's crop, to another size: the short side to 256/224 of it, bilinear, then the centre."""
+    short = round(size * 256 / 224)
+    return Compose(
+        [Resize(short, InterpolationMode.BILINEAR, antialias=True), CenterCrop(size), PILToTensor()]
+    )
+
+
+PAPER_CROP = crop_to(224)
 
 
 @dataclass(frozen=True)

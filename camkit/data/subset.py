@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from PIL import Image
-from tqdm import tqdm
 
+from camkit.console import Bar
 from camkit.data.archives import EXTENSIONS
 from camkit.data.classes import index_to_wnid
 from camkit.data.items import DataSet, Item, in_storage_order, spread
@@ -37,13 +37,15 @@ def take(
     chosen = [item for turn, item in spread(data.items, seed) if turn < per_class]
     names = _targets(chosen)
     taken = []
-    for item in tqdm(in_storage_order(chosen), desc="taking", unit="img"):
-        try:
-            name = _put(item, names[item.id], out, link=not copy)
-        except (CamkitError, OSError) as error:
-            say(f"{item.id} is left out: {error}")
-            continue
-        taken.append((item.id, name, item.label))
+    with Bar(len(chosen), "taking") as bar:
+        for item in in_storage_order(chosen):
+            bar.update()
+            try:
+                name = _put(item, names[item.id], out, link=not copy)
+            except (CamkitError, OSError) as error:
+                say(f"{item.id} is left out: {error}")
+                continue
+            taken.append((item.id, name, item.label))
     return taken
 
 

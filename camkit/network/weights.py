@@ -123,7 +123,7 @@ def _from_plugin(row: ModelRow, pretrained: bool) -> nn.Module:
     added = MODELS[row.entry]
     try:
         model = added.build(pretrained=pretrained)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise PluginError(
             f"plugin {added.origin}: model {row.name!r}: {type(error).__name__}: {error}"
         ) from error
@@ -268,6 +268,18 @@ def _sha256(model: nn.Module) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def fill_classifier(model: nn.Module, seed: int) -> None:
+    """Draw the weights, N(0, 0.02), of a last linear layer that its library leaves at zero.
+
+    With it all logits are the same, and there is nothing to explain.
+    """
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    if linear and not linear[-1].weight.any():
+        weight = linear[-1].weight
+        drawn = torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed))
+        weight.data.copy_(0.02 * drawn)
 
 
 def calibrate(model: nn.Module, images: Tensor) -> None:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import torch
 from scipy.stats import binomtest
-from tqdm import tqdm
 
 from camkit.config import RunConfig
+from camkit.console import Bar
 from camkit.data import DataSet
 from camkit.data.batches import affordable_workers, batches
 from camkit.data.classes import CLASSES
@@ -59,7 +59,7 @@ def measure_top1(
     preprocess, network = prepared.loaded.preprocess, prepared.network
     affordable_workers(preprocess, batch_size, len(items), config.workers, say)
     hits = images = 0
-    with tqdm(total=len(items), desc=model, unit="img") as bar:
+    with Bar(len(items), model) as bar:
         for batch in batches(items, preprocess, batch_size, config.workers):
             bar.update(len(batch.items) + len(batch.errors))
             if batch.pixels is None:

@@ -12,9 +12,9 @@ from typing import Any
 
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from camkit.config import RunConfig
+from camkit.console import Bar
 from camkit.data import DataSet, Item, class_name, find_images
 from camkit.data.classes import CLASSES, index_to_wnid
 from camkit.data.items import in_storage_order
@@ -138,7 +138,11 @@ def check_data(
         say(note)
     items = in_storage_order(data.items)
     loader = DataLoader(_Contents(items), batch_size=None, num_workers=min(workers, len(items)))
-    contents = list(tqdm(loader, total=len(items), desc="reading", unit="img"))
+    contents = []
+    with Bar(len(items), "reading") as bar:
+        for content in loader:
+            contents.append(content)
+            bar.update()
     found = dict(zip((item.id for item in items), contents, strict=True))
     faults = sorted(
         [*_unreadable(found), *_duplicates(items, found), *_wrong_endings(items, found), *_unlabelled(data)],

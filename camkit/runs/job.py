@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from tqdm import tqdm
-
 from camkit.config import RunConfig
+from camkit.console import Bar
 from camkit.data import DataSet, Item
 from camkit.data.batches import affordable_workers
 from camkit.errors import CamkitError, RunError, Say
 from camkit.network.prepare import Prepared, prepare
 from camkit.results.cells import CellScores
-from camkit.results.folder import ERRORS, file_name
+from camkit.results.folder import ERRORS, FLAGS, file_name, flag_counts
 from camkit.results.lock import hold
 from camkit.results.merge import PATIENCE, fold, is_whole
 from camkit.results.model_run import ModelRun
 from camkit.runs.cells import cells_of_model
 from camkit.runs.describe import describe_protocol, describe_segment
-from camkit.runs.loop import Groups, Loop, at_a_size_that_fits, first_batch_size
+from camkit.runs.loop import Loop, at_a_size_that_fits, first_batch_size
 from camkit.runs.stop import Stop
 from camkit.share import Share
 
 # Without --max-errors: 1 % of a process's images, and where that is less than three, three.
 DEFAULT_MAX_ERRORS, FEW_ERRORS = 0.01, 3
-BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total} [{elapsed}<{remaining}, {rate_fmt}]"
 # Seconds that a process waits at its start for who holds a model's folder: others may be folding their parts.
 FOLDING = 10
 
@@ -122,17 +119,22 @@ class Job:
             CamkitError: see :meth:`_make_missing`; what it took is then in run.json.
         """
         todo = run.todo()
+        images = sum(len(items) for items, _ in todo)
         faults = 0
         try:
-            with self._progress(todo) as bar, self.stop.patiently(), loop.failures_named():
+            with (
+                Bar(images, file_name(self.name), self.share.rank > 0) as bar,
+                self.stop.patiently(),
+                loop.failures_named(),
+            ):
                 for batch, wanted, results in loop.run(todo, run.predicted):
                     run.write_errors(batch.errors)
                     for result in results:
                         run.write(result)
                         if isinstance(result, CellScores):
-                            bar.update(len(batch.items) / len(wanted))
+                            bar.reach(bar.n + len(batch.items) / len(wanted))
                     faults += len(batch.errors)
-                    bar.n = loop.images + len(batch.items) + faults  # exact again after fractions
+                    bar.reach(loop.images + len(batch.items) + faults)  # exact again after fractions
                     _check_errors(run, faults)
                     if self.stop.asked:
                         break
@@ -143,17 +145,6 @@ class Job:
                 run.end(loop.took())
             raise
         return loop.took()
-
-    def _progress(self, todo: Groups) -> tqdm:
-        terminal = sys.stderr.isatty()
-        return tqdm(
-            total=sum(len(items) for items, _ in todo),
-            desc=file_name(self.name),
-            disable=self.share.rank > 0,
-            unit="img",
-            mininterval=0.2 if terminal else 10,  # a log file needs no moving bar
-            bar_format=BAR,
-        )
 
     def _fold(self, run: ModelRun) -> bool:
         """Fold this process's part and those of processes that have ended; whether nothing is left."""
@@ -176,7 +167,25 @@ class Job:
                 f"{self.name}: the model classifies none of these images correctly; nothing to explain "
                 f"(--target {self.config.target})"
             )
+        self._say_degenerate(run)
         return run.failure_lines(items)
+
+    def _say_degenerate(self, run: ModelRun) -> None:
+        """Name the cells in which no map, or no score, says anything."""
+        counts = flag_counts(run.merged / FLAGS)
+        for flag, words in (
+            ("degenerate", "every map is constant or not finite"),
+            ("not_finite", "no image has all of its scores: logits that are not finite"),
+        ):
+            cells = [
+                cell for cell in run.cells if 0 < len(run.tables[cell].keys_there) <= counts[*cell.key, flag]
+            ]
+            places = dict.fromkeys((cell.layer, cell.utility) for cell in cells)
+            for layer, utility in places:
+                methods = [cell.method.name for cell in cells if cell.key[:2] == (layer, utility)]
+                self.say(
+                    f"{self.name}, {layer}, {utility}: {words}: {', '.join(methods)}. These rows say nothing."
+                )
 
 
 def _check_errors(run: ModelRun, faults: int) -> None:
