@@ -20,6 +20,7 @@ SUMMARY_FIELDS = (
 IMAGE_MEAN = (
     "_image_mean"  # ends the name of a plain mean in summary.csv, beside a column with a mean of its own
 )
+CURVE = "_curve"  # ends the name of a curve
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -255,6 +256,9 @@ def metric(
 def _check_columns(entry: Metric) -> None:
     if not entry.columns:
         raise ValueError(f"metric {entry.name!r} has no columns")
+    for curve in entry.curves:
+        if not curve.endswith(CURVE):
+            raise ValueError(f"metric {entry.name!r}: the name of a curve ends in {CURVE!r}, not {curve!r}")
     for column in entry.columns:
         if column in (*ROW_FIELDS, *SUMMARY_FIELDS) or column.endswith(IMAGE_MEAN):
             raise ValueError(f"metric {entry.name!r}: {column!r} is no score")

@@ -13,7 +13,7 @@ from tiny import TINY, noise
 from camkit.config import RunConfig
 from camkit.entries import METHODS
 from camkit.network.loading import load_model
-from camkit.network.weights import calibrate
+from camkit.network.random import calibrate
 from camkit.runs.bench import bench
 
 

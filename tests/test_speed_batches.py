@@ -30,7 +30,7 @@ from camkit.errors import CamkitError, UsageError
 from camkit.network.loading import LoadedModel, load_model
 from camkit.network.numerics import numerics
 from camkit.network.passes import Network
-from camkit.network.weights import calibrate
+from camkit.network.random import calibrate
 from camkit.runs.bench import bench
 from camkit.runs.dryrun import dry_run
 from camkit.runs.evaluate import Evaluation

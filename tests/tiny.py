@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from camkit.entries import METHODS, UTILITIES
 from camkit.network.passes import Network
 from camkit.network.trace import Trace
-from camkit.runs.guard import explain
+from camkit.runs.guard import make_maps as explain
 
 CPU = torch.device("cpu")
 

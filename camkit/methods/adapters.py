@@ -183,8 +183,13 @@ def _grad_cam(explainer: Any, trace: Trace) -> Tensor:
     positions = trace.network.positions.at(trace.images)
     layers = [find_module(model, trace.layer)]
     images = trace.images.detach().clone().requires_grad_()
-    with torch.enable_grad(), explainer(model, layers, reshape_transform=channels_first) as cam:
-        saliency = cam(images, [target(place) for place in range(len(images))])
+    with torch.enable_grad():
+        # Not as a context: on leaving that, grad-cam swallows errors of its own.
+        cam = explainer(model, layers, reshape_transform=channels_first)
+        try:
+            saliency = cam(images, [target(place) for place in range(len(images))])
+        finally:
+            cam.activations_and_grads.release()
     return torch.as_tensor(saliency).to(trace.images)
 
 

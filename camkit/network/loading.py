@@ -32,7 +32,7 @@ def load_model(
     Args:
         name: see :func:`find_row`.
         weights: `pretrained`, `random` (seeded; batch-norm statistics are then to be taken from images, see
-            :func:`camkit.network.weights.calibrate`), or a `.pth`, `.pt` or `.safetensors` file.
+            :func:`camkit.network.random.calibrate`), or a `.pth`, `.pt` or `.safetensors` file.
         preprocess: `paper` or `native`, see :class:`Preprocess`.
 
     Raises:

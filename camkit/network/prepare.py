@@ -17,7 +17,7 @@ from camkit.network.inspect import expect_classes, inspect, noise_like, open_net
 from camkit.network.layers import last_feature_layer
 from camkit.network.loading import LoadedModel, load_model, load_preprocess
 from camkit.network.passes import Network
-from camkit.network.weights import calibrate, fill_classifier
+from camkit.network.random import calibrate, fill_classifier
 from camkit.share import Share
 
 # Random weights take their batch-norm statistics from this many images, whatever the batch size or limit.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -12,10 +13,7 @@ from torch import Tensor, nn
 from camkit.errors import UsageError
 
 # What libraries call the parameters (1, tokens, C) of tokens that have no position.
-PREFIX_NAMES = {
-    *("cls_token", "class_token", "dist_token", "distillation_token"),
-    *("reg_token", "reg_tokens", "register_tokens"),
-}
+PREFIX_NAME = re.compile(r"(cls|class|dist|distillation|reg|register)_tokens?_?\d*")
 
 
 @dataclass(frozen=True)
@@ -40,12 +38,13 @@ class Positions:
     """What a model and its images say of the positions in its layers.
 
     Attributes:
-        prefix: how many tokens without a position (class, distillation, registers) stand before the others.
+        prefixes: how many tokens without a position (class, distillation, registers) may stand before the
+            others, the likeliest number first.
         ordered: number of tokens that stand in raster order; None: all do.
         batch, height, width: of the images.
     """
 
-    prefix: int = 0
+    prefixes: tuple[int, ...] = (0,)
     ordered: int | None = None
     batch: int = 0
     height: int = 0
@@ -105,7 +104,7 @@ class Positions:
         return abs(math.log((self.height / rows) / (self.width / columns)))
 
     def _of_tokens(self, tokens: int) -> Reshape | None:
-        for prefix in dict.fromkeys((self.prefix, 0)):
+        for prefix in self.prefixes:
             grids = list(self._grids(tokens - prefix))
             if len(grids) == 1 and self.ordered in (None, tokens - prefix):
                 return _tokens(prefix, *grids[0])
@@ -143,16 +142,17 @@ def _is_attention(output: Tensor, path: str) -> bool:
     return bool((output.detach().amin() >= 0) & ((sums - 1).abs().amax() < 1e-2))
 
 
-def prefix_tokens(model: nn.Module) -> int:
-    """How many tokens without a position a model puts before those of the patches."""
+def prefix_tokens(model: nn.Module) -> tuple[int, ...]:
+    """How many tokens without a position may stand before those of the patches: all, some kinds, none."""
     known = getattr(model, "num_prefix_tokens", None)
-    if isinstance(known, int):
-        return known
-    return sum(
-        parameter.shape[1] if parameter.ndim == 3 else 1
-        for name, parameter in model.named_parameters()
-        if name.rpartition(".")[2] in PREFIX_NAMES
-    )
+    kinds = [known] if isinstance(known, int) else []
+    if not kinds:
+        kinds = [
+            parameter.shape[1] if parameter.ndim == 3 else 1
+            for name, parameter in model.named_parameters()
+            if PREFIX_NAME.fullmatch(name.rpartition(".")[2])
+        ]
+    return tuple(dict.fromkeys((sum(kinds), *kinds, 0)))
 
 
 def find_reshape(layer: str, module: nn.Module, output: object, positions: Positions) -> Reshape:

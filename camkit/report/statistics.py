@@ -153,6 +153,9 @@ def bootstrap(
     for place, name in enumerate(columns):
         mean = (own or {}).get(name)
         if mean is not None:
+            if not {*mean.parts} <= {*columns}:
+                value[:, place] = resampled[..., place] = np.nan
+                continue
             parts = [columns.index(part) for part in mean.parts]
             slopes = mean.slopes(value[:, parts])
             value[:, place] = mean.of(value[:, parts])

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from camkit.entries import METHODS
 from camkit.network.loading import load_model
 from camkit.network.passes import find_module
-from camkit.network.weights import calibrate
+from camkit.network.random import calibrate
 
 PEERS = {
     "gradcam": peer.GradCAM,
