@@ -130,6 +130,7 @@ def explain(
             absent=absent,
             budget=budget,
             passed=passed,
+            regions=None,
         )
         maps, saliency = make_maps(found, trace)
         probability = trace.logits.softmax(dim=1).gather(1, classes[:, None])[:, 0]

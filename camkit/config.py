@@ -14,6 +14,7 @@ DEFAULT_METRICS = ("adcc", "deletion", "insertion")
 DEFAULT_BUDGET = 128  # permutations
 GROUPS = ("What to run", "Data", "Scores", "How it runs", "Output")
 # Options whose value is a path, or may be one: the command of a run shows the last part only.
+MOSAIC = "mosaic:"
 WORDS = ("pretrained", "random", "sample")
 
 
@@ -100,10 +101,26 @@ class RunConfig:
     )
     data: str = option(
         "sample",
-        "Folder of images, tar or parquet files.",
+        "Folder of images, tar or parquet files; mosaic:PATH sets confidently classified ones side by side.",
         group="Data",
-        metavar="PATH|sample",
+        metavar="PATH|mosaic:PATH|sample",
         shown="$CAMKIT_DATA, else the sample photos",
+    )
+    mosaic: int = option(
+        2,
+        "Photos along a side of a mosaic (--data mosaic:PATH).",
+        group="Data",
+        kind="count",
+        least=2,
+        decides="mosaic",
+    )
+    confidence: float = option(
+        0.9,
+        "Least probability of a photo's class by itself, for a mosaic.",
+        group="Data",
+        kind="share",
+        metavar="P",
+        decides="confidence",
     )
     layout: str | None = option(
         None,
@@ -236,6 +253,16 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_options(vars(self))
+
+    @property
+    def photos(self) -> str:
+        """Where the photos are, of mosaics too."""
+        return self.data.removeprefix(MOSAIC)
+
+    @property
+    def of_mosaics(self) -> bool:
+        """Whether the images are mosaics of photos."""
+        return self.data.startswith(MOSAIC)
 
     @property
     def protocol(self) -> dict[str, Any]:

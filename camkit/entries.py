@@ -38,6 +38,7 @@ class Method:
         value: the map divides the utility among the positions, as a Shapley value does.
         of_image: the map is the same for every layer and utility, and made once for all; the function takes a
             :class:`camkit.network.trace.ImageView`, which has neither.
+        of_pixels: the map is an attribution to pixels, whatever the layer.
         package: the other package that computes it; "" for camkit's own and plugins.
         source_file: where it is registered, see :func:`camkit.registry.source_of`.
     """
@@ -50,6 +51,7 @@ class Method:
     saliency: bool = False
     value: bool = False
     of_image: bool = False
+    of_pixels: bool = False
     package: str = ""
     source_file: str = ""
 
@@ -181,6 +183,7 @@ def method(
     saliency: bool = False,
     value: bool = False,
     of_image: bool = False,
+    of_pixels: bool = False,
 ) -> Decorator:
     """Register a function as a CAM method; see :class:`Method` for what it takes and returns.
 
@@ -193,7 +196,7 @@ def method(
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         METHODS.add(
             Method(
-                name, function, title or name, groups, source, saliency, value, of_image,
+                name, function, title or name, groups, source, saliency, value, of_image, of_pixels,
                 source_file=source_of(function),
             )
         )  # fmt: skip

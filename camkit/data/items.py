@@ -12,6 +12,7 @@ from pathlib import Path
 
 from camkit.data import sources
 from camkit.data.names import folder_of
+from camkit.data.regions import Region
 from camkit.data.sources import Source
 from camkit.errors import CamkitError
 
@@ -27,12 +28,16 @@ class Item:
         source: where its bytes come from.
         label: ImageNet class index, or None where it is not known.
         group: what the images are spread over (the label, else the folder).
+        target: the class to explain, whatever the target rule; None: the rule's.
+        region: where in the image that class is, as far as is known.
     """
 
     id: str
     source: Source
     label: int | None
     group: str
+    target: int | None = None
+    region: Region | None = None
 
 
 @dataclass(frozen=True)

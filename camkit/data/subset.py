@@ -13,7 +13,7 @@ from camkit.console import Bar
 from camkit.data.archives import EXTENSIONS
 from camkit.data.classes import index_to_wnid
 from camkit.data.items import DataSet, Item, in_storage_order, spread
-from camkit.data.sources import read_bytes
+from camkit.data.sources import parts_of, read_bytes
 from camkit.errors import CamkitError, UsageError
 
 
@@ -62,7 +62,8 @@ def _targets(items: list[Item]) -> dict[str, str]:
 
 def _put(item: Item, name: str, out: Path, link: bool) -> str:
     """Write one image; gives its path below `out`."""
-    content = read_bytes(item.source)
+    (photo,) = parts_of(item.source)
+    content = read_bytes(photo)
     if not name.lower().endswith(EXTENSIONS):
         with Image.open(io.BytesIO(content)) as image:
             name += f".{(image.format or 'jpg').lower()}"

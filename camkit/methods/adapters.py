@@ -111,7 +111,16 @@ def find_captum(name: str, explainer: str) -> Method:
     # LIME and KernelSHAP fit a linear model to one image, and call for the utility of that image alone.
     alone = issubclass(found, package.LimeBase)
     function = partial(_captum_layer, found) if of_layer else partial(_captum_pixels, found, alone=alone)
-    return Method(name, function, name, ("outside",), "captum", saliency=not of_layer, package="captum")
+    return Method(
+        name,
+        function,
+        name,
+        ("outside",),
+        "captum",
+        saliency=not of_layer,
+        of_pixels=not of_layer,
+        package="captum",
+    )
 
 
 def _captum_layer(explainer: Any, trace: Trace) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from camkit.entries import method
+from camkit.errors import UsageError
 from camkit.methods.saliency import min_max
 from camkit.network.seeding import generator
 from camkit.network.trace import ImageView, Trace
@@ -103,3 +104,20 @@ def randomcam(trace: Trace) -> Tensor:
     ).to(activation)
     # Not a matrix product: its last bits depend on where in memory its operands lie.
     return (weights[:, :, None, None] * activation).sum(dim=1)
+
+
+@method(
+    "region", title="Region", groups=("controls-region",), source="control: the region itself, the ceiling"
+)
+def region(trace: Trace) -> Tensor:
+    """Share of each position's cell that lies in the region of the target class: what localisation can reach.
+
+    Raises:
+        UsageError: the data have no regions.
+    """
+    if trace.regions is None:
+        raise UsageError(
+            "the method 'region' shows where the class is, and these data do not say (--regions)"
+        )
+    height, width = trace.activation.shape[2:]
+    return F.adaptive_avg_pool2d(trace.regions[:, None].to(trace.activation), (height, width))[:, 0]

@@ -9,6 +9,12 @@ from camkit.metrics import adcc
 from camkit.metrics import causal
 from camkit.metrics import shapley_value
 from camkit.metrics import single_deletion
+from camkit.metrics import localisation
+from camkit.metrics import null_positions
+from camkit.metrics import class_sensitivity
 from camkit.metrics.subject import Subject
 
-__all__ = ["Subject", "adcc", "causal", "shapley_value", "single_deletion"]
+__all__ = [
+    "Subject", "adcc", "causal", "class_sensitivity", "localisation", "null_positions", "shapley_value",
+    "single_deletion",
+]  # fmt: skip

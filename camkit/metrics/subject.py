@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -42,23 +42,41 @@ class Subject:
 
     Attributes:
         images: normalised, (B, 3, H, W).
+        target: the explained classes c, (B,).
+        logits: of the images, (B, K).
         probability: p_c of the images, (B,), in [0, 1].
         score: images (B, 3, H, W) -> p_c (B,); one pass.
         logit: images (B, 3, H, W) -> y_c (B,); one pass.
         steps: N of deletion and insertion.
         saliency: (B, H, W) in [0, 1].
         maps: the signed maps (B, h, w); None from methods that give saliency maps.
+        regions: where the target classes are, bool (B, H, W), empty where that is not known of an image; None
+            where it is known of none.
+        image_ids, seed: for what is drawn per image.
+        grid: sides (h, w) of the layer's map; None for methods that see no layer.
         explain_again: images (B, 3, H, W) -> p_c (B,) and saliency maps (B, H, W) by the same method.
+        explain_gated: mask (B, 1, h, w), name of the mask -> signed maps (B, h, w) or, from methods that give
+            saliency maps, these twice: of the network that is blind to positions where the mask is 0, see
+            :meth:`camkit.network.passes.Network.gated`. One pass for each mask, whatever the methods.
+        explain_class: other classes (B,) -> maps as above; one gradient.
     """
 
     images: Tensor
+    target: Tensor
+    logits: Tensor
     probability: Tensor
     score: Callable[[Tensor], Tensor]
     logit: Callable[[Tensor], Tensor]
     steps: int
     saliency: Tensor
     maps: Tensor | None
+    regions: Tensor | None
+    image_ids: Sequence[str]
+    seed: int
+    grid: tuple[int, int] | None
     explain_again: Callable[[Tensor], tuple[Tensor, Tensor]]
+    explain_gated: Callable[[Tensor, str], tuple[Tensor, Tensor]]
+    explain_class: Callable[[Tensor], tuple[Tensor, Tensor]]
     _find_trace: Callable[[], Trace]
     # Of the images alone: :func:`dataclasses.replace` hands it on to the subjects of the other methods.
     _made: dict[str, Tensor] = field(default_factory=dict)
@@ -87,6 +105,18 @@ class Subject:
     def blurred_probability(self) -> Tensor:
         """p_c of the blurred images, (B,)."""
         return self._once("blurred_probability", lambda: self.score(self.blurred))
+
+    def region_certified(self, share: float) -> Tensor:
+        """(B,): blanking all else lowers y_c by less than this share of what blanking the region does."""
+        return self._once(f"certified {share}", lambda: self._region_certified(share))
+
+    def _region_certified(self, share: float) -> Tensor:
+        assert self.regions is not None
+        inside = self.regions[:, None]
+        whole = self.logit(self.images)
+        without_region = whole - self.logit(self.images * ~inside)
+        without_rest = whole - self.logit(self.images * inside)
+        return without_rest < share * without_region
 
     @property
     def patch_drops(self) -> Tensor:

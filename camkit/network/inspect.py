@@ -58,6 +58,18 @@ def open_network(
     return network
 
 
+def takes(model: nn.Module, shape: tuple[int, int, int], device: torch.device) -> bool:
+    """Whether a model takes images of a shape (C, H, W)."""
+    try:
+        with torch.no_grad():
+            model.eval().to(device)(noise_like(1, shape, device))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
+        return False
+    return True
+
+
 def expect_logits(name: str, logits: Tensor) -> None:
     """They are logits (B, K) of two classes or more.
 

@@ -43,6 +43,8 @@ def find_module(model: nn.Module, path: str) -> nn.Module:
 def hooked(after: Hooks, before: Hooks = ()) -> Iterator[None]:
     """Attach forward hooks to modules, and remove them at the end, also after an exception.
 
+    They run before hooks that are there already.
+
     Args:
         after: hooks that run behind a module's forward, see `torch.nn.Module.register_forward_hook`.
         before: hooks that run in front of it.
@@ -51,7 +53,7 @@ def hooked(after: Hooks, before: Hooks = ()) -> Iterator[None]:
         for module, hook in before:
             attached.callback(module.register_forward_pre_hook(hook).remove)
         for module, hook in after:
-            attached.callback(module.register_forward_hook(hook).remove)
+            attached.callback(module.register_forward_hook(hook, prepend=True).remove)
         yield
 
 

@@ -58,6 +58,7 @@ class Network:
         self.device = device
         self.dtype = dtype
         self.copies_input = False
+        self._size = (0, 0)  # of the images in the last pass
         self.positions = Positions.of(self.model, torch.empty(0, 0, 0, 0))
         self._scored: Callable[[Tensor], Any] = self.model
         self.passes = self.head_passes = 0
@@ -89,6 +90,7 @@ class Network:
         return self._output(self.model, images)
 
     def _output(self, model: Callable[[Tensor], Any], images: Tensor) -> Tensor:
+        self._size = (images.shape[2], images.shape[3])
         return logits_of(model(images.clone() if self.copies_input else images))
 
     @torch.inference_mode()
@@ -121,6 +123,27 @@ class Network:
                     f"layer {missing[0]!r} does not run in a forward pass: choose another --layer"
                 )
             return TracedPass(precise(logits), leaves)
+
+    @contextmanager
+    def gated(self, layer: str, mask: Tensor) -> Iterator[None]:
+        """Multiply a layer's output, behind where it is traced, by a mask (B, 1, h, w).
+
+        The rest of the network is then made blind to the positions where the mask is 0: the logits are a
+        function u(A M) of the traced activation A.
+
+        Raises:
+            CamkitError: in a pass, of other images than these B.
+        """
+
+        def gate(_: nn.Module, __: tuple, output: Tensor) -> Tensor:
+            if len(output) != len(mask):
+                raise CamkitError(f"a pass of {len(output)} images, where the mask is for {len(mask)}")
+            images = torch.empty(len(output), 0, *self._size)
+            reshape = find_reshape(layer, _, output, self.positions.at(images))
+            return reshape.from_map(reshape.to_map(output) * mask, output)
+
+        with hooked([(find_module(self.model, layer), gate)]):
+            yield
 
     def _capture(
         self,

@@ -10,10 +10,10 @@ import torch
 from camkit.config import RunConfig
 from camkit.data import Item
 from camkit.data.batches import batches
-from camkit.data.pixels import Preprocess
+from camkit.data.pixels import Preprocess, shrunk
 from camkit.errors import CamkitError, Say, UsageError
 from camkit.network.allocator import keep_freed_memory
-from camkit.network.inspect import expect_classes, inspect, noise_like, open_network
+from camkit.network.inspect import expect_classes, inspect, noise_like, open_network, takes
 from camkit.network.layers import last_feature_layer
 from camkit.network.loading import LoadedModel, load_model, load_preprocess
 from camkit.network.passes import Network
@@ -71,6 +71,12 @@ def prepare(name: str, layers: Sequence[str], data: Sequence[Item], config: RunC
         keep_freed_memory()
     loaded = load_model(name, config.weights, config.preprocess, config.seed)
     loaded = replace(loaded, preprocess=replace(loaded.preprocess, orient=config.exif == "apply"))
+    if config.of_mosaics:
+        loaded = replace(loaded, preprocess=replace(loaded.preprocess, side=config.mosaic))
+        if not takes(loaded.model, loaded.preprocess.shape, device):
+            loaded = replace(loaded, preprocess=shrunk(loaded.preprocess))
+            height, width = loaded.preprocess.shape[1:]
+            say(f"{name}: takes no larger images: the mosaics are shrunk to {height}x{width}")
     shape = loaded.preprocess.shape
     if not 1 <= config.steps <= shape[1] * shape[2]:
         raise UsageError(f"--steps {config.steps}: expected 1 to {shape[1] * shape[2]}, the number of pixels")

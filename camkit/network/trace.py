@@ -29,6 +29,7 @@ class ImageView:
         target: target classes, (B,).
         seed, draw: seed of random methods; 0 for the image, 1 for the masked image of coherency.
         network: the model whose classes are explained.
+        regions: where the target classes are in the images, bool (B, H, W); None where that is not known.
     """
 
     images: Tensor
@@ -38,6 +39,7 @@ class ImageView:
     seed: int
     draw: int
     network: Network
+    regions: Tensor | None
 
     def score(self, images: Tensor) -> Tensor:
         """Probability p_c (B,) of other images (B, 3, H, W): one pass."""

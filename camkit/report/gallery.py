@@ -14,7 +14,7 @@ from PIL import Image
 
 from camkit.data import class_name, find_images
 from camkit.data.pixels import PAPER_CROP, Preprocess, read_file
-from camkit.data.sources import Source
+from camkit.data.sources import Source, parts_of
 from camkit.errors import CamkitError, UsageError
 from camkit.network.loading import load_model
 from camkit.network.models import ROWS
@@ -262,7 +262,8 @@ def _preprocess(block: Block) -> Preprocess:
 
 
 def _jpeg(preprocess: Preprocess, source: Source) -> str:
-    pixels = preprocess.pixels(read_file(source))
+    crops = [preprocess.pixels(read_file(photo)) for photo in parts_of(source)]
+    pixels = preprocess.assemble(crops)
     photo = Image.fromarray(pixels.permute(1, 2, 0).numpy())
     photo.thumbnail((PHOTO_SIDE, PHOTO_SIDE), Image.Resampling.LANCZOS)
     file = io.BytesIO()

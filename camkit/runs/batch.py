@@ -58,6 +58,8 @@ class Explained:
         kept: positions in the batch of the images whose scores are wanted.
         classes: their target classes.
         traced, trace: the pass, and the view of it, that the last cell had.
+        gated: (module path, name of a mask) -> the pass of the network that is blind where the mask is 0.
+        regions: where the target classes are, bool (B, H, W).
         shared: what the metrics of all cells make once.
     """
 
@@ -68,7 +70,9 @@ class Explained:
     kept: list[int]
     classes: tuple[int, ...]
     traced: TracedPass
+    regions: Tensor | None = None
     trace: Trace | None = None
+    gated: dict[tuple[str, str], TracedPass] = field(default_factory=dict)
     shared: dict[str, Tensor] = field(default_factory=dict)
 
     @property

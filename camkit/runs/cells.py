@@ -99,11 +99,15 @@ def select(config: RunConfig, say: Say) -> tuple[list[str], DataSet, list[Item]]
     models = find_models(config.model)
     check_names(config.method, config.utility, config.metrics)
     target = find_target(config.target)
-    data = find_images(config.data, config.seed, config.layout, config.labels)
+    data = find_images(config.photos, config.seed, config.layout, config.labels)
     for note in data.notes:
         say(note)
     if config.data == "sample":
         say("The data are scikit-image's six sample photos: a demonstration, not a benchmark (see --data).")
+    if config.of_mosaics:
+        if config.target != "predicted":
+            raise UsageError(f"--target {config.target}: in a mosaic each photo's own class is explained")
+        return models, data, list(data.items)
     items = list(data.items[: config.limit])
     if target.needs_labels:
         labelled = [item for item in items if item.label is not None]

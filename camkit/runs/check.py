@@ -19,6 +19,7 @@ from camkit.data import DataSet, Item, class_name, find_images
 from camkit.data.classes import CLASSES, index_to_wnid
 from camkit.data.items import in_storage_order
 from camkit.data.pixels import decode, read_file
+from camkit.data.sources import parts_of
 from camkit.errors import CamkitError
 from camkit.runs.accuracy import measure_top1
 from camkit.runs.cells import find_models
@@ -87,7 +88,8 @@ class Content:
 def inspect(item: Item) -> Content:
     """Read and decode one image."""
     try:
-        content = read_file(item.source)
+        (photo,) = parts_of(item.source)
+        content = read_file(photo)
         decode(content)
     except CamkitError as error:
         return Content(reason=str(error))

@@ -27,6 +27,7 @@ from camkit.results.rows import ModelRows
 from camkit.results.table import number
 from camkit.runs.cells import cells_of_model, select
 from camkit.runs.describe import describe_protocol
+from camkit.runs.job import images_of
 from camkit.runs.loop import Loop, Wanted, at_a_size_that_fits, first_batch_size, load_batches
 from camkit.share import Share
 
@@ -83,7 +84,7 @@ def _estimate(
     cells = {
         cell: describe_protocol(prepared, cell, config, data) for cell in cells_of_model(prepared, config)
     }
-    order = {item.id: place for place, item in enumerate(data.items)}
+    items, order = images_of(prepared, config, data, items, say)
     rows = ModelRows(name, cells, config, order, items, Share())
     rows.check_protocols()
     rows.read()

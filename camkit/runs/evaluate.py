@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -72,7 +73,7 @@ class Evaluation:
         logits = traced.logits.detach()
         predictions, predicted = self._predictions(batch, logits, predicted_before or {})
         yield predictions
-        target = self.target.class_of(predicted, self._labels(batch, predicted, logits.shape[1]))
+        target = self._targets(batch, predicted, classes=logits.shape[1])
         kept = [
             position
             for position, item in enumerate(batch.items)
@@ -89,6 +90,7 @@ class Evaluation:
             kept,
             tuple(classes[position] for position in kept),
             traced,
+            None if batch.regions is None else pad(batch.regions, self.batch_size).to(images.device),
         )
         made: dict[tuple[Any, ...], Made] = {}
         for cell, metrics in together(wanted):
@@ -124,15 +126,22 @@ class Evaluation:
         )
         return Predictions(batch.items, classes, probability, classes_here, probability_here), predicted
 
-    def _labels(self, batch: Batch, predicted: Tensor, classes: int) -> Tensor:
-        """Labels (B,) of the padded batch, -1 where there is none."""
-        labels = [-1 if item.label is None else item.label for item in batch.items]
-        if self.target.needs_labels and max(labels) >= classes:
+    def _targets(self, batch: Batch, predicted: Tensor, classes: int) -> Tensor:
+        """The classes to explain, (B,) of the padded batch: the images' own, else by the rule."""
+        labels = self._column([item.label for item in batch.items], predicted)
+        if self.target.needs_labels and labels.max() >= classes:
             raise UsageError(
-                f"the data has class {max(labels)}, the model gives {classes} classes: use --target predicted"
+                f"the data has class {labels.max()}, the model gives {classes} classes: use --target "
+                "predicted"
             )
-        labels += labels[-1:] * (self.batch_size - len(labels))
-        return torch.tensor(labels, device=predicted.device)
+        own = self._column([item.target for item in batch.items], predicted)
+        return own.where(own >= 0, self.target.class_of(predicted, labels))
+
+    def _column(self, values: Sequence[int | None], like: Tensor) -> Tensor:
+        """Whole numbers (B,) of the padded batch, -1 for None."""
+        numbers = [-1 if value is None else value for value in values]
+        numbers += numbers[-1:] * (self.batch_size - len(numbers))
+        return torch.tensor(numbers, device=like.device)
 
     def _make(self, explained: Explained, cell: Cell) -> Made:
         if cell.method.of_image:
@@ -159,13 +168,21 @@ class Evaluation:
         maps, saliency = made.maps
         return Subject(
             images=explained.images,
+            target=explained.target,
+            logits=explained.traced.logits.detach(),
             probability=made.probability,
             score=lambda images: self.network.score(images, explained.target),
             logit=lambda images: self.network.logit(images, explained.target),
             steps=self.config.steps,
             saliency=saliency,
             maps=None if cell.method.saliency else maps,
+            regions=explained.regions,
+            image_ids=self._ids(explained),
+            seed=self.config.seed,
+            grid=None if cell.method.of_image or cell.method.of_pixels else self._grid(explained, cell),
             explain_again=partial(self._explain_again, explained, cell),
+            explain_gated=partial(self._explain_gated, explained, cell),
+            explain_class=partial(self._explain_class, explained, cell),
             _find_trace=partial(self._trace, explained, cell),
             _made=explained.shared,
         )
@@ -216,16 +233,25 @@ class Evaluation:
 
     def _seen(self, explained: Explained, images: Tensor, draw: int) -> dict[str, Any]:
         """The fields of an image view."""
-        ids = [item.id for item in explained.batch.items]
         return {
             "images": images,
-            "image_ids": ids + ids[-1:] * (self.batch_size - len(ids)),
+            "image_ids": self._ids(explained),
             "pixels": partial(self.preprocess.denormalise, images),
             "target": explained.target,
             "seed": self.config.seed,
             "draw": draw,
             "network": self.network,
+            "regions": explained.regions,
         }
+
+    def _ids(self, explained: Explained) -> list[str]:
+        """Names (B,) of the padded batch."""
+        ids = [item.id for item in explained.batch.items]
+        return ids + ids[-1:] * (self.batch_size - len(ids))
+
+    def _grid(self, explained: Explained, cell: Cell) -> tuple[int, int]:
+        height, width = self._trace(explained, cell).activation.shape[2:]
+        return height, width
 
     def _view(self, explained: Explained, cell: Cell, images: Tensor, traced: TracedPass, draw: int) -> Trace:
         return Trace(
@@ -245,3 +271,22 @@ class Evaluation:
         traced = self.network.trace(images, [cell.path])
         view = self._view(explained, cell, images, traced, draw=1)
         return of_target(traced.logits, explained.target), self.make_maps(cell.method, view)[1]
+
+    def _explain_gated(
+        self, explained: Explained, cell: Cell, mask: Tensor, name: str
+    ) -> tuple[Tensor, Tensor]:
+        """Maps and saliency maps from the network that is blind to positions where a mask is 0."""
+        key = (cell.path, name)
+        with self.network.gated(cell.path, mask):
+            if key not in explained.gated:
+                explained.gated[key] = self.network.trace(explained.images, [cell.path])
+            view = self._view(explained, cell, explained.images, explained.gated[key], draw=0)
+            return self.make_maps(cell.method, view)
+
+    def _explain_class(self, explained: Explained, cell: Cell, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps and saliency maps of other classes (B,), from the same pass."""
+        if cell.method.of_image:
+            view = ImageView(**self._seen(explained, explained.images, draw=0) | {"target": target})
+            return self.make_maps(cell.method, view)
+        trace = replace(self._trace(explained, cell), target=target)
+        return self.make_maps(cell.method, trace)

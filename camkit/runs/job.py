@@ -21,6 +21,7 @@ from camkit.results.model_run import ModelRun
 from camkit.runs.cells import cells_of_model
 from camkit.runs.describe import describe_protocol, describe_segment
 from camkit.runs.loop import Loop, at_a_size_that_fits, first_batch_size
+from camkit.runs.mosaics import mosaic_items
 from camkit.runs.stop import Stop
 from camkit.share import Share
 
@@ -30,14 +31,28 @@ DEFAULT_MAX_ERRORS, FEW_ERRORS = 0.01, 3
 FOLDING = 10
 
 
+def images_of(
+    prepared: Prepared, config: RunConfig, data: DataSet, items: Sequence[Item], say: Say
+) -> tuple[Sequence[Item], dict[str, int]]:
+    """The images that a model scores, and the place of each image in the order of the run.
+
+    Args:
+        items: the photos of the run.
+    """
+    if not config.of_mosaics:
+        return items, {item.id: place for place, item in enumerate(data.items)}
+    mosaics = mosaic_items(prepared, config, data, config.out / file_name(prepared.loaded.row.name), say)
+    return mosaics, {item.id: place for place, item in enumerate(mosaics)}
+
+
 def open_run(
-    prepared: Prepared, config: RunConfig, data: DataSet, items: Sequence[Item], share: Share
+    prepared: Prepared, config: RunConfig, data: DataSet, items: Sequence[Item], share: Share, say: Say
 ) -> ModelRun:
     """The rows of one model, ready to be added to; see :class:`camkit.results.model_run.ModelRun`."""
     cells = {
         cell: describe_protocol(prepared, cell, config, data) for cell in cells_of_model(prepared, config)
     }
-    order = {item.id: place for place, item in enumerate(data.items)}
+    items, order = images_of(prepared, config, data, items, say)
     segment = describe_segment(prepared, config, data)
     return ModelRun(prepared.loaded.row.name, cells, config, order, items, share, segment)
 
@@ -71,7 +86,7 @@ class Job:
                 pass
         with hold(self.share.folder(self.config.out) / file_name(self.name)):
             prepared = prepare(self.name, self.config.layer, self.data.items, self.config, self.say)
-            run = open_run(prepared, self.config, self.data, self.items, self.share)
+            run = open_run(prepared, self.config, self.data, self.items, self.share, self.say)
             try:
                 self._make_missing(run, prepared, numeric_record)
             except RunError:
@@ -81,7 +96,7 @@ class Job:
         complete = self.share.world == 1 or self._fold(run)
         if failure:
             raise failure
-        return self._conclude(run, self.items if complete else self.share.of(self.items))
+        return self._conclude(run, run.items if complete else self.share.of(run.items))
 
     def _make_missing(self, run: ModelRun, prepared: Prepared, numeric_record: Mapping[str, Any]) -> None:
         """Make the rows of this process's images that are not there, and finish the tables.
@@ -129,6 +144,8 @@ class Job:
             ):
                 for batch, wanted, results in loop.run(todo, run.predicted):
                     run.write_errors(batch.errors)
+                    for item, reason in batch.notes:
+                        self.say(f"{item.id}: {reason}: no localisation")
                     for result in results:
                         run.write(result)
                         if isinstance(result, CellScores):
@@ -152,7 +169,7 @@ class Job:
             fold(self.config.out, run.folder.name, run.order, busy=True)
             run.reload()
             run.settle()
-            return is_whole(self.config.out, run.folder.name, [item.id for item in self.items])
+            return is_whole(self.config.out, run.folder.name, [item.id for item in run.items])
 
     def _conclude(self, run: ModelRun, items: Sequence[Item]) -> list[str]:
         """Say what is odd about a finished model; plugin errors on these images, a line each."""

@@ -125,7 +125,7 @@ def _rescore_model(
 ) -> list[str]:
     """Score the maps of the folders that one loaded model serves; plugin errors, a line each."""
     config = next(iter(folders.values()))
-    data = find_images(config.data, config.seed, config.layout, config.labels)
+    data = find_images(config.photos, config.seed, config.layout, config.labels)
     for folder in folders:
         if data.fingerprint != read_run(folder)["protocol"]["data_fingerprint"]:
             raise UsageError(f"--data {config.data} is not the data of this run (another fingerprint)")
@@ -149,7 +149,7 @@ def _rescore_folder(
     numeric_record: Mapping[str, Any],
     say: Say,
 ) -> list[str]:
-    run = open_run(prepared, config, data, data.items, Share())
+    run = open_run(prepared, config, data, data.items, Share(), say)
     groups = _with_maps(run.todo(), saved)
     images = sum(len(items) for items, _ in groups)
     if not images:

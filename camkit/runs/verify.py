@@ -151,7 +151,7 @@ def _expect_known(folder: Path) -> None:
 def _verify_model(folders: Mapping[Path, RunConfig], seed: int, say: Say) -> Iterator[Checked]:
     """The folders of cells that one loaded model serves, with the settings of their runs."""
     config = next(iter(folders.values()))
-    data = find_images(config.data, config.seed, config.layout, config.labels)
+    data = find_images(config.photos, config.seed, config.layout, config.labels)
     for folder in folders:
         run = read_run(folder)
         if data.fingerprint != run["protocol"]["data_fingerprint"]:
