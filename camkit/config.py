@@ -136,6 +136,13 @@ class RunConfig:
         kind="file",
         metavar="FILE",
     )
+    regions: Path | None = option(
+        None,
+        "Where the class is in each image, for localisation: boxes (CSV, ILSVRC's XML) or PNG masks.",
+        group="Data",
+        kind="file",
+        metavar="FILE|DIR",
+    )
     limit: int | None = option(
         None, "The first N images of the seeded, spread-out order.", group="Data", kind="count", least=1
     )

@@ -12,6 +12,7 @@ from camkit.data.sources import Photo, read_bytes
 from camkit.errors import CamkitError
 
 Size = tuple[int, int]  # width, height
+IGNORED = 1000
 
 
 @dataclass(frozen=True)
@@ -46,14 +47,13 @@ class Boxes:
 
 @dataclass(frozen=True)
 class MaskFile:
-    """A PNG mask of the photo's size: 255 (or 1, in a mask of 0 and 1) is inside.
+    """A PNG mask of the photo's size: whatever is not 0 is inside.
 
-    Attributes:
-        value: the value that is inside, of masks that number segments; None: whatever is not 0.
+    In a mask of three channels, ImageNet-S's encoding, the segment's number is R + 256 G, and 1000 is
+    ignored.
     """
 
     source: Photo
-    value: int | None = None
 
     def draw(self, size: Size) -> Image.Image:
         """White on black, mode L.
@@ -68,14 +68,15 @@ class MaskFile:
             raise
         except Exception as error:  # PIL's decoders raise nearly anything on a damaged file
             raise CamkitError(f"the mask {self.source} cannot be read: {error}") from error
-        if values.ndim == 3:  # ImageNet-S: the class's number is R + 256 G
+        if values.ndim == 3:
             values = values[..., 0].astype(np.int64) + 256 * values[..., 1]
+            values = np.where(values == IGNORED, 0, values)
         if values.shape != (size[1], size[0]):
             raise CamkitError(
                 f"the mask {self.source} has {values.shape[1]}x{values.shape[0]} pixels, the photo "
                 f"{size[0]}x{size[1]}"
             )
-        inside = values != 0 if self.value is None else values == self.value
+        inside = values != 0
         if not inside.any():
             raise CamkitError(f"the mask {self.source} is empty")
         return Image.fromarray(inside.astype(np.uint8) * 255)

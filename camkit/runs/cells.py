@@ -11,6 +11,7 @@ import camkit.metrics
 import camkit.network.utilities  # noqa: F401  (all three fill registries)
 from camkit.config import RunConfig
 from camkit.data import DataSet, Item, find_images
+from camkit.data.annotations import with_regions
 from camkit.entries import METHODS, METRICS, UTILITIES, Method
 from camkit.errors import Say, UsageError
 from camkit.network.models import PAPER_ROWS, find_row
@@ -89,6 +90,16 @@ def cells_of_model(prepared: Prepared, config: RunConfig) -> list[Cell]:
     ]
 
 
+def find_data(config: RunConfig) -> DataSet:
+    """The photos of a run, with their regions.
+
+    Raises:
+        UsageError: there are no images, or files of labels or regions do not fit them.
+    """
+    data = find_images(config.photos, config.seed, config.layout, config.labels)
+    return data if config.regions is None else with_regions(data, config.regions)
+
+
 def select(config: RunConfig, say: Say) -> tuple[list[str], DataSet, list[Item]]:
     """The models, the data set, and the images of it that a run takes.
 
@@ -99,12 +110,14 @@ def select(config: RunConfig, say: Say) -> tuple[list[str], DataSet, list[Item]]
     models = find_models(config.model)
     check_names(config.method, config.utility, config.metrics)
     target = find_target(config.target)
-    data = find_images(config.photos, config.seed, config.layout, config.labels)
+    data = find_data(config)
     for note in data.notes:
         say(note)
     if config.data == "sample":
         say("The data are scikit-image's six sample photos: a demonstration, not a benchmark (see --data).")
     if config.of_mosaics:
+        if config.regions is not None:
+            raise UsageError("--regions: in a mosaic the region is the photo's tile")
         if config.target != "predicted":
             raise UsageError(f"--target {config.target}: in a mosaic each photo's own class is explained")
         return models, data, list(data.items)

@@ -90,7 +90,7 @@ class Evaluation:
             kept,
             tuple(classes[position] for position in kept),
             traced,
-            None if batch.regions is None else pad(batch.regions, self.batch_size).to(images.device),
+            self._regions(batch, target),
         )
         made: dict[tuple[Any, ...], Made] = {}
         for cell, metrics in together(wanted):
@@ -136,6 +136,15 @@ class Evaluation:
             )
         own = self._column([item.target for item in batch.items], predicted)
         return own.where(own >= 0, self.target.class_of(predicted, labels))
+
+    def _regions(self, batch: Batch, target: Tensor) -> Tensor | None:
+        """Regions (B, H, W) of the padded batch; empty where another class is explained than lies there."""
+        if batch.regions is None:
+            return None
+        regions = pad(batch.regions, self.batch_size).to(target.device)
+        of = [item.label if item.target is None else item.target for item in batch.items]
+        classes = self._column(of, target)
+        return regions & ((classes < 0) | (classes == target))[:, None, None]
 
     def _column(self, values: Sequence[int | None], like: Tensor) -> Tensor:
         """Whole numbers (B,) of the padded batch, -1 for None."""
