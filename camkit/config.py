@@ -61,7 +61,7 @@ class RunConfig:
     )
     method: tuple[str, ...] = option(
         ("shapleycam",),
-        "CAM methods, or groups: paper (the ten), controls (the five), aumann, all.",
+        "CAM methods, or groups: paper (the ten), controls (the seven), aumann, all.",
         group="What to run",
         kind="names",
     )
@@ -73,9 +73,9 @@ class RunConfig:
     )
     target: str = option(
         "predicted",
-        "Class to explain; correct: the label, on images that the model gets right.",
+        "Class to explain; correct: the label, on images that the model gets right. INDEX: of a class.",
         group="What to run",
-        metavar="predicted|label|correct",
+        metavar="predicted|label|correct|runner-up|INDEX",
         decides="target_rule",
     )
     weights: str = option(
@@ -181,6 +181,14 @@ class RunConfig:
     steps: int = option(
         224, "Steps of deletion and insertion.", group="Scores", kind="count", decides="steps"
     )
+    ties: str = option(
+        "raster",
+        "Which of equally salient pixels goes first in deletion and insertion; random: seeded, cell by cell.",
+        group="Scores",
+        kind="choice",
+        choices=("raster", "random"),
+        decides="ties",
+    )
     budget: int = option(
         DEFAULT_BUDGET,
         "Permutations from which Shapley values are estimated.",
@@ -272,9 +280,17 @@ class RunConfig:
         return self.data.startswith(MOSAIC)
 
     @property
+    def has_regions(self) -> bool:
+        """Whether it is known where the class is in some images."""
+        return self.of_mosaics or self.regions is not None
+
+    @property
     def protocol(self) -> dict[str, Any]:
         """The options that decide numbers, by their names in run.json."""
-        return {one.metadata["decides"]: getattr(self, one.name) for one in deciding_options()}
+        options = {one.metadata["decides"]: getattr(self, one.name) for one in deciding_options()}
+        if not self.of_mosaics:
+            del options["mosaic"], options["confidence"]
+        return options
 
     def command(self) -> str:
         """The command line that makes this run; of paths only the last part."""

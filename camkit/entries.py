@@ -24,6 +24,10 @@ CURVE = "_curve"  # ends the name of a curve
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
+# What some methods need -> why a run cannot have them.
+NEEDS = {"regions": "these data do not say where the class is (--regions, or --data mosaic:PATH)"}
+
+
 @dataclass(frozen=True)
 class Method:
     """A CAM method.
@@ -39,6 +43,7 @@ class Method:
         of_image: the map is the same for every layer and utility, and made once for all; the function takes a
             :class:`camkit.network.trace.ImageView`, which has neither.
         of_pixels: the map is an attribution to pixels, whatever the layer.
+        needs: what the images or the model must have, one of :data:`NEEDS`; "" for nothing.
         package: the other package that computes it; "" for camkit's own and plugins.
         source_file: where it is registered, see :func:`camkit.registry.source_of`.
     """
@@ -52,6 +57,7 @@ class Method:
     value: bool = False
     of_image: bool = False
     of_pixels: bool = False
+    needs: str = ""
     package: str = ""
     source_file: str = ""
 
@@ -184,6 +190,7 @@ def method(
     value: bool = False,
     of_image: bool = False,
     of_pixels: bool = False,
+    needs: str = "",
 ) -> Decorator:
     """Register a function as a CAM method; see :class:`Method` for what it takes and returns.
 
@@ -196,7 +203,7 @@ def method(
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         METHODS.add(
             Method(
-                name, function, title or name, groups, source, saliency, value, of_image, of_pixels,
+                name, function, title or name, groups, source, saliency, value, of_image, of_pixels, needs,
                 source_file=source_of(function),
             )
         )  # fmt: skip

@@ -23,8 +23,7 @@ def with_regions(data: DataSet, path: Path) -> DataSet:
 
     Args:
         path: a CSV file `image,x1,y1,x2,y2` (a row per box) or Kaggle's `LOC_val_solution.csv`; or a folder
-            of
-            ILSVRC's XML files or of PNG masks, named as the images are.
+            of ILSVRC's XML files or of PNG masks, named as the images are.
 
     Raises:
         UsageError: it holds nothing of that kind, or names none of the images.

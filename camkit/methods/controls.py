@@ -1,17 +1,19 @@
 """Controls: maps that explain nothing. A score on which one of them wins says nothing there.
 
-All but `randomcam` are saliency maps as they stand, (B, H, W) in [0, 1]; the first three never see the
-image.
+All but `randomcam` are saliency maps as they stand, (B, H, W) in [0, 1]; of these only `edges` sees the
+image. `region` is no member: it is the other end, what a map can reach where the class is known to be.
 """
 
 from __future__ import annotations
+
+import math
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from camkit.entries import method
-from camkit.errors import UsageError
+from camkit.entries import Method, family, method
 from camkit.methods.saliency import min_max
 from camkit.network.seeding import generator
 from camkit.network.trace import ImageView, Trace
@@ -106,18 +108,40 @@ def randomcam(trace: Trace) -> Tensor:
     return (weights[:, :, None, None] * activation).sum(dim=1)
 
 
-@method(
-    "region", title="Region", groups=("controls-region",), source="control: the region itself, the ceiling"
-)
+def blocks(view: ImageView, side: int) -> Tensor:
+    """U(0, 1) noise, constant in blocks of `side` pixels, scaled to [0, 1]: the same of a changed image."""
+    height, width = view.images.shape[2:]
+    rows, columns = math.ceil(height / side), math.ceil(width / side)
+    noise = torch.stack(
+        [
+            torch.rand(rows, columns, generator=generator(view.seed, image, f"blocks {side}"))
+            for image in view.image_ids
+        ]
+    ).to(view.images)
+    whole = noise.repeat_interleave(side, dim=1).repeat_interleave(side, dim=2)
+    return min_max(whole[:, :height, :width])
+
+
+@family(r"blocks-([1-9][0-9]*)", form="blocks-N", listed=("blocks-8", "blocks-16"))
+def find_blocks(name: str, side: str) -> Method:
+    """`blocks-N`: noise in blocks of N pixels."""
+    return Method(
+        name,
+        partial(blocks, side=int(side)),
+        f"Blocks-{side}",
+        ("controls",),
+        "control: noise in blocks",
+        saliency=True,
+        of_image=True,
+    )
+
+
+@method("region", title="Region", source="positive control: the region of the class itself", needs="regions")
 def region(trace: Trace) -> Tensor:
     """Share of each position's cell that lies in the region of the target class: what localisation can reach.
 
-    Raises:
-        UsageError: the data have no regions.
+    0 everywhere in images whose region is not known.
     """
-    if trace.regions is None:
-        raise UsageError(
-            "the method 'region' shows where the class is, and these data do not say (--regions)"
-        )
+    assert trace.regions is not None  # needs="regions"
     height, width = trace.activation.shape[2:]
     return F.adaptive_avg_pool2d(trace.regions[:, None].to(trace.activation), (height, width))[:, 0]

@@ -12,13 +12,6 @@ from camkit.entries import Column, metric
 from camkit.metrics.subject import Subject
 
 
-def pixel_ranks(saliency: Tensor) -> Tensor:
-    """(B, H, W): 0 for the pixel with the highest saliency, ties by raster index."""
-    order = saliency.flatten(1).argsort(dim=1, descending=True, stable=True)
-    places = torch.arange(order.shape[1], device=order.device).expand_as(order)
-    return torch.empty_like(order).scatter_(1, order, places).view_as(saliency)
-
-
 def curve(
     start: Tensor, end: Tensor, ranks: Tensor, steps: int, score_first: Callable[[Tensor], Tensor]
 ) -> Tensor:
@@ -59,7 +52,7 @@ def deletion(subject: Subject) -> dict[str, Tensor]:
     probability = curve(
         subject.probability,
         subject.blank_probability,
-        pixel_ranks(subject.saliency),
+        subject.ranks,
         subject.steps,
         lambda changed: subject.score(subject.images * ~changed),
     )
@@ -84,7 +77,7 @@ def insertion(subject: Subject) -> dict[str, Tensor]:
     probability = curve(
         subject.blurred_probability,
         subject.probability,
-        pixel_ranks(subject.saliency),
+        subject.ranks,
         subject.steps,
         lambda changed: subject.score(torch.where(changed, subject.images, subject.blurred)),
     )

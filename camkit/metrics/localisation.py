@@ -1,10 +1,8 @@
 """Localisation: how much of a map lies where its class is known to be (2104.00032, 2205.10435).
 
 In a mosaic that is the tile of the explained photo. It tests telling tiles apart, not shape within one: a map
-that
-fails is wrong, one that passes need not be right. Boxes and masks say where people see the class; what the
-network
-uses beside it counts as an error there.
+that fails is wrong, one that passes need not be right. Boxes and masks say where people see the class; what
+the network uses beside it counts as an error there.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -12,10 +13,12 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 from torch.nn import functional as F
 
+from camkit.network.seeding import generator
 from camkit.network.trace import Trace
 
 BLUR_SIZE, BLUR_SIGMA = 11, 5
 GRID = 4  # patches a side in single deletion
+CELL = 32  # pixels a side, of cells where a method sees no layer
 
 
 def blur(images: Tensor) -> Tensor:
@@ -36,6 +39,23 @@ def _blur_kernel(device: torch.device, dtype: torch.dtype) -> Tensor:
     return torch.from_numpy(gaussian_filter(dirac, BLUR_SIGMA)).to(device, dtype)
 
 
+def _once(made: dict[str, Tensor], name: str, make: Callable[[], Tensor]) -> Tensor:
+    if name not in made:
+        made[name] = make()
+    return made[name]
+
+
+def pixel_ranks(saliency: Tensor, places: Tensor | None = None) -> Tensor:
+    """(B, H, W): 0 for the most salient pixel; equals by their `places`, then in raster order."""
+    order = torch.arange(saliency[0].numel(), device=saliency.device).expand(len(saliency), -1)
+    if places is not None:
+        order = places.flatten(1).argsort(dim=1, stable=True)
+    sorted_ = saliency.flatten(1).gather(1, order).argsort(dim=1, descending=True, stable=True)
+    order = order.gather(1, sorted_)
+    raster = torch.arange(order.shape[1], device=order.device).expand_as(order)
+    return torch.empty_like(order).scatter_(1, order, raster).view_as(saliency)
+
+
 @dataclass
 class Subject:
     """A batch of images and one method's maps of them.
@@ -53,12 +73,13 @@ class Subject:
         regions: where the target classes are, bool (B, H, W), empty where that is not known of an image; None
             where it is known of none.
         image_ids, seed: for what is drawn per image.
+        ties: which of equally salient pixels goes first: `raster` or `random`.
         grid: sides (h, w) of the layer's map; None for methods that see no layer.
         explain_again: images (B, 3, H, W) -> p_c (B,) and saliency maps (B, H, W) by the same method.
-        explain_gated: mask (B, 1, h, w), name of the mask -> signed maps (B, h, w) or, from methods that give
-            saliency maps, these twice: of the network that is blind to positions where the mask is 0, see
-            :meth:`camkit.network.passes.Network.gated`. One pass for each mask, whatever the methods.
-        explain_class: other classes (B,) -> maps as above; one gradient.
+        explain_behind: name, change, whether it is traced -> signed maps (B, h, w) or saliency maps from
+            methods that give these, and saliency maps: of a network that is changed behind the layer, see
+            :meth:`camkit.network.passes.Network.changed`. One pass for each name, whatever the methods.
+        explain_as: target (B,) or utility -> the same for other classes or another utility; one gradient.
     """
 
     images: Tensor
@@ -73,23 +94,49 @@ class Subject:
     regions: Tensor | None
     image_ids: Sequence[str]
     seed: int
+    ties: str
     grid: tuple[int, int] | None
     explain_again: Callable[[Tensor], tuple[Tensor, Tensor]]
-    explain_gated: Callable[[Tensor, str], tuple[Tensor, Tensor]]
-    explain_class: Callable[[Tensor], tuple[Tensor, Tensor]]
+    explain_behind: Callable[..., tuple[Tensor, Tensor]]
+    explain_as: Callable[..., tuple[Tensor, Tensor]]
     _find_trace: Callable[[], Trace]
     # Of the images alone: :func:`dataclasses.replace` hands it on to the subjects of the other methods.
     _made: dict[str, Tensor] = field(default_factory=dict)
+    # Of this method's maps.
+    _of_maps: dict[str, Tensor] = field(default_factory=dict)
 
     def _once(self, name: str, make: Callable[[], Tensor]) -> Tensor:
-        if name not in self._made:
-            self._made[name] = make()
-        return self._made[name]
+        return _once(self._made, name, make)
 
     @property
     def trace(self) -> Trace:
         """The trace, for metrics that are registered with `sees_layer`."""
         return self._find_trace()
+
+    def draw(self, purpose: str) -> list[torch.Generator]:
+        """A random generator per image, of its own for each purpose."""
+        return [generator(self.seed, image, purpose) for image in self.image_ids]
+
+    @property
+    def ranks(self) -> Tensor:
+        """(B, H, W): 0 for the most salient pixel; equals in raster order, or cell by cell in a drawn one."""
+        return _once(
+            self._of_maps,
+            "ranks",
+            lambda: pixel_ranks(self.saliency, self._cell_places if self.ties == "random" else None),
+        )
+
+    @property
+    def _cell_places(self) -> Tensor:
+        """A drawn place for each cell of the layer, the same for its pixels, (B, H, W).
+
+        Methods that see no layer have cells of 32 pixels, the stride of most networks.
+        """
+        size = (self.images.shape[2], self.images.shape[3])
+        rows, columns = self.grid or (math.ceil(size[0] / CELL), math.ceil(size[1] / CELL))
+        places = torch.stack([torch.randperm(rows * columns, generator=one) for one in self.draw("ties")])
+        cells = places.view(-1, 1, rows, columns).to(self.images)
+        return F.interpolate(cells, size, mode="nearest")[:, 0]
 
     @property
     def blank_probability(self) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
-from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from camkit.errors import CamkitError
 from camkit.network.layers import find_module, hooked
-from camkit.network.passes import Network, whole_attention
+from camkit.network.passes import Network, replace_forward, whole_attention
 from camkit.network.precision import precise
 from camkit.network.reshape import Reshape, find_reshape
 
@@ -115,8 +114,8 @@ class Head:
                 queues.setdefault(module, []).append(output)
             with ExitStack() as replaced:
                 for module, queue in queues.items():
-                    _replace_forward(module, _hand_out(queue, module.forward), replaced)
-                _replace_forward(self.module, substitute, replaced)
+                    replace_forward(module, _hand_out(queue, module.forward), replaced)
+                replace_forward(self.module, substitute, replaced)
                 return precise(self.network.run(images))
 
 
@@ -168,11 +167,3 @@ def _hand_out(outputs: list[Tensor], forward: Callable[..., Tensor]) -> Callable
         return forward(*inputs, **options) if output is None else output
 
     return hand_out
-
-
-def _replace_forward(module: nn.Module, forward: Callable[..., Tensor], until: ExitStack) -> None:
-    own = vars(module).get("forward")
-    module.forward = forward  # type: ignore[method-assign]
-    until.callback(
-        partial(delattr, module, "forward") if own is None else partial(setattr, module, "forward", own)
-    )

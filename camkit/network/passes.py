@@ -26,6 +26,9 @@ from camkit.network.reshape import Positions, find_reshape
 CHECKPOINTING = ("grad_checkpointing", "gradient_checkpointing")
 
 
+Change = Callable[[Tensor], Tensor]
+
+
 @dataclass(eq=False)
 class TracedPass:
     """Logits (B, K) and the activations of the traced layers, still tied to their graph."""
@@ -125,24 +128,26 @@ class Network:
             return TracedPass(precise(logits), leaves)
 
     @contextmanager
-    def gated(self, layer: str, mask: Tensor) -> Iterator[None]:
-        """Multiply a layer's output, behind where it is traced, by a mask (B, 1, h, w).
+    def changed(self, layer: str, change: Change, traced: bool = False) -> Iterator[None]:
+        """Change a layer's output behind where it is traced: the logits are a function u(change(A)) of A.
 
-        The rest of the network is then made blind to the positions where the mask is 0: the logits are a
-        function u(A M) of the traced activation A.
-
-        Raises:
-            CamkitError: in a pass, of other images than these B.
+        Args:
+            change: the layer's output as a map (B, C, h, w) -> the same shape. `lambda maps: maps * mask`
+                makes the rest of the network blind to the positions where the mask is 0.
+            traced: the traced activation is changed too.
         """
+        module = find_module(self.model, layer)
 
-        def gate(_: nn.Module, __: tuple, output: Tensor) -> Tensor:
-            if len(output) != len(mask):
-                raise CamkitError(f"a pass of {len(output)} images, where the mask is for {len(mask)}")
+        def changed(output: Tensor) -> Tensor:
             images = torch.empty(len(output), 0, *self._size)
-            reshape = find_reshape(layer, _, output, self.positions.at(images))
-            return reshape.from_map(reshape.to_map(output) * mask, output)
+            reshape = find_reshape(layer, module, output, self.positions.at(images))
+            return reshape.from_map(change(reshape.to_map(output)), output)
 
-        with hooked([(find_module(self.model, layer), gate)]):
+        with ExitStack() as until:
+            until.enter_context(hooked([(module, lambda _, __, output: changed(output))]))
+            if traced:
+                forward = module.forward
+                replace_forward(module, lambda *given, **named: changed(forward(*given, **named)), until)
             yield
 
     def _capture(
@@ -174,6 +179,15 @@ class Network:
         tail.enter_context(torch.autocast(self.device.type, enabled=False))
         tail.enter_context(sdpa_kernel(SDPBackend.MATH))
         tail.enter_context(AffineBatchNorm())
+
+
+def replace_forward(module: nn.Module, forward: Callable[..., Tensor], until: ExitStack) -> None:
+    """Let a module compute something else until a stack is left."""
+    own = vars(module).get("forward")
+    module.forward = forward  # type: ignore[method-assign]
+    until.callback(
+        partial(delattr, module, "forward") if own is None else partial(setattr, module, "forward", own)
+    )
 
 
 @contextmanager

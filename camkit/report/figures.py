@@ -12,7 +12,7 @@ from matplotlib.animation import FuncAnimation, PillowWriter
 from matplotlib.figure import Figure
 
 from camkit.errors import CamkitError
-from camkit.metrics.causal import pixel_ranks
+from camkit.metrics.subject import pixel_ranks
 from camkit.report.scores import known_scores, title_of
 
 # Perceptually even, unlike the field's usual jet, whose bands draw edges that are not in the map.

@@ -12,7 +12,7 @@ import camkit.network.utilities  # noqa: F401  (all three fill registries)
 from camkit.config import RunConfig
 from camkit.data import DataSet, Item, find_images
 from camkit.data.annotations import with_regions
-from camkit.entries import METHODS, METRICS, UTILITIES, Method
+from camkit.entries import METHODS, METRICS, NEEDS, UTILITIES, Method
 from camkit.errors import Say, UsageError
 from camkit.network.models import PAPER_ROWS, find_row
 from camkit.network.prepare import Prepared
@@ -87,7 +87,13 @@ def cells_of_model(prepared: Prepared, config: RunConfig) -> list[Cell]:
         for layer in config.layer
         for utility in config.utility
         for method in find_methods(config.method)
+        if not lacking(method, config)
     ]
+
+
+def lacking(method: Method, config: RunConfig) -> str:
+    """Why a run cannot have a method; "" where it can."""
+    return NEEDS["regions"] if method.needs == "regions" and not config.has_regions else ""
 
 
 def find_data(config: RunConfig) -> DataSet:
@@ -109,6 +115,12 @@ def select(config: RunConfig, say: Say) -> tuple[list[str], DataSet, list[Item]]
     load_plugins(config.plugin)
     models = find_models(config.model)
     check_names(config.method, config.utility, config.metrics)
+    for method in find_methods(config.method):
+        why = lacking(method, config)
+        if method.name in config.method and why:
+            raise UsageError(f"method {method.name!r}: {why}")
+        if why:
+            say(f"{method.name} is left out: {why}")
     target = find_target(config.target)
     data = find_data(config)
     for note in data.notes:

@@ -16,7 +16,7 @@ from camkit.entries import METRICS, UTILITIES, Method
 from camkit.errors import PluginError, UsageError
 from camkit.methods.saliency import is_degenerate
 from camkit.metrics import Subject
-from camkit.network.passes import TracedPass
+from camkit.network.passes import Change, TracedPass
 from camkit.network.prepare import Prepared
 from camkit.network.targets import Target, find_target
 from camkit.network.trace import ImageView, Trace
@@ -73,7 +73,7 @@ class Evaluation:
         logits = traced.logits.detach()
         predictions, predicted = self._predictions(batch, logits, predicted_before or {})
         yield predictions
-        target = self._targets(batch, predicted, classes=logits.shape[1])
+        target = self._targets(batch, logits, predicted)
         kept = [
             position
             for position, item in enumerate(batch.items)
@@ -126,16 +126,16 @@ class Evaluation:
         )
         return Predictions(batch.items, classes, probability, classes_here, probability_here), predicted
 
-    def _targets(self, batch: Batch, predicted: Tensor, classes: int) -> Tensor:
+    def _targets(self, batch: Batch, logits: Tensor, predicted: Tensor) -> Tensor:
         """The classes to explain, (B,) of the padded batch: the images' own, else by the rule."""
         labels = self._column([item.label for item in batch.items], predicted)
-        if self.target.needs_labels and labels.max() >= classes:
-            raise UsageError(
-                f"the data has class {labels.max()}, the model gives {classes} classes: use --target "
-                "predicted"
-            )
         own = self._column([item.target for item in batch.items], predicted)
-        return own.where(own >= 0, self.target.class_of(predicted, labels))
+        target = own.where(own >= 0, self.target.class_of(logits, predicted, labels))
+        if target.max() >= logits.shape[1]:
+            raise UsageError(
+                f"--target {self.target.name}: class {target.max()} of a model that gives {logits.shape[1]}"
+            )
+        return target
 
     def _regions(self, batch: Batch, target: Tensor) -> Tensor | None:
         """Regions (B, H, W) of the padded batch; empty where another class is explained than lies there."""
@@ -188,12 +188,14 @@ class Evaluation:
             regions=explained.regions,
             image_ids=self._ids(explained),
             seed=self.config.seed,
+            ties=self.config.ties,
             grid=None if cell.method.of_image or cell.method.of_pixels else self._grid(explained, cell),
             explain_again=partial(self._explain_again, explained, cell),
-            explain_gated=partial(self._explain_gated, explained, cell),
-            explain_class=partial(self._explain_class, explained, cell),
+            explain_behind=partial(self._explain_behind, explained, cell),
+            explain_as=partial(self._explain_as, explained, cell),
             _find_trace=partial(self._trace, explained, cell),
             _made=explained.shared,
+            _of_maps=made.shared,
         )
 
     def _cell(
@@ -281,21 +283,26 @@ class Evaluation:
         view = self._view(explained, cell, images, traced, draw=1)
         return of_target(traced.logits, explained.target), self.make_maps(cell.method, view)[1]
 
-    def _explain_gated(
-        self, explained: Explained, cell: Cell, mask: Tensor, name: str
+    def _explain_behind(
+        self, explained: Explained, cell: Cell, name: str, change: Change, traced: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """Maps and saliency maps from the network that is blind to positions where a mask is 0."""
+        """Maps and saliency maps of a network that is changed behind the layer."""
         key = (cell.path, name)
-        with self.network.gated(cell.path, mask):
-            if key not in explained.gated:
-                explained.gated[key] = self.network.trace(explained.images, [cell.path])
-            view = self._view(explained, cell, explained.images, explained.gated[key], draw=0)
+        with self.network.changed(cell.path, change, traced):
+            if key not in explained.changed:
+                explained.changed[key] = self.network.trace(explained.images, [cell.path])
+            view = self._view(explained, cell, explained.images, explained.changed[key], draw=0)
             return self.make_maps(cell.method, view)
 
-    def _explain_class(self, explained: Explained, cell: Cell, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Maps and saliency maps of other classes (B,), from the same pass."""
+    def _explain_as(
+        self, explained: Explained, cell: Cell, target: Tensor | None = None, utility: str | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Maps and saliency maps of other classes (B,) or of another utility, from the same pass."""
+        target = explained.target if target is None else target
         if cell.method.of_image:
             view = ImageView(**self._seen(explained, explained.images, draw=0) | {"target": target})
             return self.make_maps(cell.method, view)
-        trace = replace(self._trace(explained, cell), target=target)
-        return self.make_maps(cell.method, trace)
+        function = UTILITIES[utility or cell.utility].function
+        return self.make_maps(
+            cell.method, replace(self._trace(explained, cell), target=target, utility=function)
+        )

@@ -1,8 +1,7 @@
 """Mosaics of confidently classified photos: whose map shows the photo that it explains?
 
 The Grid Pointing Game (2104.00032, 2205.10435): photos of different classes are set side by side, the class
-of
-each is explained, and the saliency should lie in its tile. Which photos may be set together belongs to the
+of each is explained, and the saliency should lie in its tile. Which photos may be set together belongs to the
 model; which are tried does not, so that models can be compared on the mosaics that qualify for all.
 """
 
@@ -141,8 +140,7 @@ def choose(known: Known, tiles: int, seed: int, wanted: int | None) -> list[tupl
     """Candidates that qualify: (number, indices of the photos in raster order).
 
     Their photos are confident and of different classes, none of them sees another's class, and no photo
-    stands
-    twice in a place.
+    stands twice in a place.
     """
     found: list[tuple[int, tuple[int, ...]]] = []
     used = np.zeros((tiles, len(known.items)), dtype=bool)  # (place, photo)
