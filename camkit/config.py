@@ -16,6 +16,15 @@ GROUPS = ("What to run", "Data", "Scores", "How it runs", "Output")
 # Options whose value is a path, or may be one: the command of a run shows the last part only.
 MOSAIC = "mosaic:"
 WORDS = ("pretrained", "random", "sample")
+# What stands where pixels are gone, and which go first; what a score does where nothing is said.
+FILLS, ORDERS = ("zero", "mean", "blur", "noise"), ("most", "least")
+OWN_FILL = {"deletion": "zero", "insertion": "blur", "srg": "zero"}
+
+
+def variant(score: str, fill: str, order: str) -> str:
+    """The metric group of a score with another fill or order: `deletion-mean-least`."""
+    parts = [score, "" if fill == OWN_FILL[score] else fill, "" if order == "most" else order]
+    return "-".join(filter(None, parts))
 
 
 def option(
@@ -181,6 +190,25 @@ class RunConfig:
     steps: int = option(
         224, "Steps of deletion and insertion.", group="Scores", kind="count", decides="steps"
     )
+    fill: tuple[str, ...] = option(
+        (),
+        "What stands for missing pixels in deletion, insertion and srg: zero, mean, blur, noise.",
+        group="Scores",
+        kind="names",
+        choices=FILLS,
+        shown="zero; of insertion blur",
+    )
+    order: tuple[str, ...] = option(
+        (),
+        "Which pixels go first in deletion and insertion: most, least (salient).",
+        group="Scores",
+        kind="names",
+        choices=ORDERS,
+        shown="most",
+    )
+    grid: int = option(
+        4, "Patches along a side in single deletion.", group="Scores", kind="count", least=2, decides="grid"
+    )
     ties: str = option(
         "raster",
         "Which of equally salient pixels goes first in deletion and insertion; random: seeded, cell by cell.",
@@ -268,6 +296,23 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_options(vars(self))
+        if self.fill or self.order:
+            # A notation for names of groups: nothing after it knows of it.
+            object.__setattr__(self, "metrics", tuple(self._variants()))
+            object.__setattr__(self, "fill", ())
+            object.__setattr__(self, "order", ())
+
+    def _variants(self) -> Iterator[str]:
+        if not set(self.metrics) & set(OWN_FILL):
+            raise UsageError("--fill and --order are for the scores deletion, insertion and srg (--metrics)")
+        for name in self.metrics:
+            if name not in OWN_FILL:
+                yield name
+                continue
+            for fill in self.fill or (OWN_FILL[name],):
+                for order in self.order or ("most",):
+                    if name != "srg" or order == (self.order or ("most",))[0]:
+                        yield variant(name, fill, "most" if name == "srg" else order)
 
     @property
     def photos(self) -> str:
@@ -345,7 +390,10 @@ def check_options(options: Mapping[str, Any]) -> None:
         wrong = isinstance(value, bool) and meta["kind"] != "flag"
         if value is not known[name].default and (wrong or not isinstance(value, expected)):
             raise UsageError(f"--{name.replace('_', '-')} {value!r}: expected {words}")
-        if meta["choices"] and value not in meta["choices"]:
-            raise UsageError(f"{said}: expected one of {', '.join(meta['choices'])}")
+        for one in value if isinstance(value, tuple) else (value,):
+            if meta["choices"] and one not in meta["choices"]:
+                raise UsageError(
+                    f"--{name.replace('_', '-')} {one}: expected one of {', '.join(meta['choices'])}"
+                )
         if meta["least"] is not None and isinstance(value, int) and value < meta["least"]:
             raise UsageError(f"{said}: expected {meta['least']} or more")

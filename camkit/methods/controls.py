@@ -1,12 +1,13 @@
 """Controls: maps that explain nothing. A score on which one of them wins says nothing there.
 
 All but `randomcam` are saliency maps as they stand, (B, H, W) in [0, 1]; of these only `edges` sees the
-image. `region` is no member: it is the other end, what a map can reach where the class is known to be.
+image. `region` and `drops-N` are no members but the other end: what a map can reach.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
@@ -136,7 +137,57 @@ def find_blocks(name: str, side: str) -> Method:
     )
 
 
-@method("region", title="Region", source="positive control: the region of the class itself", needs="regions")
+def patch_slices(height: int, width: int, patches: int) -> Iterator[tuple[slice, slice]]:
+    """Rows and columns of the patches of a grid, in raster order."""
+    for row in range(patches):
+        for column in range(patches):
+            yield (
+                slice(row * height // patches, (row + 1) * height // patches),
+                slice(column * width // patches, (column + 1) * width // patches),
+            )
+
+
+def patch_drops(images: Tensor, patches: int, logit: Callable[[Tensor], Tensor]) -> Tensor:
+    """Loss of y_c when one patch of a grid is set to 0, (B, patches^2), raster order."""
+    drops = []
+    for rows, columns in patch_slices(images.shape[2], images.shape[3], patches):
+        kept = images.clone()
+        kept[:, :, rows, columns] = 0
+        drops.append(logit(kept))
+    return logit(images)[:, None] - torch.stack(drops, dim=1)
+
+
+def drops(view: ImageView, patches: int) -> Tensor:
+    """Each patch's loss of y_c when it alone is set to 0, scaled to [0, 1]; a pass per patch and one more."""
+    height, width = view.images.shape[2:]
+    losses = patch_drops(view.images, patches, view.logit)
+    painted = torch.zeros_like(view.images[:, 0])
+    for loss, (rows, columns) in zip(losses.T, patch_slices(height, width, patches), strict=True):
+        painted[:, rows, columns] = loss[:, None, None]
+    return min_max(painted)
+
+
+@family(r"drops-([2-9]|[1-9][0-9]+)", form="drops-N", listed=("drops-4", "drops-7"))
+def find_drops(name: str, patches: str) -> Method:
+    """`drops-N`: the order of single drops of NxN patches, what deletion and the like can attain."""
+    return Method(
+        name,
+        partial(drops, patches=int(patches)),
+        f"Drops-{patches}",
+        ("ceilings",),
+        "positive control: loss of the logit, one patch removed at a time",
+        saliency=True,
+        of_image=True,
+    )
+
+
+@method(
+    "region",
+    title="Region",
+    groups=("ceilings",),
+    source="positive control: the region of the class itself",
+    needs="regions",
+)
 def region(trace: Trace) -> Tensor:
     """Share of each position's cell that lies in the region of the target class: what localisation can reach.
 

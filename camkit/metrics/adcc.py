@@ -71,6 +71,11 @@ INCREASE = Column(
 )
 
 
+def relative_gain(before: Tensor, after: Tensor) -> Tensor:
+    """max(0, after - before) / (1 - before), and 0 where before is 1."""
+    return ((after - before).clamp(min=0) / (1 - before)).where(before < 1, 0)
+
+
 def masked_scores(before: Tensor, masked: Tensor) -> dict[str, Tensor]:
     """Average drop and increase, (B,), from p_c of the images and of the masked images, (B,)."""
     increase = (masked > before).to(before.dtype).where(~masked.isnan(), torch.nan)
@@ -79,12 +84,23 @@ def masked_scores(before: Tensor, masked: Tensor) -> dict[str, Tensor]:
 
 @metric(
     "average_drop",
-    columns={"average_drop": AVERAGE_DROP, "increase": INCREASE},
-    source="Chattopadhay et al., WACV 2018, arXiv 1710.11063",
+    columns={
+        "average_drop": AVERAGE_DROP,
+        "increase": INCREASE,
+        "average_gain": Column(
+            "higher",
+            "AG",
+            "Average gain: share of what is missing to certainty that the marked part gains.",
+            place=5,
+        ),
+    },
+    source="Chattopadhay et al., WACV 2018, 1710.11063; average gain: Opti-CAM, 2301.07002",
 )
 def average_drop(subject: Subject) -> dict[str, Tensor]:
-    """One pass: the masked image. `adcc` has these columns too."""
-    return masked_scores(subject.probability, subject.score(subject.images * subject.saliency[:, None]))
+    """One pass: the masked image. `adcc` has the first two columns too."""
+    before = subject.probability
+    after = subject.score(subject.images * subject.saliency[:, None])
+    return masked_scores(before, after) | {"average_gain": relative_gain(before, after)}
 
 
 @metric(

@@ -13,11 +13,11 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 from torch.nn import functional as F
 
+from camkit.methods.controls import patch_drops
 from camkit.network.seeding import generator
 from camkit.network.trace import Trace
 
 BLUR_SIZE, BLUR_SIGMA = 11, 5
-GRID = 4  # patches a side in single deletion
 CELL = 32  # pixels a side, of cells where a method sees no layer
 
 
@@ -68,6 +68,7 @@ class Subject:
         score: images (B, 3, H, W) -> p_c (B,); one pass.
         logit: images (B, 3, H, W) -> y_c (B,); one pass.
         steps: N of deletion and insertion.
+        patches: along a side, of single deletion.
         saliency: (B, H, W) in [0, 1].
         maps: the signed maps (B, h, w); None from methods that give saliency maps.
         regions: where the target classes are, bool (B, H, W), empty where that is not known of an image; None
@@ -89,6 +90,7 @@ class Subject:
     score: Callable[[Tensor], Tensor]
     logit: Callable[[Tensor], Tensor]
     steps: int
+    patches: int
     saliency: Tensor
     maps: Tensor | None
     regions: Tensor | None
@@ -120,8 +122,7 @@ class Subject:
     @property
     def ranks(self) -> Tensor:
         """(B, H, W): 0 for the most salient pixel; equals in raster order, or cell by cell in a drawn one."""
-        return _once(
-            self._of_maps,
+        return self.of_maps(
             "ranks",
             lambda: pixel_ranks(self.saliency, self._cell_places if self.ties == "random" else None),
         )
@@ -138,20 +139,36 @@ class Subject:
         cells = places.view(-1, 1, rows, columns).to(self.images)
         return F.interpolate(cells, size, mode="nearest")[:, 0]
 
-    @property
-    def blank_probability(self) -> Tensor:
-        """p_c of the image whose pixels are all 0 after normalisation, (B,)."""
-        return self._once("blank_probability", lambda: self.score(torch.zeros_like(self.images)))
+    def filled(self, fill: str) -> Tensor:
+        """What stands where the images do not, (B, 3, H, W).
 
-    @property
-    def blurred(self) -> Tensor:
-        """The blurred images, (B, 3, H, W)."""
-        return self._once("blurred", lambda: blur(self.images))
+        Args:
+            fill: `zero` after normalisation; `mean`, each image's mean colour; `blur`; `noise`, standard
+                normal in units of the normalised image.
+        """
+        make: dict[str, Callable[[], Tensor]] = {
+            "zero": lambda: torch.zeros_like(self.images),
+            "mean": lambda: self.images.mean(dim=(2, 3), keepdim=True).expand_as(self.images),
+            "blur": lambda: blur(self.images),
+            "noise": self._noise,
+        }
+        return self._once(f"filled {fill}", make[fill])
 
-    @property
-    def blurred_probability(self) -> Tensor:
-        """p_c of the blurred images, (B,)."""
-        return self._once("blurred_probability", lambda: self.score(self.blurred))
+    def _noise(self) -> Tensor:
+        shape = self.images.shape[1:]
+        return torch.stack([torch.randn(shape, generator=one) for one in self.draw("fill")]).to(self.images)
+
+    def filled_probability(self, fill: str) -> Tensor:
+        """p_c where nothing is left of the images, (B,); one pass, whatever the methods."""
+        return self._once(f"filled {fill} probability", lambda: self.score(self.filled(fill)))
+
+    def knows(self, name: str) -> bool:
+        """Whether :meth:`of_maps` has something of this name already."""
+        return name in self._of_maps
+
+    def of_maps(self, name: str, make: Callable[[], Tensor]) -> Tensor:
+        """What several metrics make of this method's maps, once."""
+        return _once(self._of_maps, name, make)
 
     def region_certified(self, share: float) -> Tensor:
         """(B,): blanking all else lowers y_c by less than this share of what blanking the region does."""
@@ -167,17 +184,5 @@ class Subject:
 
     @property
     def patch_drops(self) -> Tensor:
-        """Drop of y_c when one patch of the 4x4 grid is set to 0, (B, 16), raster order; 17 passes."""
-        return self._once("patch_drops", self._patch_drops)
-
-    def _patch_drops(self) -> Tensor:
-        height, width = self.images.shape[2:]
-        drops = []
-        for row in range(GRID):
-            for column in range(GRID):
-                kept = self.images.clone()
-                rows = slice(row * height // GRID, (row + 1) * height // GRID)
-                columns = slice(column * width // GRID, (column + 1) * width // GRID)
-                kept[:, :, rows, columns] = 0
-                drops.append(self.logit(kept))
-        return self.logit(self.images)[:, None] - torch.stack(drops, dim=1)
+        """Drop of y_c when one patch is set to 0, (B, patches^2), raster order; a pass each, and one more."""
+        return self._once("patch_drops", lambda: patch_drops(self.images, self.patches, self.logit))

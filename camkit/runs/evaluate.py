@@ -183,6 +183,7 @@ class Evaluation:
             score=lambda images: self.network.score(images, explained.target),
             logit=lambda images: self.network.logit(images, explained.target),
             steps=self.config.steps,
+            patches=self.config.grid,
             saliency=saliency,
             maps=None if cell.method.saliency else maps,
             regions=explained.regions,
