@@ -27,6 +27,13 @@ def pearson(first: Tensor, second: Tensor) -> Tensor:
     return correlation.clamp(-1, 1).to(first)
 
 
+def coherency(subject: Subject) -> Tensor:
+    """(1 + correlation of the map with that of the masked image) / 2, (B,); 0 where one is constant."""
+    saliency, (_, masked) = subject.saliency, subject.explained_masked
+    constant = is_degenerate(saliency) | is_degenerate(masked)
+    return ((1 + pearson(saliency, masked)) / 2).where(~constant, 0)
+
+
 def relative_drop(before: Tensor, after: Tensor) -> Tensor:
     """max(0, before - after) / before, and 0 where before is 0."""
     return ((before - after).clamp(min=0) / before).where(before > 0, 0)
@@ -135,20 +142,15 @@ def average_drop(subject: Subject) -> dict[str, Tensor]:
 def adcc(subject: Subject) -> dict[str, Tensor]:
     """Two passes: the masked image (its p_c and its own saliency map), and the image without the mask."""
     saliency, before = subject.saliency, subject.probability
-    mask = saliency[:, None]
-    masked_probability, masked_saliency = subject.explain_again(subject.images * mask)
-    deleted_probability = subject.score(subject.images * (1 - mask))
-
-    degenerate = is_degenerate(masked_saliency)
-    constant = is_degenerate(saliency) | degenerate
-    coherency = ((1 + pearson(saliency, masked_saliency)) / 2).where(~constant, 0)
-    complexity = saliency.mean(dim=(1, 2))
+    masked_probability, masked_saliency = subject.explained_masked
+    deleted_probability = subject.score(subject.images * (1 - saliency[:, None]))
+    coherent, complexity = coherency(subject), saliency.mean(dim=(1, 2))
     masked = masked_scores(before, masked_probability)
     return {
         **masked,
         "drop_in_deletion": relative_drop(before, deleted_probability),
-        "coherency": coherency,
+        "coherency": coherent,
         "complexity": complexity,
-        "adcc": harmonic_adcc(coherency, complexity, masked["average_drop"]),
-        "degenerate_masked": degenerate,
+        "adcc": harmonic_adcc(coherent, complexity, masked["average_drop"]),
+        "degenerate_masked": is_degenerate(masked_saliency),
     }

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from camkit.entries import Column, metric
+from camkit.metrics.adcc import coherency, harmonic_adcc
 from camkit.metrics.imputation import impute
 from camkit.metrics.subject import Subject
 
-SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # of the pixels, removed
+SHARES = (10, 20, 30, 40, 50, 60, 70, 80, 90)  # percent of the pixels, removed
+ARCC_SHARES = (20, 40, 60, 80)
 NOISE = 0.01  # standard deviation, in units of the normalised image
 
 
@@ -39,17 +41,46 @@ NOISE = 0.01  # standard deviation, in units of the normalised image
 )
 def road(subject: Subject) -> dict[str, Tensor]:
     """p_c with 10, 20, ... 90 % of the pixels imputed, the most and the least salient: 18 passes."""
-    pixels = subject.ranks[0].numel()
-    most, least = [], []
-    for share in SHARES:
-        count = round(share * pixels)
-        most.append(_score_imputed(subject, subject.ranks < count, f"road most {share}"))
-        least.append(_score_imputed(subject, subject.ranks >= pixels - count, f"road least {share}"))
-    mean_most, mean_least = torch.stack(most).mean(dim=0), torch.stack(least).mean(dim=0)
-    return {"road": (mean_least - mean_most) / 2, "road_most": mean_most, "road_least": mean_least}
+    most, least = (
+        torch.stack([probability_imputed(subject, order, share) for share in SHARES]).mean(dim=0)
+        for order in ("most", "least")
+    )
+    return {"road": (least - most) / 2, "road_most": most, "road_least": least}
 
 
-def _score_imputed(subject: Subject, removed: Tensor, purpose: str) -> Tensor:
-    imputed = impute(subject.images, removed[:, None])
-    noise = torch.stack([torch.randn(imputed.shape[1:], generator=one) for one in subject.draw(purpose)])
-    return subject.score(imputed + NOISE * noise.to(imputed) * removed[:, None])
+def probability_imputed(subject: Subject, order: str, share: int) -> Tensor:
+    """p_c (B,) with this share (percent) of the pixels imputed, the most or least salient; one pass."""
+
+    def make() -> Tensor:
+        ranks = subject.ranks if order == "most" else subject.ranks[0].numel() - 1 - subject.ranks
+        removed = (ranks < round(share / 100 * ranks[0].numel()))[:, None]
+        imputed = impute(subject.images, removed)
+        drawn = [
+            torch.randn(imputed.shape[1:], generator=one) for one in subject.draw(f"road {order} {share}")
+        ]
+        return subject.score(imputed + NOISE * torch.stack(drawn).to(imputed) * removed)
+
+    return subject.of_maps(f"imputed {order} {share}", make)
+
+
+@metric(
+    "arcc",
+    columns={
+        "arcc": Column(
+            "higher",
+            "ARCC",
+            "Harmonic mean of coherency, 1 − complexity and twice ROAD (of 20, 40, 60, 80 %, cut to [0, 1]).",
+            jumps=True,
+        )
+    },
+    explains_again=True,
+    source="2605.14641, as grad-cam computes it; its docstring says geometric mean",
+)
+def arcc(subject: Subject) -> dict[str, Tensor]:
+    """Eight passes and the masked image's map; none beside `road` and `adcc`, which have them already."""
+    most, least = (
+        torch.stack([probability_imputed(subject, order, share) for share in ARCC_SHARES]).mean(dim=0)
+        for order in ("most", "least")
+    )
+    gained = (least - most).clamp(0, 1)
+    return {"arcc": harmonic_adcc(coherency(subject), subject.saliency.mean(dim=(1, 2)), 1 - gained)}

@@ -120,6 +120,15 @@ class Subject:
         return [generator(self.seed, image, purpose) for image in self.image_ids]
 
     @property
+    def explained_masked(self) -> tuple[Tensor, Tensor]:
+        """p_c (B,) and saliency maps (B, H, W) of the images times their saliency: one explained pass."""
+        if not self.knows("masked probability"):
+            found = self.explain_again(self.images * self.saliency[:, None])
+            for name, one in zip(("masked probability", "masked saliency"), found, strict=True):
+                self._of_maps[name] = one
+        return self._of_maps["masked probability"], self._of_maps["masked saliency"]
+
+    @property
     def ranks(self) -> Tensor:
         """(B, H, W): 0 for the most salient pixel; equals in raster order, or cell by cell in a drawn one."""
         return self.of_maps(
