@@ -14,7 +14,8 @@ DEFAULT_METRICS = ("adcc", "deletion", "insertion")
 DEFAULT_BUDGET = 128  # permutations
 GROUPS = ("What to run", "Data", "Scores", "How it runs", "Output")
 # Options whose value is a path, or may be one: the command of a run shows the last part only.
-WORDS = ("pretrained", "random", "sample")
+PATHS = ("data", "weights", "classes")
+WORDS = ("pretrained", "random", "sample", "imagenet", "folders")
 
 
 def option(
@@ -107,7 +108,7 @@ class RunConfig:
     )
     layout: str | None = option(
         None,
-        "How the data lie: wnid, imagenet-v2, flat, photos, parquet, webdataset or tar.",
+        "How the data lie: wnid, folders, imagenet-v2, flat, photos, parquet, webdataset or tar.",
         group="Data",
         metavar="NAME",
         shown="found by looking",
@@ -118,6 +119,19 @@ class RunConfig:
         group="Data",
         kind="file",
         metavar="FILE",
+    )
+    classes: str | None = option(
+        None,
+        "What labels stand for: ImageNet's classes, the class folders in sorted order, or those of a file.",
+        group="Data",
+        metavar="imagenet|folders|FILE",
+        shown="ImageNet's, numbers only where all occur",
+    )
+    image_column: str | None = option(
+        None, "Column of the images (parquet), or their ending (WebDataset).", group="Data", metavar="NAME"
+    )
+    label_column: str | None = option(
+        None, "Column of the labels (parquet), or their JSON key (WebDataset).", group="Data", metavar="NAME"
     )
     limit: int | None = option(
         None, "The first N images of the seeded, spread-out order.", group="Data", kind="count", least=1
@@ -257,7 +271,7 @@ class RunConfig:
 
 
 def _without_folders(one: Field, value: Any) -> str:
-    is_path = one.metadata["kind"] in ("file", "folder", "files") or one.name in ("data", "weights")
+    is_path = one.metadata["kind"] in ("file", "folder", "files") or one.name in PATHS
     return Path(value).expanduser().resolve().name if is_path and value not in WORDS else str(value)
 
 

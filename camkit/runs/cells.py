@@ -10,7 +10,7 @@ import camkit.methods
 import camkit.metrics
 import camkit.network.utilities  # noqa: F401  (all three fill registries)
 from camkit.config import RunConfig
-from camkit.data import DataSet, Item, find_images
+from camkit.data import DataSet, Item, data_of
 from camkit.entries import METHODS, METRICS, UTILITIES, Method
 from camkit.errors import Say, UsageError
 from camkit.network.models import PAPER_ROWS, find_row
@@ -99,7 +99,7 @@ def select(config: RunConfig, say: Say) -> tuple[list[str], DataSet, list[Item]]
     models = find_models(config.model)
     check_names(config.method, config.utility, config.metrics)
     target = find_target(config.target)
-    data = find_images(config.data, config.seed, config.layout, config.labels)
+    data = data_of(config)
     for note in data.notes:
         say(note)
     if config.data == "sample":
