@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from camkit.config import RunConfig
@@ -15,7 +15,7 @@ from camkit.data.items import DataSet, fingerprint, in_order, make_items, sample
 from camkit.data.labelfile import from_file
 from camkit.data.labels import Labels, Reading, describe
 from camkit.data.layouts import LAYOUTS, Layout
-from camkit.data.names import file_of, stem_of
+from camkit.data.names import file_of, folder_of, stem_of
 from camkit.data.splits import split_folder, validation_only
 from camkit.errors import UsageError
 from camkit.registry import unknown_name
@@ -112,21 +112,28 @@ def _folder_classes(contents: Contents) -> ClassList:
     names = [name for name, _ in contents.images]
     names += [name for tar in contents.tars for name, _ in contents.listings[tar].images]
     inside = split_folder(names)
-    below = [name[len(inside) :] for name in names if name.startswith(inside)]
-    found = {name.partition("/")[0] for name in below if "/" in name}
-    # A folder without images has its number all the same.
-    found |= {
-        name[len(inside) :]
-        for name in contents.folders
-        if name.startswith(inside) and name != "" and "/" not in name[len(inside) :]
-    }
-    found -= {""}
+    folders = {f"{folder}/" for folder in contents.folders} | {f"{folder_of(name)}/" for name in names}
+    found = _folders_in(inside, folders)
+    for training in ("train/", "training/"):
+        # What a network learnt are the training split's folders.
+        others = _folders_in(training, folders) ^ found
+        if inside and training in folders and others:
+            raise UsageError(
+                f"--classes folders: {training} and {inside} in {contents.root} differ in their folders "
+                f"({', '.join(sorted(others)[:3])}), and so in their numbers; name the list: --classes FILE"
+            )
     if len(found) < 2:
         there = f"one folder, {found.pop()!r}" if found else "no folders"
         raise UsageError(
             f"--classes folders: {contents.root} holds {there}; name the folder whose folders are the classes"
         )
     return ClassList(FOLDERS, tuple(sorted(found)))
+
+
+def _folders_in(folder: str, folders: Iterable[str]) -> set[str]:
+    """The names of the folders in one, with those that hold no image; all paths end in `/`."""
+    inner = (name[len(folder) :] for name in folders if name.startswith(folder))
+    return {name.partition("/")[0] for name in inner} - {""}
 
 
 def _choose(contents: Contents, reading: Reading) -> Layout:
@@ -173,8 +180,10 @@ def _what_was_found(
         lines.append(f"classes: {reading.classes.title}, {len(reading.classes)}")
     further = _further_endings(names)
     if further and not layout.columns:
-        first = further[0]
-        lines.append(f"{len(further)} images have the name of another and a further ending ({first}): masks?")
+        count, first = len(further), further[0]
+        lines.append(
+            f"images named as another one, with a further ending: {count} ({first}); are they masks?"
+        )
     return [*lines, *describe(labels, len(names))]
 
 

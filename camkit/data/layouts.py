@@ -22,7 +22,7 @@ from camkit.data.labels import (
     name_wnid,
     validation_number,
 )
-from camkit.data.names import folders_of
+from camkit.data.names import folder_of, folders_of
 from camkit.data.numbers import why_not_indices
 from camkit.data.parquet import list_parquet
 from camkit.data.webdataset import has_sidecars, left_out, members, read_webdataset
@@ -59,6 +59,10 @@ def _has_images(contents: Contents) -> bool:
 
 def _any_image(test: Callable[[str], object]) -> Callable[[Contents], bool]:
     return lambda contents: any(test(name) is not None for name in _names(contents))
+
+
+def _wnid_folders(contents: Contents, reading: Reading) -> bool:
+    return reading.classes.name != FOLDERS and any(map(folder_wnid, _names(contents)))
 
 
 def _read_folders(contents: Contents, reading: Reading) -> tuple[Entries, Labels]:
@@ -111,12 +115,17 @@ def _read_flat(contents: Contents, reading: Reading) -> tuple[Entries, Labels]:
 
 
 def _read_photos(contents: Contents, reading: Reading) -> tuple[Entries, Labels]:
-    numbers = [number for name in _names(contents) if (number := folder_number(name)) is not None]
-    # Folders of years are nobody's classes.
-    if not numbers or reading.layout == "photos" or min(numbers) > len(reading.classes):
+    if reading.layout == "photos":
         return contents.images, Labels()
-    reason = why_not_indices(numbers, reading.classes, reading.named)
-    return contents.images, Labels(refused=f"the folders named by numbers: {reason}" if reason else "")
+    numbers = {number for name in _names(contents) if (number := folder_number(name)) is not None}
+    # Folders of years are nobody's classes.
+    near = bool(numbers) and min(numbers) <= len(reading.classes)
+    reason = why_not_indices(numbers, reading.classes, reading.named) if near else None
+    if reason:
+        return contents.images, Labels(refused=f"the folders named by numbers: {reason}")
+    folders = {folder_of(name) for name in _names(contents)}
+    hint = "if each folder is a class, --classes folders takes them so"
+    return contents.images, Labels(notes=(hint,) if len(folders) > 1 else ())
 
 
 def _read_tar(contents: Contents, reading: Reading) -> tuple[Entries, Labels]:
@@ -137,7 +146,7 @@ LAYOUTS = {
             "wnid",
             "folders named by wnids, as val/n01440764/*.JPEG",
             fits=_any_image(folder_wnid),
-            found=lambda contents, _: _any_image(folder_wnid)(contents),
+            found=_wnid_folders,
             read=_read_folders,
         ),
         Layout(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -111,16 +111,17 @@ class _Shard:
         for name, source in self.images:
             stem, key = stem_of(name), key_of(name)
             if len(self.by_stem[stem]) > 1:
-                raise self._refused(f"{' and '.join(self.by_stem[stem])} are images of one sample")
+                raise self._one_sample(self.by_stem[stem])
             if stem in self.sidecars:
                 yield name, source, self.sidecars[stem]
                 continue
             first = self._first(name)
             if first and first in self.by_stem:
-                raise self._refused(f"{self.by_stem[first][0]} and {name} are images of one sample")
+                raise self._one_sample([*self.by_stem[first], name])
             if self.free[key] and len(self.by_key[key]) > 1:
-                images = " and ".join(self.by_key[key][:2])
-                raise self._refused(f"{self._member(self.free[key][0])} could be the label of {images}")
+                member = self.free[key][0] + next(iter(self.sidecars[self.free[key][0]]))
+                images = " and of ".join(self.by_key[key][:2])
+                raise self._unclear(f"{member} could be the label of {images}")
             yield name, source, self.sidecars.get(key) or self._of_key(name, key)
 
     def _of_key(self, name: str, key: str) -> Sidecars:
@@ -129,18 +130,21 @@ class _Shard:
         for stem in self.free[key]:
             twice = sorted(found.keys() & self.sidecars[stem].keys())
             if twice:
-                raise self._refused(f"{name} has several {twice[0]} members, as {stem}{twice[0]}")
+                raise self._unclear(f"{name} has several {twice[0]} members, as {stem}{twice[0]}")
             found |= self.sidecars[stem]
         return found
 
-    def _member(self, stem: str) -> str:
-        return stem + next(iter(self.sidecars[stem]))
-
-    def _refused(self, reason: str) -> UsageError:
-        fields = " or ".join(name for name, _ in self.fields.most_common(MOST_FIELDS))
+    def _one_sample(self, names: Sequence[str]) -> UsageError:
+        fields = "|".join(name for name, _ in self.fields.most_common(MOST_FIELDS))
         return UsageError(
-            f"{self.archive}: {reason}, and camkit does not guess.\n--image-column ENDING says which are the "
-            f"photos ({fields}); --layout tar reads all images, without the labels beside them"
+            f"{self.archive}: {' and '.join(names)} are images of one sample: which is the photo?\n"
+            f"--image-column {fields} says so; --layout tar takes all images, without the labels beside them"
+        )
+
+    def _unclear(self, reason: str) -> UsageError:
+        return UsageError(
+            f"{self.archive}: {reason}.\n--layout tar takes the images without the labels beside them, and "
+            "--labels FILE gives others"
         )
 
 
@@ -161,12 +165,12 @@ def _label(beside: Sidecars, column: str | None) -> str | None:
     try:
         found = json.loads(text)
     except ValueError as error:
-        raise CamkitError("its .json member is no JSON") from error
+        raise CamkitError("the .json member is no JSON") from error
     keys = JSON_KEYS if column is None else (column,)
     label = next((found[key] for key in keys if isinstance(found, dict) and found.get(key) is not None), None)
     if label is None:
         there = ", ".join(list(found)[:MOST_FIELDS]) if isinstance(found, dict) else type(found).__name__
-        raise CamkitError(f"its .json member has no {' or '.join(keys)}, but {there} (--label-column)")
+        raise CamkitError(f"in .json there is no {' or '.join(keys)}, but {there or 'nothing'}")
     return str(label)
 
 
@@ -192,8 +196,8 @@ def read_webdataset(contents: Contents, reading: Reading) -> tuple[Entries, Labe
             except CamkitError as error:
                 texts[name], unread[name] = None, str(error)
     if not entries:
-        there = ", ".join(fields) or "none"
-        raise UsageError(f"--image-column {column}: no image ends so; their endings: {there}")
+        there = ", ".join(fields) or "there are no images"
+        raise UsageError(f"--image-column {column}: no image ends so; they end in: {there}")
     if reading.label_column and not any(texts.values()):
         reason = next(iter(unread.values()), "images have no .json member")
         raise UsageError(f"--label-column {reading.label_column}: {reason}")
@@ -201,5 +205,5 @@ def read_webdataset(contents: Contents, reading: Reading) -> tuple[Entries, Labe
     notes = left_out(contents)
     others = fields.total() - len(entries)
     if others:
-        notes = (*notes, f"--image-column {column}: {others} other images are left out")
+        notes = (*notes, f"--image-column {column}: other images, left out: {others}")
     return tuple(entries), replace(labels, notes=(*notes, *labels.notes))
