@@ -125,7 +125,7 @@ class RunConfig:
         "What labels stand for: ImageNet's classes, the class folders in sorted order, or those of a file.",
         group="Data",
         metavar="imagenet|folders|FILE",
-        shown="ImageNet's, numbers only where all occur",
+        shown="ImageNet's; bare numbers: see docs/data.md",
     )
     image_column: str | None = option(
         None, "Column of the images (parquet), or their ending (WebDataset).", group="Data", metavar="NAME"

@@ -435,20 +435,27 @@ def test_a_sample_has_folders_named_by_the_classes(tmp_path: Path) -> None:
 
 def test_a_run_takes_the_list_and_one_folder_holds_one(tmp_path: Path) -> None:
     data, out = str(own_folders(tmp_path / "own")), tmp_path / "out"
+    # As many as the model has outputs.
+    names = ["Dog", "ant", "cat", *(f"thing {number}" for number in range(997))]
+    listed = str(write(tmp_path / "names.txt", "\n".join(reversed(names))))
     config = RunConfig(
         model=("timm/test_resnet",), method=("gradcam",), weights="random", metrics=("adcc",), target="label",
-        data=data, classes="folders", batch_size=3, out=out, device="cpu",
+        data=data, classes=listed, batch_size=3, out=out, device="cpu",
+        save_maps=True,
     )  # fmt: skip
     bench(config, say=silent)
     with (out / "timm__test_resnet" / "conv-rest" / "gradcam.csv").open(newline="") as file:
         found = {row["image"]: row["target"] for row in csv.DictReader(file)}
-    assert found == {"Dog/deep/1.jpg": "0", "ant/deep/2.jpg": "1", "cat/deep/0.jpg": "2"}
-    words = ["score", str(out), "--metrics", "deletion", "--data", data]
-    assert "no saved maps" in CliRunner().invoke(main, [*words, "--classes", "folders"]).output
-    verify = ["verify", str(out), "--data", data, "--workers", "0"]
-    assert "another fingerprint" in CliRunner().invoke(main, verify).output
-    result = CliRunner().invoke(main, [*verify, "--classes", "folders"])
-    assert result.exit_code == 0, result.output
+    assert found == {"Dog/deep/1.jpg": "999", "ant/deep/2.jpg": "998", "cat/deep/0.jpg": "997"}
+    for command, words in (("verify", ["--workers", "0"]), ("score", ["--metrics", "insertion"])):
+        words = [command, str(out), "--data", data, *words]
+        assert "another fingerprint" in CliRunner().invoke(main, words).output
+        result = CliRunner().invoke(main, [*words, "--classes", listed])
+        assert result.exit_code == 0, result.output
+    words = ["report", str(out), "--data", data, "-o", str(tmp_path / "page.html")]
+    said = "is not what these results were made with"
+    assert said in CliRunner().invoke(main, words).output
+    assert said not in CliRunner().invoke(main, [*words, "--classes", listed]).output
 
 
 def test_the_command_of_a_run_shows_a_files_name_only(tmp_path: Path) -> None:
