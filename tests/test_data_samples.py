@@ -25,6 +25,10 @@ def labels_of(data: DataSet) -> dict[str, int | None]:
     return {item.id: item.label for item in data.items}
 
 
+def silent(line: str) -> None:
+    """Takes a line and drops it."""
+
+
 def shard(path: Path, members: Mapping[str, bytes]) -> str:
     return str(small.make_tar(path / "shard.tar", members))
 
@@ -223,6 +227,13 @@ def test_a_number_outside_the_files_own_list_is_no_index(tmp_path: Path) -> None
     assert list(data.unlabelled.values()) == ["label '340' is no place in its list of 2 classes"]
 
 
+def test_a_label_that_pandas_left_out(tmp_path: Path) -> None:
+    path = parquet(tmp_path / "val.parquet", image=IMAGES, label=[340.0, float("nan")])
+    data = find_images(path, seed=0, classes="imagenet")
+    assert [label for _, label in sorted(labels_of(data).items())] == [340, None]
+    assert list(data.unlabelled.values()) == ["it comes without a label"]
+
+
 def test_a_file_without_rows_is_passed_over(tmp_path: Path) -> None:
     parquet(tmp_path / "validation-0.parquet", image=IMAGES, label=NAMES)
     table = pq.read_table(tmp_path / "validation-0.parquet")
@@ -261,17 +272,20 @@ def test_copies_in_an_archive_are_passed_over_too(tmp_path: Path) -> None:
 
 def test_a_copy_without_a_label_contradicts_nothing(tmp_path: Path) -> None:
     root = small.wnid_folders(tmp_path)
-    write(root / "a copy.JPEG", photos()[0])
+    for name in ("a copy.JPEG", "z copy.JPEG"):
+        write(root / name, photos()[0])
     write(root / WNIDS[2] / "another label.JPEG", photos()[0])
-    faults = {fault.image: fault for fault in check_data(str(root), say=lambda line: None).faults}
+    found = {(fault.image, fault.kind): fault.reason for fault in check_data(str(root), say=silent).faults}
     (first,) = [item.id for item in find_images(str(root), 0).items if item.label == LABELS[0]]
-    assert faults[first].kind == "duplicate"  # of the copy without a label, which is the first by name
-    other = faults[f"{WNIDS[2]}/another label.JPEG"]
-    assert (other.kind, other.reason) == (
-        "contradiction",
-        f"the same bytes as {first}, with another label: 954, not 340",
-    )
-    assert {fault.kind for fault in faults.values()} == {"duplicate", "contradiction", "no label"}
+    other = f"{WNIDS[2]}/another label.JPEG"
+    assert set(found) == {
+        ("a copy.JPEG", "no label"),
+        ("z copy.JPEG", "no label"),
+        ("z copy.JPEG", "duplicate"),
+        (first, "duplicate"),
+        (other, "contradiction"),
+    }
+    assert found[other, "contradiction"] == f"the same bytes as {first}, with another label: 954, not 340"
 
 
 def test_endings_that_are_not_read_are_counted_and_named(tmp_path: Path) -> None:
