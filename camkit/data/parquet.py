@@ -114,7 +114,7 @@ def _labels(
 
 
 def _text(value: Any) -> str | None:
-    """A label as text; None where there is none: -1 hides one in Hugging Face's data sets, pandas writes NaN."""
+    """A label as text; None where there is none: Hugging Face's data sets have -1 there, pandas NaN."""
     if value is None or value == -1 or value != value:
         return None
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
