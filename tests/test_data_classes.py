@@ -188,6 +188,15 @@ def test_folders_are_numbered_as_torchvision_numbers_them(tmp_path: Path) -> Non
     assert any("0 10, 1 9, 2 Dog, 3 ant, 4 cat, 5 n01440764" in note for note in data.notes)
 
 
+def test_folders_named_by_wnids_are_numbered_like_any_and_keep_their_wnids(tmp_path: Path) -> None:
+    """As a network trained on Imagenette's ten folders has them."""
+    data = find_images(str(small.wnid_folders(tmp_path)), seed=0, classes="folders")
+    assert data.classes.wnids == tuple(sorted(set(WNIDS)))
+    assert {item.id.split("/")[0]: item.label for item in data.items} == {
+        wnid: index for index, wnid in enumerate(sorted(set(WNIDS)))
+    }
+
+
 def test_a_class_folder_without_images_keeps_its_number(tmp_path: Path) -> None:
     (own_folders(tmp_path) / "bee").mkdir()
     data = find_images(str(tmp_path), seed=0, classes="folders")

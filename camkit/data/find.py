@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from camkit.config import RunConfig
-from camkit.data.classes import FOLDERS, IMAGENET, ClassList, imagenet
+from camkit.data.classes import FOLDERS, IMAGENET, WNID, ClassList, imagenet
 from camkit.data.classfiles import read_class_file
 from camkit.data.contents import Contents, look
 from camkit.data.devkit import expect_other_numbers
@@ -127,7 +127,8 @@ def _folder_classes(contents: Contents) -> ClassList:
         raise UsageError(
             f"--classes folders: {contents.root} holds {there}; name the folder whose folders are the classes"
         )
-    return ClassList(FOLDERS, tuple(sorted(found)))
+    classes = tuple(sorted(found))
+    return ClassList(FOLDERS, classes, classes if all(map(WNID.fullmatch, classes)) else ())
 
 
 def _folders_in(folder: str, folders: Iterable[str]) -> set[str]:
