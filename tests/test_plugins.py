@@ -553,7 +553,8 @@ def test_scores_from_saved_maps_are_for_the_images_of_each_method(
     out = tmp_path / "out"
     labels = tmp_path / "labels.csv"
     labels.write_text("image,label\n" + "".join(f"photo_{n}.png,{n}\n" for n in range(6)))
-    data = ("--data", photos, "--plugin", files[3], "--batch-size", 4, "--labels", labels)
+    data = ("--data", photos, "--plugin", files[3], "--batch-size", 4)
+    data += ("--labels", labels, "--classes", "imagenet")
     words = [
         "--model",
         "tiny",
@@ -570,7 +571,8 @@ def test_scores_from_saved_maps_are_for_the_images_of_each_method(
     assert run("bench", *words, "--method", "layercam", "--limit", 5, "-o", out)[0] == 0
     lines: list[str] = []
     again = {"data": str(photos), "plugin": [str(files[3])], "say": lines.append, "batch_size": 4}
-    summary = rescore(out, metrics=["insertion"], layout="flat", labels=labels, **again)
+    again |= {"labels": labels, "classes": "imagenet"}
+    summary = rescore(out, metrics=["insertion"], layout="flat", **again)
     found = summary.set_index("method")
     assert found["images"].to_dict() == {"gradcam": 2, "layercam": 5, "edges": 2}
     assert found["insertion_auc"].notna().to_dict() == {"gradcam": True, "layercam": True, "edges": False}
@@ -578,7 +580,7 @@ def test_scores_from_saved_maps_are_for_the_images_of_each_method(
         rows = pd.read_csv(out / "tiny" / "prepool-rest" / f"{method}.csv")
         assert rows["insertion_auc"].count() == images
     assert f"{out / 'tiny' / 'prepool-rest'}: no saved maps of edges (saliency methods have none)" in lines
-    rescore(out, metrics=["insertion"], labels=labels, **again)
+    rescore(out, metrics=["insertion"], **again)
     assert "tiny: nothing to do, all maps have these scores" in lines
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from camkit.cli.options import (
+    READING,
     Command,
     Option,
     batch_size_option,
@@ -36,7 +37,7 @@ def data() -> None:
 
 @data.command(cls=Command)
 @click.argument("path")
-@config_options("layout", "labels")
+@config_options(*READING)
 @click.option(
     "--model",
     metavar="NAME",
@@ -49,7 +50,7 @@ def data() -> None:
 @config_option("workers")
 @format_option
 @debug_option
-def check(path: str, layout: str | None, labels: Path | None, style: str, **options: Any) -> None:
+def check(path: str, style: str, **options: Any) -> None:
     """Read every image of a data set and say what was found.
 
     The layout, images a class, where the labels come from; unreadable files with the reason, duplicates,
@@ -62,7 +63,7 @@ def check(path: str, layout: str | None, labels: Path | None, style: str, **opti
     """
     from camkit.runs.check import check_data
 
-    report = check_data(path, layout, labels, say=say, **options)
+    report = check_data(path, say=say, **options)
     if style == "json":
         _print_json(report.as_dict())
     elif style == "csv":
@@ -91,7 +92,7 @@ def check(path: str, layout: str | None, labels: Path | None, style: str, **opti
     help="Images of each class.",
 )
 @config_option("out", "-o", required=True, default=None, show_default=False, help="A new or empty folder.")
-@config_options("layout", "labels")
+@config_options(*READING)
 @config_option("seed", help="Of the choice.")
 @click.option(
     "--copy",
@@ -105,7 +106,8 @@ def check(path: str, layout: str | None, labels: Path | None, style: str, **opti
 def sample(path: str, per_class: int, out: Path, seed: int, copy: bool, style: str, **options: Any) -> None:
     """Take N images of each class into a folder, as links or copies, for smoke runs.
 
-    DIR holds folders named by wnids; images without a label keep the folder that they are in.
+    DIR holds folders named by wnids, or by class names where the class list has no wnids; images without a
+    label keep the folder that they are in.
 
     \b
     Example:

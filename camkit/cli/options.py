@@ -85,6 +85,8 @@ def _workers() -> int:
     return min(8, available_cores() - 1)
 
 
+# How a data set is to be read, beside where it lies.
+READING = ("layout", "labels", "classes", "image_column", "label_column")
 # What the command line does with an option beside what its field says.
 OWN: dict[str, dict[str, Any]] = {
     "data": {"callback": _data_or_default, "default": None},  # a config file wins over the environment
@@ -176,7 +178,7 @@ batch_size_option = config_option(
 
 def data_of_run(command: Callable) -> Callable:
     """Where the images of a run are."""
-    options = [config_option("data", help="The images of the run."), config_options("layout", "labels")]
+    options = [config_option("data", help="The images of the run."), config_options(*READING)]
     for option in reversed(options):
         command = option(command)
     return command

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
-from camkit.cli.options import Command, config_option, config_options, debug_option
+from camkit.cli.options import READING, Command, config_option, config_options, debug_option
 from camkit.console import say
 from camkit.errors import UsageError
 from camkit.report.grid import Grid
@@ -100,7 +100,7 @@ def _analyses(folders: tuple[Path, ...], plugin: tuple[str, ...]) -> list[Any]:
 @click.option(
     "--data", metavar="PATH|sample", help="Where the photos lie, for html.  [default: $CAMKIT_DATA]"
 )
-@config_options("layout", "labels")
+@config_options(*READING)
 @click.option(
     "--no-photos", is_flag=True, help="An html page without photos, where passing them on is not allowed."
 )
@@ -113,10 +113,9 @@ def report(
     against: str | None,
     strict: bool,
     data: str | None,
-    layout: str | None,
-    labels: Path | None,
     no_photos: bool,
     plugin: tuple[str, ...],
+    **reading: Any,
 ) -> None:
     """The table of results: means with 95 % intervals, marks, controls, and audit lines.
 
@@ -153,7 +152,7 @@ def report(
         frame = partial(tables.score_frame, analyses)
     if style == "html":
         data = data or os.environ.get("CAMKIT_DATA")
-        text = _page(analyses, grids, (*legend, *remarks), None if no_photos else (data, layout, labels))
+        text = _page(analyses, grids, (*legend, *remarks), None if no_photos else (data, reading))
     else:
         text = _render(style, grids, legend, frame, remarks)
     _emit(text, out)
@@ -167,9 +166,9 @@ def _page(
     analyses: list[Any],
     grids: list[Grid],
     legend: tuple[str, ...],
-    photos: tuple[str | None, str | None, Path | None] | None,
+    photos: tuple[str | None, Mapping[str, Any]] | None,
 ) -> str:
-    """The HTML page; `photos`: data, layout and labels, None where no photos are wanted."""
+    """The HTML page; `photos`: where they lie and how to read that, None where no photos are wanted."""
     from camkit.report import gallery, html
 
     selections = gallery.within_limit([gallery.select(analysis.block) for analysis in analyses])

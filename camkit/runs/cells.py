@@ -10,8 +10,7 @@ import camkit.methods
 import camkit.metrics
 import camkit.network.utilities  # noqa: F401  (all three fill registries)
 from camkit.config import RunConfig
-from camkit.data import DataSet, Item, find_images
-from camkit.data.annotations import with_regions
+from camkit.data import DataSet, Item, data_of
 from camkit.entries import METHODS, METRICS, NEEDS, UTILITIES, Method
 from camkit.errors import Say, UsageError
 from camkit.network.models import PAPER_ROWS, find_row
@@ -96,16 +95,6 @@ def lacking(method: Method, config: RunConfig) -> str:
     return NEEDS["regions"] if method.needs == "regions" and not config.has_regions else ""
 
 
-def find_data(config: RunConfig) -> DataSet:
-    """The photos of a run, with their regions.
-
-    Raises:
-        UsageError: there are no images, or files of labels or regions do not fit them.
-    """
-    data = find_images(config.photos, config.seed, config.layout, config.labels)
-    return data if config.regions is None else with_regions(data, config.regions)
-
-
 def select(config: RunConfig, say: Say) -> tuple[list[str], DataSet, list[Item]]:
     """The models, the data set, and the images of it that a run takes.
 
@@ -122,7 +111,7 @@ def select(config: RunConfig, say: Say) -> tuple[list[str], DataSet, list[Item]]
         if why:
             say(f"{method.name} is left out: {why}")
     target = find_target(config.target)
-    data = find_data(config)
+    data = data_of(config)
     for note in data.notes:
         say(note)
     if config.data == "sample":
