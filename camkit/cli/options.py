@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -18,6 +20,14 @@ FIELDS = {one.name: one for one in fields(RunConfig)}
 def say(line: str) -> None:
     """A line for the user that is no result."""
     click.echo(line, err=True)
+
+
+def table_width() -> int | None:
+    """Letters in a line of the terminal (COLUMNS wins), for the tables on standard output.
+
+    None where that is no terminal: in a file or a pipe a table stays whole.
+    """
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 class Option(click.Option):

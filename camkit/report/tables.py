@@ -35,8 +35,12 @@ def signed(value: float) -> str:
     return f"{100 * value:+.2f}".replace("-", "−").replace("−0.00", "0.00").replace("+0.00", "0.00")
 
 
-def terminal_table(summary: pd.DataFrame) -> str:
-    """The means of a summary.csv: one block a model, layer and utility, the controls below a line."""
+def terminal_table(summary: pd.DataFrame, width: int | None = None) -> str:
+    """The means of a summary.csv: one block a model, layer and utility, the controls below a line.
+
+    Args:
+        width: see :func:`camkit.report.grid.terminal`.
+    """
     grids = []
     scores = [score for score in known_scores(summary) if summary[score.name].notna().any()]
     for (model, layer, utility), block in summary.groupby(["model", "layer", "utility"], sort=False):
@@ -55,7 +59,7 @@ def terminal_table(summary: pd.DataFrame) -> str:
     judged = columns_of_values(score.name for score in scores)
     filled = summary.loc[summary[judged].notna().any(axis=1), "method"] if judged else ()
     others = [name for name in dict.fromkeys(filled) if not is_value(name)]
-    return terminal(grids, [no_values(others, judged)] if others else [])
+    return terminal(grids, [no_values(others, judged)] if others else [], width=width)
 
 
 def score_grid(analysis: Analysis, study: Sequence[Block], named: Naming = identifier) -> Grid:
