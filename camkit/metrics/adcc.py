@@ -59,8 +59,13 @@ class AdccMean:
             return np.where(value > 0, self._sign * value**2 / (3 * factors**2), 0.0)
 
 
+UNIT = (0.0, 1.0)
 AVERAGE_DROP = Column(
-    "lower", "AD", "Average drop: share of the probability lost when only the marked part is kept.", place=0
+    "lower",
+    "AD",
+    "Average drop: share of the probability lost when only the marked part is kept.",
+    place=0,
+    bounds=UNIT,
 )
 INCREASE = Column(
     "higher",
@@ -68,6 +73,8 @@ INCREASE = Column(
     "Increase in confidence: share of images whose probability rises when masked.",
     place=4,
     jumps=True,
+    share=True,
+    bounds=UNIT,
 )
 
 
@@ -97,12 +104,21 @@ def average_drop(subject: Subject) -> dict[str, Tensor]:
             "ADD",
             "Drop in deletion: share of the probability lost when the marked part is taken away.",
             place=5,
+            bounds=UNIT,
         ),
         "coherency": Column(
-            "higher", "Coh", "Coherency: how alike the map is to the map of the image that it masks.", place=1
+            "higher",
+            "Coh",
+            "Coherency: how alike the map is to the map of the image that it masks.",
+            place=1,
+            bounds=UNIT,
         ),
         "complexity": Column(
-            "lower", "Com", "Complexity: how much of the image the map marks (its mean).", place=2
+            "lower",
+            "Com",
+            "Complexity: how much of the image the map marks (its mean).",
+            place=2,
+            bounds=UNIT,
         ),
         "adcc": Column(
             "higher",
@@ -110,6 +126,7 @@ def average_drop(subject: Subject) -> dict[str, Tensor]:
             "Harmonic mean of coherency, 1 − complexity and 1 − average drop.",
             mean=AdccMean(),
             place=3,
+            bounds=UNIT,
         ),
     },
     flags=("degenerate_masked",),

@@ -49,6 +49,7 @@ def area(curve: Tensor) -> Tensor:
             "Deletion",
             "Area under the probability as pixels are blanked, the most salient first.",
             jumps=True,
+            bounds=(0.0, 1.0),
         )
     },
     curves=("deletion_curve",),
@@ -74,6 +75,7 @@ def deletion(subject: Subject) -> dict[str, Tensor]:
             "Insertion",
             "Area under the probability as pixels come in, the most salient first.",
             jumps=True,
+            bounds=(0.0, 1.0),
         )
     },
     curves=("insertion_curve",),

@@ -7,6 +7,8 @@ methods` and in summary.csv says which are, and so do the tables.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -19,6 +21,7 @@ from camkit.metrics.subject import Subject
 YARDSTICK = "yardstick"
 # A gain that is a smaller share of the values' absolute sum is what rounding leaves of values that cancel.
 NO_GAIN = 1e-4
+NOT_NEGATIVE = (0.0, math.inf)
 
 
 COLUMNS = {
@@ -28,12 +31,21 @@ COLUMNS = {
         "Distance of the map from the Shapley values, over their length.",
         optional=True,
         of_values=True,
+        bounds=NOT_NEGATIVE,
     ),
     "shapley_error_scaled": Column(
-        "lower", "SV error, scaled", "The same for the best multiple of the map.", optional=True
+        "lower",
+        "SV error, scaled",
+        "The same for the best multiple of the map.",
+        optional=True,
+        bounds=NOT_NEGATIVE,
     ),
     "shapley_correlation": Column(
-        "higher", "SV corr.", "Correlation of the map with the Shapley values.", optional=True
+        "higher",
+        "SV corr.",
+        "Correlation of the map with the Shapley values.",
+        optional=True,
+        bounds=(-1.0, 1.0),
     ),
     "efficiency_gap": Column(
         "lower",
@@ -41,17 +53,25 @@ COLUMNS = {
         "What the sum of the map leaves unaccounted for of the utility.",
         optional=True,
         of_values=True,
+        bounds=NOT_NEGATIVE,
     ),
     "saliency_distance": Column(
-        "lower", "SV distance", "Mean distance of the saliency map from that of the Shapley values."
+        "lower",
+        "SV distance",
+        "Mean distance of the saliency map from that of the Shapley values.",
+        bounds=(0.0, 1.0),
     ),
     "nonadditivity": Column(
-        "neither", "Non-additivity", "Of the game, not of a map: at 0 all Shapley values are trivial."
+        "neither",
+        "Non-additivity",
+        "Of the game, not of a map: at 0 all Shapley values are trivial.",
+        bounds=(0.0, 1.0),
     ),
     "shapley_noise": Column(
         "neither",
         "SV noise",
         "Of the yardstick, not of a map: standard error of the Shapley values, over their length.",
+        bounds=NOT_NEGATIVE,
     ),
 }
 

@@ -30,6 +30,7 @@ def average_ranks(values: Tensor) -> Tensor:
             "Rank correlation, over patches, of the map with the logit's loss when one patch is blanked.",
             optional=True,
             jumps=True,
+            bounds=(-1.0, 1.0),
         )
     },
     source="rank correlation with the logit's drop, one patch of a 4x4 grid removed at a time",
