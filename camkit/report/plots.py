@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -24,6 +25,7 @@ METHOD, CONTROL = "#0b57a4", "#8a929b"
 STYLE = {"svg.fonttype": "none", "pdf.fonttype": 42, "savefig.dpi": 200, "font.size": 8, **PLAIN_TEXT}
 NAME_SIZE = 6  # points, of names beside a figure
 NAME_HEIGHT, LETTER_WIDTH = 0.11, 0.055  # inches that a line of names and one of their letters want
+TITLE_LETTER = 0.068  # inches
 
 
 def write_figures(analyses: Sequence[Analysis], folder: Path, formats: Sequence[str]) -> list[Path]:
@@ -54,6 +56,11 @@ def _figures(analyses: Sequence[Analysis]) -> Iterator[tuple[str, Figure]]:
         yield f"ranks-{place}", rank_figure(table)
 
 
+def _head(figure: Figure, title: str) -> None:
+    """The figure's title, in as many lines as its width wants."""
+    figure.suptitle(textwrap.fill(title, int(figure.get_figwidth() / TITLE_LETTER)), fontsize=8)
+
+
 def _title(block: Block, known: np.ndarray) -> str:
     """The block's title, which also says why points have no interval."""
     return block.title + ("" if known.any() else "; one image gives no intervals")
@@ -81,8 +88,9 @@ def scores_figure(analysis: Analysis) -> Figure:
         if column >= panels:
             axis.remove()
             continue
-        axis.hlines(rows, low[:, column], high[:, column], colors=colours, linewidth=1.2)
-        filled = np.where(known[:, column], colours, "none")
+        sure = known[:, column]
+        axis.hlines(rows[sure], low[sure, column], high[sure, column], colors=colours[sure], linewidth=1.2)
+        filled = np.where(sure, colours, "none")
         axis.scatter(value[:, column], rows, c=filled, edgecolors=colours, s=10, zorder=3)
         if analysis.best_control is not None and analysis.best_control[column] >= 0:
             best = value[analysis.best_control[column], column]
@@ -91,8 +99,8 @@ def scores_figure(analysis: Analysis) -> Figure:
         axis.tick_params(labelsize=7)
         axis.grid(axis="x", linewidth=0.3)
     axes[0, 0].set_yticks(rows, names)
-    axes[0, 0].invert_yaxis()
-    figure.suptitle(_title(block, known), fontsize=8)
+    axes[0, 0].set_ylim(len(names) - 0.4, -0.6)
+    _head(figure, _title(block, known))
     return figure
 
 
@@ -125,7 +133,7 @@ def scatter_figure(analysis: Analysis, across: str, up: str) -> Figure:
     _names_beside(axis, names, value[:, [x, y]])
     axis.set_xlabel(f"{block.scores[x].heading}, percent")
     axis.set_ylabel(f"{block.scores[y].heading}, percent")
-    axis.set_title(_title(block, ~np.isnan(low[:, [x, y]])), fontsize=8)
+    _head(figure, _title(block, ~np.isnan(low[:, [x, y]])))
     return figure
 
 
@@ -150,13 +158,21 @@ def _names_beside(axis: Axes, names: Sequence[str], points: np.ndarray) -> None:
             va="center",
             fontsize=NAME_SIZE,
             annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "linewidth": 0.3, "color": CONTROL},
+            arrowprops={  # to the middle of the name's left side; lines to its middle cross other names
+                "arrowstyle": "-",
+                "linewidth": 0.3,
+                "color": CONTROL,
+                "relpos": (0, 0.5),
+                "shrinkB": 0,
+            },
         )
 
 
 def curves_figure(block: Block, curves: Mapping[str, Mapping[str, MeanCurve]]) -> Figure:
     """Mean deletion and insertion curves; bands are the 95 % intervals of the means, controls dashed."""
-    figure = Figure(figsize=(3.4 * len(curves) + 1.0, 2.9), layout="constrained")
+    methods = max(map(len, curves.values()))
+    height = max(2.9, 1.2 * NAME_HEIGHT * methods + 0.3)  # of the names beside them
+    figure = Figure(figsize=(3.4 * len(curves) + 1.0, height), layout="constrained")
     axes = figure.subplots(1, len(curves), squeeze=False, sharey=True)[0]
     palette = mpl.colormaps["tab10"]
     for axis, (kind, lines) in zip(axes, curves.items(), strict=True):
@@ -175,7 +191,7 @@ def curves_figure(block: Block, curves: Mapping[str, Mapping[str, MeanCurve]]) -
         axis.set_title(kind.capitalize(), fontsize=8)
     axes[0].set_ylabel("probability, percent")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=6, frameon=False)
-    figure.suptitle(block.title, fontsize=8)
+    _head(figure, _title(block, np.array([one.images > 1 for one in lines.values()])))
     return figure
 
 
@@ -206,7 +222,8 @@ def rank_figure(table: RankTable) -> Figure:
     axis.hlines(0, 1, methods, colors="black", linewidth=1)
     for rank in range(1, methods + 1):
         axis.vlines(rank, -0.12, 0.12, colors="black", linewidth=1)
-        axis.text(rank, -0.25, str(rank), ha="center", va="bottom")
+        if rank % -(-methods // 16) == 1 or methods <= 16:  # more numbers would run into each other
+            axis.text(rank, -0.25, str(rank), ha="center", va="bottom")
     for number, (first, last) in enumerate(spans):
         axis.hlines(0.45 + 0.35 * number, first - 0.05, last + 0.05, colors="black", linewidth=3)
     for place, method in enumerate(order):
@@ -217,5 +234,5 @@ def rank_figure(table: RankTable) -> Figure:
         words = f"{title_of(table.methods[method])}  {average[method]:.2f}"
         axis.text(end, row, f" {words} ", ha="right" if on_left else "left", va="center")
     difference = f"critical difference {table.ranks.critical_difference:.2f}"
-    axis.set_title(f"{table.title}; {difference}", fontsize=8)
+    _head(figure, f"{table.title}; {difference}")
     return figure
