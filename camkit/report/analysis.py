@@ -106,9 +106,9 @@ class Analysis:
         """
         p = np.full(self.own.value.shape, np.nan)
         for row in np.flatnonzero(self.block.controls):
-            against = self.common.against(int(row))
-            worse = (against.value * self.sign < 0) & ~np.isnan(against.p_value)
-            p = np.fmax(p, np.where(worse, 1.0, against.p_value))
+            found = self.common - self.common.only(int(row))
+            worse = (found.value * self.sign < 0) & ~np.isnan(found.p_value)
+            p = np.fmax(p, np.where(worse, 1.0, found.p_value))
         p[self.block.controls] = np.nan
         p[:, self.sign == 0] = np.nan
         return holm(p)
@@ -171,7 +171,7 @@ class Comparison:
 
 def compare(analysis: Analysis, baseline: int) -> Comparison:
     """Compare every method of a block with the one in row `baseline`, image by image."""
-    difference = analysis.common.against(baseline)
+    difference = analysis.common - analysis.common.only(baseline)
     low, high = difference.interval
     asked = ~np.isnan(difference.value) & (analysis.sign != 0)
     asked[baseline] = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from scipy import stats
@@ -81,9 +82,14 @@ def share_interval(hits: np.ndarray, images: np.ndarray) -> tuple[np.ndarray, np
     """Ends (...) of Wilson's interval of a share (J. Am. Statist. Assoc. 22, 1927); NaN below two images."""
     low, high = np.full(hits.shape, np.nan), np.full(hits.shape, np.nan)
     for place in zip(*np.nonzero(images > 1), strict=True):
-        found = stats.binomtest(int(hits[place]), int(images[place]))
-        low[place], high[place] = found.proportion_ci(LEVEL, method="wilson")
+        low[place], high[place] = _wilson(int(hits[place]), int(images[place]))
     return low, high
+
+
+@cache
+def _wilson(hits: int, images: int) -> tuple[float, float]:
+    found = stats.binomtest(hits, images).proportion_ci(LEVEL, method="wilson")
+    return found.low, found.high
 
 
 def paired_share_interval(pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -54,27 +54,34 @@ class Estimates:
         )
         return low, high
 
-    def against(self, row: int) -> Differences:
-        """Each method minus the one in `row`, image by image; NaN where one of the two has no score."""
-        rest = self.scores[:, row : row + 1, self.shares]
-        scores = self.scores[..., self.shares]
-        known = ~np.isnan(scores) & ~np.isnan(rest)
-        tables = [
-            ((scores == one) & (rest == other) & known).sum(axis=0) for one in (1, 0) for other in (1, 0)
-        ]
-        images = np.minimum(self.images, self.images[row])
-        influence = np.round(self.influence - self.influence[:, row : row + 1], DECIMALS)
+    def only(self, row: int) -> Estimates:
+        """Those of one method, (1, columns)."""
+        one = slice(row, row + 1)
+        return replace(
+            self,
+            scores=self.scores[:, one],
+            value=self.value[one],
+            influence=self.influence[:, one],
+            images=self.images[one],
+        )
+
+    def __sub__(self, other: Estimates) -> Differences:
+        """Differences to methods of the same images, or to :meth:`only` one: NaN where one has no score."""
+        first, second = (one.scores[..., self.shares] for one in (self, other))
+        known = ~np.isnan(first) & ~np.isnan(second)
+        pairs = [((first == x) & (second == y) & known).sum(axis=0) for x in (1, 0) for y in (1, 0)]
+        influence = np.round(self.influence - other.influence, DECIMALS)
         return Differences(
-            np.round(self.value - self.value[row], DECIMALS),
-            intervals.spread(influence, images),
+            np.round(self.value - other.value, DECIMALS),
+            intervals.spread(influence, np.minimum(self.images, other.images)),
             self.shares,
-            np.stack(tables),
+            np.stack(pairs),
         )
 
 
 @dataclass(frozen=True)
 class Differences:
-    """Paired differences of methods to one of them.
+    """Paired differences of methods.
 
     Attributes:
         value: (methods, columns).
