@@ -8,6 +8,7 @@ from scipy import stats
 from camkit.report.statistics import holm, ranks
 from camkit.results.summary import cell_means, harmonic_adcc
 
+
 def test_adcc_is_the_harmonic_mean_of_means_and_not_the_mean():
     rows = pd.DataFrame(
         {"average_drop": [0.0, 1.0], "coherency": [1.0, 1.0], "complexity": [0.5, 0.5], "adcc": [0.75, 0.0]}
