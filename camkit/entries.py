@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -17,9 +18,8 @@ SUMMARY_FIELDS = (
     "model", "layer", "utility", "method", "target_rule", "images", "degenerate", "degenerate_masked", "top1",
     "zero_probability", "not_finite", "value",
 )  # fmt: skip
-IMAGE_MEAN = (
-    "_image_mean"  # ends the name of a plain mean in summary.csv, beside a column with a mean of its own
-)
+# Ends the name of a plain mean in summary.csv, beside a column with a mean of its own.
+IMAGE_MEAN = "_image_mean"
 CURVE = "_curve"  # ends the name of a curve
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -82,6 +82,10 @@ class Mean(Protocol):
         ...
 
 
+# Between which a score lies, see :attr:`Column.bounds`.
+UNIT, CORRELATION, NOT_NEGATIVE = (0.0, 1.0), (-1.0, 1.0), (0.0, math.inf)
+
+
 @dataclass(frozen=True)
 class Column:
     """A column of scores.
@@ -95,6 +99,8 @@ class Column:
         optional: NaN for maps that have no such score.
         of_values: judges a map as a division of the utility, see :attr:`Method.value`.
         jumps: a last bit can move it far: 0 or 1, a correlation of ranks, an order of pixels.
+        share: 0 or 1 for an image, so its mean is a share of images, with its own intervals and tests.
+        bounds: between which it lies, and its mean; intervals end there.
     """
 
     better: str
@@ -105,6 +111,8 @@ class Column:
     optional: bool = False
     of_values: bool = False
     jumps: bool = False
+    share: bool = False
+    bounds: tuple[float, float] = (-math.inf, math.inf)
 
 
 @dataclass(frozen=True)
@@ -156,6 +164,7 @@ class Model:
         conv, prepool: module paths of the layers of these names; None: the last feature layer.
         mean, std: of the images it takes, per channel, in units of [0, 1].
         size: side of the square images it takes, in pixels.
+        family: of models that are no independent examples, see `camkit list models`; "": its own.
     """
 
     name: str
@@ -166,6 +175,7 @@ class Model:
     std: tuple[float, float, float]
     size: int = 224
     source_file: str = field(default="")
+    family: str = ""
 
     @property
     def origin(self) -> str:
@@ -295,11 +305,12 @@ def model(
     mean: tuple[float, float, float] = IMAGENET_MEAN,
     std: tuple[float, float, float] = IMAGENET_STD,
     size: int = 224,
+    family: str = "",
 ) -> Decorator:
     """Register a function that builds a model; see :class:`Model`."""
 
     def register(build: Callable[..., Any]) -> Callable[..., Any]:
-        MODELS.add(Model(name, build, conv, prepool, mean, std, size, source_of(build)))
+        MODELS.add(Model(name, build, conv, prepool, mean, std, size, source_of(build), family))
         return build
 
     return register

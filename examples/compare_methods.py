@@ -1,4 +1,4 @@
-"""Compare methods on a folder of photos, in a data frame.
+"""Compare methods on a folder of photos, as a data frame.
 
 python examples/compare_methods.py photos/ results/
 """

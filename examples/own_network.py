@@ -1,4 +1,4 @@
-"""Explain a network and a method of one's own: any module, any tensors.
+"""Explain your own network with your own method: any module, any tensors.
 
 python examples/own_network.py
 """

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -14,6 +16,14 @@ from camkit.config import GROUPS, RunConfig
 from camkit.share import available_cores
 
 FIELDS = {one.name: one for one in fields(RunConfig)}
+
+
+def table_width() -> int | None:
+    """Letters in a line of the terminal (COLUMNS wins), for the tables on standard output.
+
+    None where that is no terminal: in a file or a pipe a table stays whole.
+    """
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 class Option(click.Option):

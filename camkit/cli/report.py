@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from camkit.cli.options import READING, Command, config_option, config_options, debug_option
+from camkit.cli.options import READING, Command, config_option, config_options, debug_option, table_width
 from camkit.console import say
 from camkit.errors import UsageError
 from camkit.report.grid import Grid
@@ -66,13 +66,16 @@ def _render(
     grids: list[Grid],
     legend: tuple[str, ...],
     frame: Callable[[], Any],
+    out: Path | None,
     remarks: tuple[str, ...] = (),
 ) -> str:
     from camkit.report import grid
 
     if style == "csv":
         return frame().to_csv(index=False, float_format="%.9g", lineterminator="\n")
-    render = {"terminal": grid.terminal, "markdown": grid.markdown, "latex": grid.latex}[style]
+    if style == "terminal":
+        return grid.terminal(grids, legend, remarks, None if out else table_width())
+    render = {"markdown": grid.markdown, "latex": grid.latex}[style]
     return render(grids, legend, remarks)
 
 
@@ -154,7 +157,7 @@ def report(
         data = data or os.environ.get("CAMKIT_DATA")
         text = _page(analyses, grids, (*legend, *remarks), None if no_photos else (data, reading))
     else:
-        text = _render(style, grids, legend, frame, remarks)
+        text = _render(style, grids, legend, frame, out, remarks)
     _emit(text, out)
     if remarks and (out is not None or style == "csv"):
         say("\n".join(remarks))
@@ -201,7 +204,7 @@ def compare(
     found = comparisons.compare_all(analyses, baseline)
     grids = [grid for one in found for grid in comparisons.comparison_grids(one, named)]
     grids += [comparisons.rank_grid(table, named) for table in comparisons.rank_tables(analyses)]
-    text = _render(style, grids, comparisons.LEGEND, lambda: comparisons.comparison_frame(found))
+    text = _render(style, grids, comparisons.LEGEND, lambda: comparisons.comparison_frame(found), out)
     _emit(text, out)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from camkit.entries import Column, metric
+from camkit.entries import UNIT, Column, metric
 from camkit.methods.saliency import is_degenerate
 from camkit.metrics.subject import Subject
 
@@ -67,7 +67,11 @@ class AdccMean:
 
 
 AVERAGE_DROP = Column(
-    "lower", "AD", "Average drop: share of the probability lost when only the marked part is kept.", place=0
+    "lower",
+    "AD",
+    "Average drop: share of the probability lost when only the marked part is kept.",
+    place=0,
+    bounds=UNIT,
 )
 INCREASE = Column(
     "higher",
@@ -75,6 +79,8 @@ INCREASE = Column(
     "Increase in confidence: share of images whose probability rises when masked.",
     place=4,
     jumps=True,
+    share=True,
+    bounds=UNIT,
 )
 
 
@@ -99,6 +105,7 @@ def masked_scores(before: Tensor, masked: Tensor) -> dict[str, Tensor]:
             "AG",
             "Average gain: share of what is missing to certainty that the marked part gains.",
             place=5,
+            bounds=UNIT,
         ),
     },
     source="Chattopadhay et al., WACV 2018, 1710.11063; average gain: Opti-CAM, 2301.07002",
@@ -120,12 +127,21 @@ def average_drop(subject: Subject) -> dict[str, Tensor]:
             "ADD",
             "Drop in deletion: share of the probability lost when the marked part is taken away.",
             place=5,
+            bounds=UNIT,
         ),
         "coherency": Column(
-            "higher", "Coh", "Coherency: how alike the map is to the map of the image that it masks.", place=1
+            "higher",
+            "Coh",
+            "Coherency: how alike the map is to the map of the image that it masks.",
+            place=1,
+            bounds=UNIT,
         ),
         "complexity": Column(
-            "lower", "Com", "Complexity: how much of the image the map marks (its mean).", place=2
+            "lower",
+            "Com",
+            "Complexity: how much of the image the map marks (its mean).",
+            place=2,
+            bounds=UNIT,
         ),
         "adcc": Column(
             "higher",
@@ -133,6 +149,7 @@ def average_drop(subject: Subject) -> dict[str, Tensor]:
             "Harmonic mean of coherency, 1 − complexity and 1 − average drop.",
             mean=AdccMean(),
             place=3,
+            bounds=UNIT,
         ),
     },
     flags=("degenerate_masked",),

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from camkit.entries import Column, metric
+from camkit.entries import NOT_NEGATIVE, UNIT, Column, metric
 from camkit.metrics import null_positions
 from camkit.metrics.subject import Subject
 
@@ -20,18 +20,21 @@ COLUMNS = {
         "Efficiency",
         "How far the map's sum is from what the positions add to the utility, over both.",
         optional=True,
+        bounds=UNIT,
     ),
     "symmetry_error": Column(
         "lower",
         "Symmetry",
         "Difference of the map between two positions that the network cannot tell apart, over its maximum.",
         optional=True,
+        bounds=NOT_NEGATIVE,
     ),
     "linearity_error": Column(
         "lower",
         "Linearity",
         "How far the map of ReST is from the sum of its two parts' maps, over all three.",
         optional=True,
+        bounds=UNIT,
     ),
 }
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from camkit.config import FILLS, ORDERS, OWN_FILL, variant
-from camkit.entries import Column, metric
+from camkit.entries import CORRELATION, UNIT, Column, metric
 from camkit.metrics.subject import Subject
 
 FILLED = {
@@ -125,6 +125,7 @@ def _register(kind: str, fill: str, order: str) -> None:
                 ", ".join([kind.capitalize(), *filter(None, words)]),
                 f"Area under the probability as pixels {change}, the {order} salient first.",
                 jumps=True,
+                bounds=UNIT,
             )
         },
         curves=(f"{column}_curve",),
@@ -143,6 +144,7 @@ def _register_srg(fill: str) -> None:
                 "SRG" if fill == OWN_FILL["srg"] else f"SRG, {fill}",
                 f"Symmetric relevance gain: deletion ({fill}), least salient first less most; 0 by chance.",
                 jumps=True,
+                bounds=CORRELATION,
             )
         },
         source="SRG, 2401.06654",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from camkit.entries import Column, metric
+from camkit.entries import CORRELATION, Column, metric
 from camkit.metrics.adcc import pearson
 from camkit.metrics.subject import Subject
 
@@ -29,6 +29,7 @@ OTHERS = {
             heading,
             f"Correlation of the map with that of {other}: near 1, it does not know what it explains.",
             optional=True,
+            bounds=CORRELATION,
         )
         for name, (heading, other) in OTHERS.items()
     },

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from camkit.entries import Column, metric
+from camkit.entries import UNIT, Column, metric
 from camkit.metrics.subject import Subject
 
 # A tile is certified where what else is in the mosaic moves the logit by less than a tenth of what it moves
@@ -27,6 +27,7 @@ CERTIFIED = 0.1
             "Share of the map that lies in the region of its class.",
             optional=True,
             place=0,
+            bounds=UNIT,
         ),
         "energy_certified": Column(
             "higher",
@@ -34,6 +35,7 @@ CERTIFIED = 0.1
             "The same where the network is known to look at the region alone.",
             optional=True,
             place=1,
+            bounds=UNIT,
         ),
         "pointing": Column(
             "higher",
@@ -42,15 +44,22 @@ CERTIFIED = 0.1
             optional=True,
             jumps=True,
             place=2,
+            bounds=UNIT,
         ),
         "region_share": Column(
             "neither",
             "Chance",
             "Share of the image that the region covers: the energy of chance.",
             optional=True,
+            bounds=UNIT,
         ),
         "certified": Column(
-            "neither", "Certified", "Share of images whose class depends on the region alone.", optional=True
+            "neither",
+            "Certified",
+            "Share of images whose class depends on the region alone.",
+            optional=True,
+            share=True,
+            bounds=UNIT,
         ),
     },
     flags=("empty_map",),

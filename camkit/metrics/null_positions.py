@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from camkit.entries import Column, metric
+from camkit.entries import NOT_NEGATIVE, Column, metric
 from camkit.metrics.subject import Subject
 
 COLUMNS = {
@@ -20,9 +20,14 @@ COLUMNS = {
         "Null",
         "Share of the signed map on positions that the network is blind to, over what chance gives.",
         optional=True,
+        bounds=NOT_NEGATIVE,
     ),
     "null_share_positive": Column(
-        "lower", "Null, positive", "The same of the positive part of the map, which is shown.", optional=True
+        "lower",
+        "Null, positive",
+        "The same of the positive part of the map, which is shown.",
+        optional=True,
+        bounds=NOT_NEGATIVE,
     ),
 }
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from camkit.entries import Column, metric
+from camkit.entries import UNIT, Column, metric
 from camkit.metrics.adcc import coherency, harmonic_adcc
 from camkit.metrics.imputation import impute
 from camkit.metrics.subject import Subject
@@ -22,19 +22,25 @@ NOISE = 0.01  # standard deviation, in units of the normalised image
     "road",
     columns={
         "road": Column(
-            "higher", "ROAD", "Half the difference between the two below it: 0 by chance.", jumps=True
+            "higher",
+            "ROAD",
+            "Half the difference between the two below it: 0 by chance.",
+            jumps=True,
+            bounds=(-0.5, 0.5),
         ),
         "road_most": Column(
             "lower",
             "ROAD, most",
             "Probability as the most salient pixels are imputed, mean over shares.",
             jumps=True,
+            bounds=UNIT,
         ),
         "road_least": Column(
             "higher",
             "ROAD, least",
             "Probability as the least salient pixels are imputed, mean over shares.",
             jumps=True,
+            bounds=UNIT,
         ),
     },
     source="ROAD, 2202.00449; (least - most) / 2 as in grad-cam's ROADCombined",
@@ -71,6 +77,7 @@ def probability_imputed(subject: Subject, order: str, share: int) -> Tensor:
             "ARCC",
             "Harmonic mean of coherency, 1 − complexity and twice ROAD (of 20, 40, 60, 80 %, cut to [0, 1]).",
             jumps=True,
+            bounds=UNIT,
         )
     },
     explains_again=True,

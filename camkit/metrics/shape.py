@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from camkit.entries import Column, metric
+from camkit.entries import UNIT, Column, metric
 from camkit.metrics.subject import Subject
 
 
@@ -18,14 +18,19 @@ from camkit.metrics.subject import Subject
             "neither",
             "Gini",
             "Gini index of the saliency: 0 where it is the same everywhere, 1 in one pixel.",
+            bounds=UNIT,
         ),
         "entropy": Column(
-            "neither", "Entropy", "Entropy of the saliency as a distribution over pixels, over its maximum."
+            "neither",
+            "Entropy",
+            "Entropy of the saliency as a distribution over pixels, over its maximum.",
+            bounds=UNIT,
         ),
         "roughness": Column(
             "neither",
             "Roughness",
             "Total variation: mean difference of neighbouring pixels, in both directions.",
+            bounds=UNIT,
         ),
     },
     source="Gini index as sparseness: 1810.06583; entropy as complexity: 2005.00631; total variation",

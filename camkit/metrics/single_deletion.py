@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-from camkit.entries import Column, metric
+from camkit.entries import CORRELATION, Column, metric
 from camkit.metrics.adcc import pearson
 from camkit.metrics.subject import Subject
 
@@ -34,6 +34,7 @@ def average_ranks(values: Tensor) -> Tensor:
             "Rank correlation, over patches, of the map with the logit's loss when one patch is blanked.",
             optional=True,
             jumps=True,
+            bounds=CORRELATION,
         )
     },
     source="single deletion, 2407.11910 (docs/definitions.md says what differs)",

@@ -38,7 +38,10 @@ def _images(analysis: Analysis, named: Naming) -> list[str]:
     if analysis.few:
         fewest = int(block.counts[block.counts > 0].min())
         lines.append(
-            f"Only {fewest} images: the intervals rest on fewer than {FEW_IMAGES} and are not to be trusted."
+            "Only one image: there are no intervals, and nothing can be tested."
+            if fewest == 1
+            else f"Only {fewest} images: the intervals rest on fewer than {FEW_IMAGES} and are not to be "
+            "trusted."
         )
     most = block.counts.max(axis=0)
     short = {

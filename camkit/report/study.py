@@ -101,16 +101,20 @@ class Block:
     @property
     def title(self) -> str:
         accuracy = "" if np.isnan(self.top1) else f", top-1 {100 * self.top1:.2f} %"
-        return f"{self.name} ({len(self.images)} images{accuracy})"
+        return f"{self.name} ({count_of(len(self.images))}{accuracy})"
 
     def describe(self) -> str:
         """The protocol in one line, for a caption."""
         p = self.protocol
         words = [f"layer {self.layer}", f"utility {self.utility}", f"target {p.get('target_rule')}"]
-        words.append(f"{len(self.images)} images")
+        words.append(count_of(len(self.images)))
         if {"deletion_auc", "insertion_auc"} & set(self.columns):
             words.append(f"{p.get('steps')} steps")
         return ", ".join(words)
+
+
+def count_of(images: int) -> str:
+    return "1 image" if images == 1 else f"{images} images"
 
 
 def load_study(folders: Sequence[Path], say: Say = lambda line: None) -> list[Block]:
