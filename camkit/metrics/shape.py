@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from camkit.entries import UNIT, Column, metric
+from camkit.entries import NOT_NEGATIVE, UNIT, Column, metric
 from camkit.metrics.subject import Subject
 
 
@@ -30,7 +30,7 @@ from camkit.metrics.subject import Subject
             "neither",
             "Roughness",
             "Total variation: mean difference of neighbouring pixels, in both directions.",
-            bounds=UNIT,
+            bounds=NOT_NEGATIVE,
         ),
     },
     source="Gini index as sparseness: 1810.06583; entropy as complexity: 2005.00631; total variation",

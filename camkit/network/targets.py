@@ -63,5 +63,5 @@ def find_target(name: str) -> Target:
     if name.isdecimal():
         return Target(name, lambda logits, predicted, labels: torch.full_like(predicted, int(name)))
     if name not in TARGETS:
-        raise unknown_name("target", name, TARGETS, "; or the index of a class")
+        raise unknown_name("target", name, TARGETS, "; or a class, by its index or name")
     return TARGETS[name]

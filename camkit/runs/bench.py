@@ -88,13 +88,14 @@ class _Run:
         config = self.config
         if config.out.is_symlink() and not config.out.exists():
             raise UsageError(f"--out {config.out} is a link to {config.out.readlink()}, which does not exist")
-        self.models, self.data, self.items = select(config, self.say)
+        selected = select(config, self.say)
+        self.config = config = selected.config
+        self.models, self.data, self.items = selected.models, selected.data, selected.items
         if self.share.world > 1:
             mine = len(self.share.of(self.items))
             self.warn(
                 f"process {self.share.rank} of {self.share.world} (RANK and WORLD_SIZE in the environment, "
-                "as "
-                f"torchrun sets them): {mine} of {len(self.items)} images"
+                f"as torchrun sets them): {mine} of {len(self.items)} images"
             )
         if config.force:
             _start_afresh(config.out, self.share, self.say)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
@@ -95,7 +96,22 @@ def lacking(method: Method, config: RunConfig) -> str:
     return NEEDS["regions"] if method.needs == "regions" and not config.has_regions else ""
 
 
-def select(config: RunConfig, say: Say) -> tuple[list[str], DataSet, list[Item]]:
+@dataclass(frozen=True)
+class Selection:
+    """What the names of a run stand for.
+
+    Attributes:
+        config: of the run, its target a rule or an index.
+        items: the images of the data set that the run takes; of mosaics the photos.
+    """
+
+    config: RunConfig
+    models: list[str]
+    data: DataSet
+    items: list[Item]
+
+
+def select(config: RunConfig, say: Say) -> Selection:
     """The models, the data set, and the images of it that a run takes.
 
     Raises:
@@ -110,10 +126,12 @@ def select(config: RunConfig, say: Say) -> tuple[list[str], DataSet, list[Item]]
             raise UsageError(f"method {method.name!r}: {why}")
         if why:
             say(f"{method.name} is left out: {why}")
-    target = find_target(config.target)
     data = data_of(config)
     for note in data.notes:
         say(note)
+    if len(data.classes.indices_named(config.target)) == 1:
+        config = replace(config, target=str(data.classes.index_of(config.target)))
+    target = find_target(config.target)
     if config.data == "sample":
         say("The data are scikit-image's six sample photos: a demonstration, not a benchmark (see --data).")
     if config.of_mosaics:
@@ -121,7 +139,7 @@ def select(config: RunConfig, say: Say) -> tuple[list[str], DataSet, list[Item]]
             raise UsageError("--regions: in a mosaic the region is the photo's tile")
         if config.target != "predicted":
             raise UsageError(f"--target {config.target}: in a mosaic each photo's own class is explained")
-        return models, data, list(data.items)
+        return Selection(config, models, data, list(data.items))
     items = list(data.items[: config.limit])
     if target.needs_labels:
         labelled = [item for item in items if item.label is not None]
@@ -134,4 +152,4 @@ def select(config: RunConfig, say: Say) -> tuple[list[str], DataSet, list[Item]]
                 f"{len(items) - len(labelled)} images without a label are left out (--target {config.target})"
             )
         items = labelled
-    return models, data, items
+    return Selection(config, models, data, items)

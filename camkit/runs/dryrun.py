@@ -56,7 +56,8 @@ def dry_run(config: RunConfig, say: Say) -> tuple[pd.DataFrame, list[str]]:
     Raises:
         UsageError, CamkitError: as :func:`camkit.runs.bench.bench`.
     """
-    models, data, items = select(config, say)
+    selected = select(config, say)
+    config, models = selected.config, selected.models
     if find_target(config.target).keeps is not keeps_all:
         say(f"--target {config.target}: upper bounds, as if no image were left out that was not seen yet")
     if config.force:  # a folder that is not there: the old results would be out of the way
@@ -65,7 +66,9 @@ def dry_run(config: RunConfig, say: Say) -> tuple[pd.DataFrame, list[str]]:
     for name in models:
         try:
             with numerics(config.tf32, config.deterministic):
-                estimates.append({"model": name, **_estimate(name, config, data, items, say)})
+                estimates.append(
+                    {"model": name, **_estimate(name, config, selected.data, selected.items, say)}
+                )
         except UsageError:
             raise
         except CamkitError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from camkit.config import RunConfig
@@ -13,6 +13,7 @@ from camkit.data import DataSet, Item
 from camkit.data.batches import affordable_workers
 from camkit.errors import CamkitError, RunError, Say
 from camkit.network.prepare import Prepared, prepare
+from camkit.network.targets import find_target
 from camkit.results.cells import CellScores
 from camkit.results.folder import ERRORS, FLAGS, file_name, flag_counts
 from camkit.results.lock import hold
@@ -27,6 +28,12 @@ from camkit.share import Share
 
 # Without --max-errors: 1 % of a process's images, and where that is less than three, three.
 DEFAULT_MAX_ERRORS, FEW_ERRORS = 0.01, 3
+# What a classifier with so many outputs usually tells apart.
+OUTPUTS = {
+    1001: "a background class before ImageNet's thousand, in TensorFlow's numbering",
+    21841: "ImageNet-21k", 21843: "ImageNet-21k", 11221: "ImageNet-21k, cleaned", 10450: "ImageNet-21k, cleaned",
+    11821: "ImageNet-12k",
+}  # fmt: skip
 # Seconds that a process waits at its start for who holds a model's folder: others may be folding their parts.
 FOLDING = 10
 
@@ -38,11 +45,32 @@ def images_of(
 
     Args:
         items: the photos of the run.
+
+    Raises:
+        CamkitError: labels are needed, and the model has another number of classes; or no mosaic can be made.
     """
+    if prepared.classes != len(data.classes) and any(item.label is not None for item in items):
+        items = _without_labels(prepared, config, data, items, say)
+        data = replace(data, items=tuple(replace(item, label=None) for item in data.items))
     if not config.of_mosaics:
         return items, {item.id: place for place, item in enumerate(data.items)}
     mosaics = mosaic_items(prepared, config, data, config.out / file_name(prepared.loaded.row.name), say)
     return mosaics, {item.id: place for place, item in enumerate(mosaics)}
+
+
+def _without_labels(
+    prepared: Prepared, config: RunConfig, data: DataSet, items: Sequence[Item], say: Say
+) -> list[Item]:
+    """The same images: labels of other classes than the model's say nothing of it."""
+    name, known = prepared.loaded.row.name, OUTPUTS.get(prepared.classes, "")
+    why = (
+        f"{name} tells {prepared.classes} classes apart{known and f' ({known})'}, the labels are of "
+        f"{len(data.classes)} ({data.classes.title}; --classes)"
+    )
+    if find_target(config.target).needs_labels:
+        raise CamkitError(f"--target {config.target}: {why}")
+    say(f"{why}: they are left aside, and no top-1 is shown")
+    return [replace(item, label=None) for item in items]
 
 
 def open_run(
