@@ -75,7 +75,7 @@ class RunConfig:
         RUN, kind="names")
     utility: tuple[str, ...] = option(("rest",), "rest, logit, softmax, log-softmax.", RUN, kind="names")
     target: str = option("predicted",
-        "Class to explain; correct: the label, on images that the model gets right; or one class for all images.",
+        "Class to explain; correct: the label, on images that the model gets right; or one class for all.",
         RUN, metavar="predicted|label|correct|runner-up|INDEX|NAME", decides="target_rule")
     weights: str = option("pretrained",
         "Weights: the published ones, seeded random ones, or a .pth, .pt or .safetensors file.",

@@ -127,6 +127,7 @@ class Metric:
         flags: what it counts; the images are listed in flags.csv.
         explains_again: it asks for the maps of changed images.
         sees_layer: its scores depend on the layer and the utility, beside the map.
+        passes: what it costs per image and method beside the pass that explains, as a formula; N: --steps.
         source: the paper where the scores are defined.
         source_file: where it is registered, see :func:`camkit.registry.source_of`.
     """
@@ -138,6 +139,7 @@ class Metric:
     flags: tuple[str, ...] = ()
     explains_again: bool = False
     sees_layer: bool = False
+    passes: str = ""
     source: str = ""
     source_file: str = ""
 
@@ -248,6 +250,7 @@ def metric(
     flags: tuple[str, ...] = (),
     explains_again: bool = False,
     sees_layer: bool = False,
+    passes: str = "",
     source: str = "",
 ) -> Decorator:
     """Register a function as a metric group; see :class:`Metric` for what it takes and returns.
@@ -264,8 +267,9 @@ def metric(
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         entry = Metric(
-            name, function, declared, curves, flags, explains_again, sees_layer, source, source_of(function)
-        )
+            name, function, declared, curves, flags, explains_again, sees_layer, passes, source,
+            source_of(function),
+        )  # fmt: skip
         _check_columns(entry)
         METRICS.add(entry)
         return function

@@ -12,7 +12,7 @@ from camkit import __version__
 from camkit.cli.bench import bench
 from camkit.cli.data import data
 from camkit.cli.explain import explain, list_names
-from camkit.cli.report import compare, plot, report
+from camkit.cli.report import compare, grade, plot, report
 from camkit.cli.runs import merge, score, submit, verify
 from camkit.console import lenient_streams
 from camkit.errors import CamkitError, UsageError
@@ -63,5 +63,5 @@ def main() -> None:
     """
 
 
-for command in (bench, score, explain, list_names, data, report, compare, plot, merge, submit, verify):
+for command in (bench, score, explain, list_names, data, report, compare, grade, plot, merge, submit, verify):
     main.add_command(command)

@@ -155,7 +155,7 @@ def report(
         frame = partial(tables.score_frame, analyses)
     if style == "html":
         data = data or os.environ.get("CAMKIT_DATA")
-        text = _page(analyses, grids, (*legend, *remarks), None if no_photos else (data, reading))
+        text = _page(folders, analyses, grids, (*legend, *remarks), None if no_photos else (data, reading))
     else:
         text = _render(style, grids, legend, frame, out, remarks)
     _emit(text, out)
@@ -166,17 +166,22 @@ def report(
 
 
 def _page(
+    folders: tuple[Path, ...],
     analyses: list[Any],
     grids: list[Grid],
     legend: tuple[str, ...],
     photos: tuple[str | None, Mapping[str, Any]] | None,
 ) -> str:
     """The HTML page; `photos`: where they lie and how to read that, None where no photos are wanted."""
-    from camkit.report import gallery, html
+    from camkit.report import gallery, grade_tables, grades, html
+    from camkit.report.study import load_study
 
+    graded = []
+    if any(analysis.block.of_mosaics for analysis in analyses):
+        graded = [grade_tables.grade_grid(one) for one in grades.grade(load_study(folders, altered=True))]
     selections = gallery.within_limit([gallery.select(analysis.block) for analysis in analyses])
     found = {} if photos is None else gallery.find_photos(selections, *photos, say)
-    return html.page(analyses, grids, legend, selections, found)
+    return html.page(analyses, grids, legend, selections, found, graded, grade_tables.LEGEND)
 
 
 @click.command(cls=Command)
@@ -206,6 +211,34 @@ def compare(
     grids += [comparisons.rank_grid(table, named) for table in comparisons.rank_tables(analyses)]
     text = _render(style, grids, comparisons.LEGEND, lambda: comparisons.comparison_frame(found), out)
     _emit(text, out)
+
+
+@click.command(cls=Command)
+@_folders
+@_output("terminal", "markdown", "csv", "latex")
+@config_option("plugin")
+@debug_option
+def grade(folders: tuple[Path, ...], style: str | None, out: Path | None, plugin: tuple[str, ...]) -> None:
+    """What each score is worth: what it notices of a misplaced map, and what chance does to it.
+
+    Mosaics give what has a truth, photos the rest (docs/scores.md).
+
+    \b
+    Example:
+      camkit bench --model resnet50 --data mosaic:/data/imagenet/val --limit 100 \\
+        --method paper,controls,ceilings,hirescam~all --metrics localisation,adcc,deletion,shape \\
+        --save-maps -o results/mosaics
+      camkit grade results/mosaics results/photos
+    """
+    from camkit.plugins import load_plugins
+    from camkit.report import grade_tables, grades
+    from camkit.report.study import load_study
+
+    load_plugins(plugin)
+    reports = grades.grade(load_study(folders, say, altered=True))
+    grids = [grade_tables.grade_grid(one) for one in reports]
+    frame = partial(grade_tables.grade_frame, reports)
+    _emit(_render(_style(style, out), grids, grade_tables.LEGEND, frame, out), out)
 
 
 @click.command(cls=Command)

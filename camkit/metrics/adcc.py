@@ -73,6 +73,13 @@ AVERAGE_DROP = Column(
     place=0,
     bounds=UNIT,
 )
+COMPLEXITY = Column(
+    "lower",
+    "Com",
+    "Complexity: how much of the image the map marks (its mean).",
+    place=2,
+    bounds=UNIT,
+)
 INCREASE = Column(
     "higher",
     "IC",
@@ -108,6 +115,7 @@ def masked_scores(before: Tensor, masked: Tensor) -> dict[str, Tensor]:
             bounds=UNIT,
         ),
     },
+    passes="1",
     source="Chattopadhay et al., WACV 2018, 1710.11063; average gain: Opti-CAM, 2301.07002",
 )
 def average_drop(subject: Subject) -> dict[str, Tensor]:
@@ -136,13 +144,7 @@ def average_drop(subject: Subject) -> dict[str, Tensor]:
             place=1,
             bounds=UNIT,
         ),
-        "complexity": Column(
-            "lower",
-            "Com",
-            "Complexity: how much of the image the map marks (its mean).",
-            place=2,
-            bounds=UNIT,
-        ),
+        "complexity": COMPLEXITY,
         "adcc": Column(
             "higher",
             "ADCC",
@@ -154,6 +156,7 @@ def average_drop(subject: Subject) -> dict[str, Tensor]:
     },
     flags=("degenerate_masked",),
     explains_again=True,
+    passes="2",
     source="Poppi et al., CVPRW 2021; drop in deletion: Jung and Oh, ICCV 2021",
 )
 def adcc(subject: Subject) -> dict[str, Tensor]:

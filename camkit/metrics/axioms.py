@@ -44,6 +44,7 @@ COLUMNS = {
     columns={**null_positions.COLUMNS, **COLUMNS},
     flags=("empty_null_map",),
     sees_layer=True,
+    passes="6 gradients; 3 for all methods",
     source="Shapley 1953: dummy, efficiency, symmetry, linearity",
 )
 def axioms(subject: Subject) -> dict[str, Tensor]:

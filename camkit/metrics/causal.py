@@ -129,6 +129,7 @@ def _register(kind: str, fill: str, order: str) -> None:
             )
         },
         curves=(f"{column}_curve",),
+        passes="N - 1; one for all methods",
         source="RISE, 1806.07421",
     )(partial(score_area, kind=kind, fill=fill, order=order, name=column))
 
@@ -147,6 +148,7 @@ def _register_srg(fill: str) -> None:
                 bounds=CORRELATION,
             )
         },
+        passes="2 (N - 1); beside deletion and insertion of this fill 0",
         source="SRG, 2401.06654",
     )(partial(score_srg, fill=fill, name=column))
 

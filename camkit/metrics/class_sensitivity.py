@@ -34,6 +34,7 @@ OTHERS = {
         for name, (heading, other) in OTHERS.items()
     },
     sees_layer=True,
+    passes="3 gradients",
     source="correlation of signed maps between classes; on its reading: 2211.12486",
 )
 def class_sensitivity(subject: Subject) -> dict[str, Tensor]:

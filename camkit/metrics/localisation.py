@@ -63,6 +63,7 @@ CERTIFIED = 0.1
         ),
     },
     flags=("empty_map",),
+    passes="0; 3 for all methods",
     source="Grid Pointing Game, 2104.00032, 2205.10435; pointing: 1608.00507",
 )
 def localisation(subject: Subject) -> dict[str, Tensor]:

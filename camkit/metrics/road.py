@@ -43,6 +43,7 @@ NOISE = 0.01  # standard deviation, in units of the normalised image
             bounds=UNIT,
         ),
     },
+    passes="18",
     source="ROAD, 2202.00449; (least - most) / 2 as in grad-cam's ROADCombined",
 )
 def road(subject: Subject) -> dict[str, Tensor]:
@@ -81,6 +82,7 @@ def probability_imputed(subject: Subject, order: str, share: int) -> Tensor:
         )
     },
     explains_again=True,
+    passes="9; beside road and adcc 0",
     source="2605.14641, as grad-cam computes it; its docstring says geometric mean",
 )
 def arcc(subject: Subject) -> dict[str, Tensor]:

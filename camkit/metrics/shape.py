@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 
 from camkit.entries import NOT_NEGATIVE, UNIT, Column, metric
+from camkit.metrics.adcc import COMPLEXITY
 from camkit.metrics.subject import Subject
 
 
 @metric(
     "shape",
     columns={
+        "complexity": COMPLEXITY,
         "gini": Column(
             "neither",
             "Gini",
@@ -33,6 +35,7 @@ from camkit.metrics.subject import Subject
             bounds=NOT_NEGATIVE,
         ),
     },
+    passes="0",
     source="Gini index as sparseness: 1810.06583; entropy as complexity: 2005.00631; total variation",
 )
 def shape(subject: Subject) -> dict[str, Tensor]:
@@ -53,6 +56,7 @@ def shape(subject: Subject) -> dict[str, Tensor]:
     down = saliency.diff(dim=1).abs().sum(dim=(1, 2))
     across = saliency.diff(dim=2).abs().sum(dim=(1, 2))
     return {
+        "complexity": saliency.mean(dim=(1, 2)),
         "gini": gini.where(~empty, 0).to(saliency),
         "entropy": entropy.where(~empty, 1).to(saliency),
         "roughness": (down + across) / pixels,

@@ -73,7 +73,13 @@ COLUMNS = {
 }
 
 
-@metric("shapley", columns=COLUMNS, sees_layer=True, source="Shapley 1953; the game of a layer's positions")
+@metric(
+    "shapley",
+    columns=COLUMNS,
+    sees_layer=True,
+    passes="0; the game of the layer, for all methods",
+    source="Shapley 1953; the game of a layer's positions",
+)
 def shapley(subject: Subject) -> dict[str, Tensor]:
     """Distances of a map m from the Shapley values phi; those of saliency maps as they stand are empty.
 

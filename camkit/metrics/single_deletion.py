@@ -37,6 +37,7 @@ def average_ranks(values: Tensor) -> Tensor:
             bounds=CORRELATION,
         )
     },
+    passes="0; 17 for all methods (--grid)",
     source="single deletion, 2407.11910 (docs/definitions.md says what differs)",
 )
 def single_deletion(subject: Subject) -> dict[str, Tensor]:

@@ -26,7 +26,7 @@ class Analysis:
     @cached_property
     def own(self) -> Estimates:
         """Each method's statistics over all of its images."""
-        return self._estimates(self.block.values)
+        return self._estimates(self.block.sampled)
 
     def _estimates(self, values: np.ndarray) -> Estimates:
         return estimates(values, {score.name: score.declared for score in self.block.scores})
@@ -40,18 +40,18 @@ class Analysis:
 
     @cached_property
     def shared(self) -> np.ndarray:
-        """(images, scores): true where every method that has the score at all has it for the image."""
-        missing = np.isnan(self.block.values)  # (images, methods, scores)
+        """(units, scores): true where every method that has the score at all has it for the unit."""
+        missing = np.isnan(self.block.sampled)  # (units, methods, scores)
         return ~(missing & (self.block.counts > 0)).any(axis=1)
 
     @property
     def shared_values(self) -> np.ndarray:
-        """The block's values (images, methods, scores) with NaN for images that comparisons leave out."""
-        return np.where(self.shared[:, None], self.block.values, np.nan)
+        """The units' scores (units, methods, scores) with NaN for units that comparisons leave out."""
+        return np.where(self.shared[:, None], self.block.sampled, np.nan)
 
     @cached_property
     def common_images(self) -> np.ndarray:
-        """Number of images that comparisons use, (scores,)."""
+        """Number of units that comparisons use, (scores,)."""
         return self.shared.sum(axis=0)
 
     @property

@@ -165,18 +165,16 @@ def rank_tables(analyses: Sequence[Analysis]) -> list[RankTable]:
         block = analysis.block
         places[block.layer, block.utility, *([] if block.alone else [block.source])].append(analysis)
     for place, members in places.items():
+        members = _on_shared_mosaics(members)
+        if len(members) < 2:
+            continue
         methods = [
             name
             for name in members[0].block.methods
             if not is_control(name) and all(name in a.block.methods for a in members)
         ]
         for score in members[0].block.scores:
-            if (
-                score.sign == 0
-                or len(members) < 2
-                or len(methods) < 2
-                or any(score not in a.block.scores for a in members)
-            ):
+            if score.sign == 0 or len(methods) < 2 or any(score not in a.block.scores for a in members):
                 continue
             values = np.stack(
                 [
@@ -191,6 +189,14 @@ def rank_tables(analyses: Sequence[Analysis]) -> list[RankTable]:
                 found = ranks(np.round(values * score.sign, 6), [family_of(name) for name in models])
                 tables.append(RankTable(score, place, _families(models), tuple(methods), found))
     return tables
+
+
+def _on_shared_mosaics(analyses: list[Analysis]) -> list[Analysis]:
+    """Models over the mosaics that qualify for all of them; over photos as they are."""
+    if not all(one.block.of_mosaics for one in analyses):
+        return analyses
+    shared = set.intersection(*({*one.block.units} for one in analyses))
+    return [Analysis(one.block.only_units(shared)) for one in analyses] if shared else []
 
 
 def _families(models: Sequence[str]) -> dict[str, tuple[str, ...]]:

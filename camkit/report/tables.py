@@ -172,7 +172,13 @@ def listing(what: str) -> pd.DataFrame:
         rows += [{"name": form, "map": text} for form, text in METHODS.forms.items()]
     elif what == "metrics":
         rows = [
-            {"name": m.name, "column": name, "better": column.better, "source": m.source}
+            {
+                "name": m.name,
+                "column": name,
+                "better": column.better,
+                "passes": m.passes,
+                "source": m.source,
+            }  # fmt: skip
             for m in METRICS.values()
             for name, column in m.columns.items()
         ]

@@ -14,6 +14,7 @@ from camkit.config import RunConfig
 from camkit.data import DataSet, Item, data_of
 from camkit.entries import METHODS, METRICS, NEEDS, UTILITIES, Method
 from camkit.errors import Say, UsageError
+from camkit.methods.altered import expand
 from camkit.network.models import PAPER_ROWS, find_row
 from camkit.network.prepare import Prepared
 from camkit.network.targets import find_target
@@ -30,7 +31,7 @@ def find_methods(names: Iterable[str]) -> list[Method]:
     """
     groups = METHODS.groups
     found: dict[str, Method] = {}
-    for name in names:
+    for name in (each for given in names for each in expand(given)):
         if not METHODS.knows(name) and name not in groups:
             also = f"; and {', '.join(METHODS.forms)}; groups: {', '.join(sorted(groups - {ALL}))}, {ALL}"
             raise unknown_name("method", name, METHODS, also)

@@ -31,8 +31,8 @@ DEFAULT_MAX_ERRORS, FEW_ERRORS = 0.01, 3
 # What a classifier with so many outputs usually tells apart.
 OUTPUTS = {
     1001: "a background class before ImageNet's thousand, in TensorFlow's numbering",
-    21841: "ImageNet-21k", 21843: "ImageNet-21k", 11221: "ImageNet-21k, cleaned", 10450: "ImageNet-21k, cleaned",
-    11821: "ImageNet-12k",
+    21841: "ImageNet-21k", 21843: "ImageNet-21k", 11221: "ImageNet-21k, cleaned",
+    10450: "ImageNet-21k, cleaned", 11821: "ImageNet-12k",
 }  # fmt: skip
 # Seconds that a process waits at its start for who holds a model's folder: others may be folding their parts.
 FOLDING = 10
