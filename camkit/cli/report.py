@@ -187,11 +187,19 @@ def _page(
 @click.command(cls=Command)
 @_folders
 @click.option("--baseline", default="gradcam", show_default=True, metavar="METHOD", help="Compare with this.")
+@click.option(
+    "--across", is_flag=True, help="Only count under how many protocols a method beats the baseline."
+)
 @_output("terminal", "markdown", "csv", "latex")
 @config_option("plugin")
 @debug_option
 def compare(
-    folders: tuple[Path, ...], baseline: str, style: str | None, out: Path | None, plugin: tuple[str, ...]
+    folders: tuple[Path, ...],
+    baseline: str,
+    across: bool,
+    style: str | None,
+    out: Path | None,
+    plugin: tuple[str, ...],
 ) -> None:
     """Each method's paired difference to a baseline: interval, corrected p value, images won.
 
@@ -207,8 +215,11 @@ def compare(
     style = _style(style, out)
     named = _naming(style)
     found = comparisons.compare_all(analyses, baseline)
-    grids = [grid for one in found for grid in comparisons.comparison_grids(one, named)]
-    grids += [comparisons.rank_grid(table, named) for table in comparisons.rank_tables(analyses)]
+    if across:
+        grids = comparisons.across_grids(found, named)
+    else:
+        grids = [grid for one in found for grid in comparisons.comparison_grids(one, named)]
+        grids += [comparisons.rank_grid(table, named) for table in comparisons.rank_tables(analyses)]
     text = _render(style, grids, comparisons.LEGEND, lambda: comparisons.comparison_frame(found), out)
     _emit(text, out)
 

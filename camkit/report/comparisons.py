@@ -102,6 +102,48 @@ def _comparison_row(comparison: Comparison, row: int, column: int, named: Naming
     )
 
 
+def across_grids(comparisons: Sequence[Comparison], named: Naming = identifier) -> list[Grid]:
+    """One table: under how many protocols each method is shown to beat the baseline, and to lose to it.
+
+    A protocol is a results folder's model, layer and utility. They are not independent where they share
+    images or architectures, so the counts are a description, not a test.
+    """
+    scores = {
+        score.name: score for one in comparisons for score in one.analysis.block.scores if score.sign != 0
+    }
+    counts: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(lambda: [0, 0, 0]))
+    for one in comparisons:
+        block = one.analysis.block
+        for row, name in enumerate(block.methods):
+            for column, score in enumerate(block.scores):
+                if one.asked[row, column] and not np.isnan(one.p[row, column]):
+                    found = counts[name][score.name]
+                    better = one.difference[row, column] * score.sign > 0
+                    found[0] += bool(one.apart[row, column] and better)
+                    found[1] += bool(one.apart[row, column] and not better)
+                    found[2] += 1
+    baselines = {one.analysis.block.methods[one.baseline] for one in comparisons}
+    rows = {
+        control: tuple(
+            (
+                Entry(named(name)),
+                *(Entry("{} : {} of {}".format(*found[key]) if key in found else "") for key in scores),
+            )
+            for name, found in counts.items()
+            if is_control(name) == control
+        )
+        for control in (False, True)
+    }
+    return [
+        Grid(
+            f"Shown to be better : worse than {', '.join(map(named, sorted(baselines)))}, of protocols",
+            f"Protocols under which a method beats the baseline: {len(comparisons)} in all.",
+            ("method", *(score.short for score in scores.values())),
+            (rows[False], rows[True]),
+        )
+    ]
+
+
 def comparison_frame(comparisons: Sequence[Comparison]) -> pd.DataFrame:
     """One row a cell and score; fractions. What cannot be asked is empty."""
     rows = []
