@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import camkit.network.utilities  # noqa: F401  (fills their registry)
 from camkit.config import RunConfig
 from camkit.data.batches import Batch, pad
 from camkit.entries import METRICS, UTILITIES, Method
