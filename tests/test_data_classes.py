@@ -217,10 +217,10 @@ def test_class_folders_in_a_split_and_in_an_archive(tmp_path: Path) -> None:
 
 
 def test_splits_whose_folders_differ_have_no_one_numbering(tmp_path: Path) -> None:
-    for split in ("train", "val"):
+    for split in ("Train", "val"):
         own_folders(tmp_path / split)
-    write(tmp_path / "train" / "bee" / "x.jpg", photos()[0])
-    with pytest.raises(UsageError, match=r"train/ and val/ in .* differ in their folders \(bee\)"):
+    write(tmp_path / "Train" / "bee" / "x.jpg", photos()[0])
+    with pytest.raises(UsageError, match=r"Train/ and val/ in .* differ in their folders \(bee\)"):
         find_images(str(tmp_path), seed=0, classes="folders")
 
 
