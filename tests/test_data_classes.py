@@ -62,8 +62,9 @@ def test_own_names_may_differ_in_case_only() -> None:
 
 def test_imagenets_names_may_not() -> None:
     """The cardigan is a jacket, the Cardigan a dog."""
-    with pytest.raises(UsageError, match="is the name of classes 264 .* and 474"):
-        imagenet().index_of("Cardigan")
+    for name in ("Cardigan", "cardigan"):
+        with pytest.raises(UsageError, match="is the name of classes 264 .* and 474"):
+            imagenet().index_of(name)
 
 
 def test_a_number_that_is_also_a_name_is_refused() -> None:
