@@ -81,6 +81,14 @@ def test_a_number_beside_wnids_or_names_is_imagenets(tmp_path: Path) -> None:
     labels = small.label_file(tmp_path / "labels.csv", ("517", "zebra", "", "", "", ""))
     found = known(find_images(str(tmp_path / "val"), seed=0, labels=labels))
     assert found == {official_name(0): 517, official_name(1): 340}
+    labels = small.label_file(tmp_path / "labels.csv", ("1", "zebra", "2", "3", "", ""))
+    with pytest.raises(UsageError, match="from 1 to 3: they look counted from 1"):
+        find_images(str(tmp_path / "val"), seed=0, labels=labels)
+    members: dict[str, bytes] = {}
+    for place, text in enumerate((b"1", b"zebra", b"2", b"3")):
+        members |= {f"{place}.jpg": photos()[place], f"{place}.cls": text}
+    path = small.make_tar(tmp_path / "a.tar", members)
+    assert known(find_images(str(path), seed=0)) == {}
 
 
 # -- the devkit ---------------------------------------------------------------------------------------------

@@ -298,6 +298,15 @@ def test_endings_that_are_not_read_are_counted_and_named(tmp_path: Path) -> None
     )
 
 
+def test_what_is_said_of_names_does_not_write_into_the_terminal(tmp_path: Path) -> None:
+    for name in ("\x1b[31mant", "bee\n"):
+        write(tmp_path / name / "a.jpg", photos()[0])
+    write(tmp_path / "x.\x1b[31m", b"x")
+    notes = find_images(str(tmp_path), seed=0, classes="folders").notes
+    assert not any("\x1b" in note or "\n" in note for note in notes)
+    assert any("0 \\x1b[31mant, 1 bee\\n" in note for note in notes)
+
+
 def test_only_endings_that_are_not_read(tmp_path: Path) -> None:
     write(tmp_path / "a.HEIC", b"x")
     with pytest.raises(UsageError, match="no images found(.|\n)*1 .heic"):

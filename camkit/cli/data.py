@@ -61,6 +61,7 @@ def check(path: str, style: str, **options: Any) -> None:
       camkit data check /data/imagenet/val
       camkit data check ILSVRC2012_img_val.tar --model resnet50 --format json
     """
+    from camkit.data.names import printable
     from camkit.runs.check import check_data
 
     report = check_data(path, say=say, **options)
@@ -73,7 +74,7 @@ def check(path: str, style: str, **options: Any) -> None:
 
         facts = [(name.replace("_", " "), _shown(value)) for name, value in report.facts.items()]
         click.echo(tabulate(facts, tablefmt="plain", disable_numparse=True))
-        faults = [[_visible(fault.image), fault.kind, fault.reason] for fault in report.faults]
+        faults = [[printable(fault.image), fault.kind, fault.reason] for fault in report.faults]
         if faults:
             click.echo("\n" + tabulate(faults[:SHOWN], ["image", "fault", "reason"], disable_numparse=True))
         if len(faults) > SHOWN:
@@ -134,11 +135,6 @@ def _shown(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "" if value is None else str(value)
-
-
-def _visible(name: str) -> str:
-    """A file's name with line breaks and other control characters written out."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
 
 def _print_json(value: Mapping[str, Any] | Sequence[Any]) -> None:

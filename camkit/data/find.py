@@ -16,8 +16,8 @@ from camkit.data.items import DataSet, fingerprint, in_order, make_items, sample
 from camkit.data.labelfile import from_file
 from camkit.data.labels import Labels, Reading, describe
 from camkit.data.layouts import LAYOUTS, Layout
-from camkit.data.names import file_of, folder_of, stem_of
-from camkit.data.splits import split_folder, validation_only
+from camkit.data.names import file_of, folder_of, printable, stem_of
+from camkit.data.splits import TRAINING, split_folder, split_of, validation_only
 from camkit.errors import UsageError
 from camkit.registry import unknown_name
 
@@ -94,7 +94,7 @@ def _read(contents: Contents, reading: Reading, labels: Path | None, seed: int) 
         layout=layout.name,
         labels=found.origin,
         classes=reading.classes,
-        notes=(*contents.notes, *_what_was_found(contents, layout, reading, names, found)),
+        notes=tuple(map(printable, (*contents.notes, *_what_was_found(layout, reading, names, found)))),
         unlabelled=found.missing,
         faults=contents.faults,
     )
@@ -116,10 +116,10 @@ def _folder_classes(contents: Contents) -> ClassList:
     inside = split_folder(names)
     folders = {f"{folder}/" for folder in contents.folders} | {f"{folder_of(name)}/" for name in names}
     found = _folders_in(inside, folders)
-    for training in ("train/", "training/"):
+    for training in (name for name in folders if name.count("/") == 1 and split_of(name) == TRAINING):
         # What a network learnt are the training split's folders.
         others = _folders_in(training, folders) ^ found
-        if inside and training in folders and others:
+        if inside and others:
             raise UsageError(
                 f"--classes folders: {training} and {inside} in {contents.root} differ in their folders "
                 f"({', '.join(sorted(others)[:3])}), and so in their numbers; name the list: --classes FILE"
@@ -172,9 +172,7 @@ def _looked_for(contents: Contents, reading: Reading) -> Layout:
     return next(layout for layout in LAYOUTS.values() if layout.found(contents, reading))
 
 
-def _what_was_found(
-    contents: Contents, layout: Layout, reading: Reading, names: Sequence[str], labels: Labels
-) -> list[str]:
+def _what_was_found(layout: Layout, reading: Reading, names: Sequence[str], labels: Labels) -> list[str]:
     """Lines for the user."""
     lines = [f"{len(names)} images, layout {layout.name} ({layout.looks})"]
     if reading.classes.name == FOLDERS:

@@ -17,7 +17,7 @@ from camkit.errors import UsageError
 def from_file(path: Path, names: Sequence[str], reading: Reading) -> Labels:
     """By a CSV file `image,label`: the image's id or file name; an index, a wnid or a class name.
 
-    Where the file has numbers only, all of its rows decide whether they are the class list's indices.
+    All of its rows decide whether its numbers are the class list's indices.
 
     Raises:
         UsageError: the file cannot be read, names no image of the data, two labels for one image, a label
@@ -56,15 +56,15 @@ def from_file(path: Path, names: Sequence[str], reading: Reading) -> Labels:
 
 
 def _why_not_indices(labels: Sequence[str], reading: Reading) -> str | None:
-    """Why bare numbers are not indices; None where they are, or where wnids or names stand among them."""
-    numbers = []
+    """Why numbers are not indices; None where they are. A wnid or a name among them names the list."""
+    numbers, named = [], reading.named
     for label in filter(None, map(str.strip, labels)):
         number = number_of(label)
-        if number is None and reading.classes.indices_named(label):
-            return None
-        if number is not None and number >= 0:
+        if number is None:
+            named = named or bool(reading.classes.indices_named(label))
+        elif number >= 0:
             numbers.append(number)
-    return why_not_indices(numbers, reading.classes, reading.named)
+    return why_not_indices(numbers, reading.classes, named)
 
 
 class _Finder:

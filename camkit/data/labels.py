@@ -175,7 +175,7 @@ def from_texts(
 ) -> Labels:
     """By what a data set says of an image: an index, a wnid or a class name; None where it says nothing.
 
-    Numbers among which there is no wnid and no name are bare: see :mod:`camkit.data.numbers`.
+    For numbers see :mod:`camkit.data.numbers`; a wnid or a name among them names the list.
 
     Args:
         unread: image -> why what it says cannot be read.
@@ -199,13 +199,12 @@ def from_texts(
         except UsageError as error:
             missing[name] = str(error)
             strange = strange or missing[name]
-    if known.keys() <= numbers.keys():
-        wnids = {name: name_wnid(name) or folder_wnid(name) for name in numbers}
-        reason = why_not_indices(numbers.values(), reading.classes, reading.named)
-        refused = _refused(reason or unlike_wnids(numbers, wnids, reading.classes), origin, reading.named)
-        if refused:
-            return refused
-    return used(known, origin, missing, strange)
+    # A wnid or a name among them names the list as the user would.
+    named = reading.named or not known.keys() <= numbers.keys()
+    wnids = {name: name_wnid(name) or folder_wnid(name) for name in numbers}
+    reason = why_not_indices(numbers.values(), reading.classes, named)
+    refused = _refused(reason or unlike_wnids(numbers, wnids, reading.classes), origin, reading.named)
+    return refused or used(known, origin, missing, strange)
 
 
 def first_found(sources: Iterable[Callable[[], Labels | None]]) -> Labels:

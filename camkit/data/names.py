@@ -22,3 +22,8 @@ def stem_of(name: str) -> str:
     """`a/b.c` of `a/b.c.jpg`: the name without its last ending."""
     folder, slash, file = name.rpartition("/")
     return folder + slash + (file.rpartition(".")[0] or file)
+
+
+def printable(text: str) -> str:
+    """With line breaks and other control characters, which names may have, written out."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

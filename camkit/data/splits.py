@@ -12,9 +12,9 @@ from camkit.data.contents import Contents
 from camkit.data.names import folders_of
 from camkit.errors import UsageError
 
-VALIDATION = "validation"
+TRAINING, VALIDATION = "training", "validation"
 SPLITS = {
-    "train": "training", "training": "training", "val": VALIDATION, "valid": VALIDATION,
+    "train": TRAINING, "training": TRAINING, "val": VALIDATION, "valid": VALIDATION,
     "validation": VALIDATION, "test": "test",
 }  # fmt: skip
 
