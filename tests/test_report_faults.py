@@ -461,11 +461,20 @@ def test_a_part_has_at_least_one_column_beside_the_names():
     assert text.count("m" * 60) == 3 and all(f"{value}.00" in text for value in (1, 2, 3))
 
 
-def test_the_three_commands_that_print_means_ask_for_the_terminals_width():
-    for path in ("cli/bench.py", "cli/runs.py"):
-        source = (Path(camkit.__file__).parent / path).read_text()
-        for call in re.findall(r"terminal_table\(.*\)", source):
-            assert "table_width()" in call, call
+@pytest.mark.parametrize(
+    "words", [("bench", "--model", "resnet18"), ("score", "DIR", "--metrics", "adcc"), ("merge", "DIR")]
+)
+def test_the_commands_that_print_means_fit_them_to_the_terminal(wide, monkeypatch, words):
+    """What they would run is left out: it gives these means."""
+    summary = summarise(wide)
+    monkeypatch.setattr("camkit.runs.bench.bench", lambda *_, **__: summary)
+    monkeypatch.setattr("camkit.runs.cells.cells_of", lambda *_: summary)
+    monkeypatch.setattr("camkit.runs.rescore.rescore", lambda *_, **__: summary)
+    module = importlib.import_module("camkit.cli.bench" if words[0] == "bench" else "camkit.cli.runs")
+    monkeypatch.setattr(module, "table_width", lambda: 80)
+    lines = run(*(wide if word == "DIR" else word for word in words)).splitlines()
+    table = [line for line in lines if "summary.csv" not in line]
+    assert max(map(len, table)) <= 80 and sum(line.startswith("gradcam ") for line in table) == 2
 
 
 def in_a_terminal(columns: int, *arguments: object) -> list[str]:
