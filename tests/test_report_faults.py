@@ -126,6 +126,16 @@ def test_one_image_draws_hollow_points_and_no_bands(one_image):
 def test_one_image_can_neither_agree_with_the_paper_nor_be_off(one_image):
     (found,), _ = paper.check_all([Analysis(block) for block in load_study([one_image])])
     assert not found.compared.any() and not found.off.any() and (~np.isnan(found.paper)).any()
+    text = run("report", one_image, "--against", "paper")
+    assert "No figure is compared: one image has no interval" in text and "figures are within" not in text
+
+
+def test_a_method_with_one_image_beside_others_has_no_interval_alone(tmp_path):
+    short = {name: np.where(np.arange(40) == 0, column, np.nan) for name, column in made_up(40, 1).items()}
+    text = run("report", write_results(tmp_path, {"gradcam": made_up(40, 0), "layercam": short}))
+    assert "Some scores rest on one image: they have no interval, and are not tested." in text
+    rows = {line.split()[0]: line for line in text.splitlines() if " ± " in line}
+    assert rows["layercam"].count("±     –") == 6 and "–" not in rows["gradcam"]
 
 
 # Shares
