@@ -229,7 +229,9 @@ def verdict(checks: Sequence[Check]) -> list[str]:
         )
         if fewest < FEW_IMAGES:
             lines.append(f"Fewer than {FEW_IMAGES} images: this says next to nothing.")
-    return lines
+    return lines or [
+        "No figure is compared: one image has no interval, and an artefact is none to compare with."
+    ]
 
 
 def strict(checks: Sequence[Check]) -> None:
