@@ -24,10 +24,6 @@ CURVE = "_curve"  # ends the name of a curve
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-# What some methods need -> why a run cannot have them.
-NEEDS = {"regions": "these data do not say where the class is (--regions, or --data mosaic:PATH)"}
-
-
 @dataclass(frozen=True)
 class Method:
     """A CAM method.
@@ -43,7 +39,13 @@ class Method:
         of_image: the map is the same for every layer and utility, and made once for all; the function takes a
             :class:`camkit.network.trace.ImageView`, which has neither.
         of_pixels: the map is an attribution to pixels, whatever the layer.
-        needs: what the images or the model must have, one of :data:`NEEDS`; "" for nothing.
+        uses: what it takes beside the images: `activation`, `gradient`, `Hessian term`, `head`, `attention`,
+            `regions`.
+        cost: what it costs per image beside the pass that all methods share, as a formula: C channels, P
+            positions; 1 grad, 1 head and 1 pass are a gradient at the layer, a pass through what follows the
+            layer, and one through all.
+        lacks: takes a :class:`camkit.network.passes.Network` and a layer's module path; says why they cannot
+            have the method, "" where they can.
         package: the other package that computes it; "" for camkit's own and plugins.
         source_file: where it is registered, see :func:`camkit.registry.source_of`.
     """
@@ -57,7 +59,9 @@ class Method:
     value: bool = False
     of_image: bool = False
     of_pixels: bool = False
-    needs: str = ""
+    uses: tuple[str, ...] = ()
+    cost: str = ""
+    lacks: Callable[[Any, str], str] | None = None
     package: str = ""
     source_file: str = ""
 
@@ -202,7 +206,9 @@ def method(
     value: bool = False,
     of_image: bool = False,
     of_pixels: bool = False,
-    needs: str = "",
+    uses: tuple[str, ...] = (),
+    cost: str = "",
+    lacks: Callable[[Any, str], str] | None = None,
 ) -> Decorator:
     """Register a function as a CAM method; see :class:`Method` for what it takes and returns.
 
@@ -215,8 +221,8 @@ def method(
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         METHODS.add(
             Method(
-                name, function, title or name, groups, source, saliency, value, of_image, of_pixels, needs,
-                source_file=source_of(function),
+                name, function, title or name, groups, source, saliency, value, of_image, of_pixels, uses,
+                cost, lacks, source_file=source_of(function),
             )
         )  # fmt: skip
         return function

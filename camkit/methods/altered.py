@@ -46,7 +46,7 @@ def alter(trace: Trace, base: Method, change: str) -> Tensor:
         return saliency.square()
     if change == "raised":
         return (1 - RAISED) * saliency + RAISED
-    assert trace.regions is not None  # needs="regions"
+    assert trace.regions is not None  # it uses them
     return moved(saliency, trace.regions, int(change.removeprefix("moved-")) / 100)
 
 
@@ -64,7 +64,9 @@ def find_altered(name: str, base: str, change: str) -> Method:
         (),
         f"{base}, changed",
         saliency=True,
-        needs="regions" if change.startswith("moved") else found.needs,
+        uses=(*found.uses, *(["regions"] if change.startswith("moved") else [])),
+        cost=found.cost,
+        lacks=found.lacks,
         source_file=found.source_file,
     )
 

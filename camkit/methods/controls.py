@@ -28,7 +28,13 @@ def _constant(images: Tensor, value: float) -> Tensor:
 
 
 @method(
-    "flat", title="Flat", groups=("controls",), source="control: constant 0.3", saliency=True, of_image=True
+    "flat",
+    title="Flat",
+    groups=("controls",),
+    source="control: constant 0.3",
+    cost="0",
+    saliency=True,
+    of_image=True,
 )
 def flat(view: ImageView) -> Tensor:
     """0.3 everywhere, the first pixel 0, the second 1."""
@@ -42,6 +48,7 @@ def flat(view: ImageView) -> Tensor:
     title="Fake-CAM",
     groups=("controls",),
     source="Poppi et al., CVPRW 2021",
+    cost="0",
     saliency=True,
     of_image=True,
 )
@@ -57,6 +64,7 @@ def fake_cam(view: ImageView) -> Tensor:
     title="Centre",
     groups=("controls",),
     source="control: Gaussian, sigma 60 px at 224",
+    cost="0",
     saliency=True,
     of_image=True,
 )
@@ -75,6 +83,7 @@ def centre(view: ImageView) -> Tensor:
     title="Edges",
     groups=("controls",),
     source="control: Sobel magnitude",
+    cost="0",
     saliency=True,
     of_image=True,
 )
@@ -98,6 +107,8 @@ def _uniform(seed: int, image_id: str, draw: int, channels: int) -> Tensor:
     title="RandomCAM",
     groups=("paper", "controls"),
     source="control: random weights, as in arXiv 2501.06261",
+    uses=("activation",),
+    cost="0",
 )
 def randomcam(trace: Trace) -> Tensor:
     """Sum over channels of w A, w ~ U(-1, 1) per channel, drawn from (seed, image id, draw)."""
@@ -132,6 +143,7 @@ def find_blocks(name: str, side: str) -> Method:
         f"Blocks-{side}",
         ("controls",),
         "control: noise in blocks",
+        cost="0",
         saliency=True,
         of_image=True,
     )
@@ -176,6 +188,7 @@ def find_drops(name: str, patches: str) -> Method:
         f"Drops-{patches}",
         ("ceilings",),
         "positive control: loss of the logit, one patch removed at a time",
+        cost=f"{int(patches) ** 2 + 1} passes",
         saliency=True,
         of_image=True,
     )
@@ -186,13 +199,14 @@ def find_drops(name: str, patches: str) -> Method:
     title="Region",
     groups=("ceilings",),
     source="positive control: the region of the class itself",
-    needs="regions",
+    uses=("activation", "regions"),
+    cost="0",
 )
 def region(trace: Trace) -> Tensor:
     """Share of each position's cell that lies in the region of the target class: what localisation can reach.
 
     0 everywhere in images whose region is not known.
     """
-    assert trace.regions is not None  # needs="regions"
+    assert trace.regions is not None  # it uses them
     height, width = trace.activation.shape[2:]
     return F.adaptive_avg_pool2d(trace.regions[:, None].to(trace.activation), (height, width))[:, 0]

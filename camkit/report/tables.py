@@ -163,9 +163,8 @@ def listing(what: str) -> pd.DataFrame:
             {
                 "name": m.name,
                 "groups": ",".join(m.groups),
-                "value": "yes" if m.value else "",
+                "cost": m.cost,
                 "map": first_line(m.function),
-                "source": m.origin or m.source,
             }
             for m in METHODS.values()
         ]

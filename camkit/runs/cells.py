@@ -12,8 +12,8 @@ import camkit.metrics
 import camkit.network.utilities  # noqa: F401  (all three fill registries)
 from camkit.config import RunConfig
 from camkit.data import DataSet, Item, data_of
-from camkit.entries import METHODS, METRICS, NEEDS, UTILITIES, Method
-from camkit.errors import Say, UsageError
+from camkit.entries import METHODS, METRICS, UTILITIES, Method
+from camkit.errors import CamkitError, Say, UsageError
 from camkit.methods.altered import expand
 from camkit.network.models import PAPER_ROWS, find_row
 from camkit.network.prepare import Prepared
@@ -77,24 +77,37 @@ def cells_of(summary: pd.DataFrame, config: RunConfig) -> pd.DataFrame:
     ]
 
 
-def cells_of_model(prepared: Prepared, config: RunConfig) -> list[Cell]:
+def cells_of_model(prepared: Prepared, config: RunConfig, say: Say = lambda line: None) -> list[Cell]:
     """All cells of one model in a run: its layers by its utilities by its methods.
+
+    Methods that this model or layer cannot have are left out, and said; one that was named is refused.
 
     Raises:
         UsageError: a method does not exist.
+        CamkitError: a method was named that the model cannot have.
     """
-    return [
-        Cell(layer, prepared.paths[layer], utility, method)
-        for layer in config.layer
-        for utility in config.utility
-        for method in find_methods(config.method)
-        if not lacking(method, config)
-    ]
+    cells = []
+    for layer in config.layer:
+        for method in find_methods(config.method):
+            why = without_regions(method, config)
+            if not why and method.lacks:
+                why = method.lacks(prepared.network, prepared.paths[layer])
+                line = f"{prepared.loaded.row.name}, layer {layer}: {method.name}: {why}"
+                if why and method.name in config.method:
+                    raise CamkitError(line)
+                if why:
+                    say(f"{line}; left out")
+            if not why:
+                cells += [Cell(layer, prepared.paths[layer], utility, method) for utility in config.utility]
+    order = {utility: place for place, utility in enumerate(config.utility)}
+    layers = {layer: place for place, layer in enumerate(config.layer)}
+    return sorted(cells, key=lambda cell: (layers[cell.layer], order[cell.utility]))
 
 
-def lacking(method: Method, config: RunConfig) -> str:
-    """Why a run cannot have a method; "" where it can."""
-    return NEEDS["regions"] if method.needs == "regions" and not config.has_regions else ""
+def without_regions(method: Method, config: RunConfig) -> str:
+    """Why a run over these data cannot have a method; "" where it can."""
+    lacks = "regions" in method.uses and not config.has_regions
+    return "these data do not say where the class is (--regions, or --data mosaic:PATH)" if lacks else ""
 
 
 @dataclass(frozen=True)
@@ -122,7 +135,7 @@ def select(config: RunConfig, say: Say) -> Selection:
     models = find_models(config.model)
     check_names(config.method, config.utility, config.metrics)
     for method in find_methods(config.method):
-        why = lacking(method, config)
+        why = without_regions(method, config)
         if method.name in config.method and why:
             raise UsageError(f"method {method.name!r}: {why}")
         if why:

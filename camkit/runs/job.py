@@ -78,7 +78,8 @@ def open_run(
 ) -> ModelRun:
     """The rows of one model, ready to be added to; see :class:`camkit.results.model_run.ModelRun`."""
     cells = {
-        cell: describe_protocol(prepared, cell, config, data) for cell in cells_of_model(prepared, config)
+        cell: describe_protocol(prepared, cell, config, data)
+        for cell in cells_of_model(prepared, config, say)
     }
     items, order = images_of(prepared, config, data, items, say)
     segment = describe_segment(prepared, config, data)
