@@ -17,18 +17,24 @@ from PIL import Image
 from torch import Tensor, nn
 
 import camkit.runs.bench
-from camkit.config import DEFAULT_BUDGET, RunConfig, check_options
+from camkit.config import (
+    DEFAULT_BUDGET,
+    DEFAULT_REFERENCE_WEIGHT,
+    DEFAULT_REFERENCES,
+    RunConfig,
+    check_options,
+)
 from camkit.console import say
 from camkit.data import sample_items
 from camkit.data.pixels import read_file
 from camkit.entries import METHODS, UTILITIES
-from camkit.errors import UsageError
+from camkit.errors import CamkitError, UsageError
 from camkit.network.inspect import expect_logits
 from camkit.network.passes import CHECKPOINTING, Network
 from camkit.network.prepare import Prepared, find_device, prepare
 from camkit.network.trace import Trace
 from camkit.plugins import load_plugins
-from camkit.runs.cells import cells_of
+from camkit.runs.cells import cells_of, what_is_lacking
 from camkit.runs.guard import make_maps
 
 Images = Tensor | str | Path | Image.Image | Sequence[str | Path | Image.Image]
@@ -85,6 +91,9 @@ def explain(
     seed: int = 0,
     absent: str = "zero",
     budget: int = DEFAULT_BUDGET,
+    channels: int | None = None,
+    references: int = DEFAULT_REFERENCES,
+    reference_weight: float = DEFAULT_REFERENCE_WEIGHT,
 ) -> Explanation:
     """Explain images.
 
@@ -93,14 +102,20 @@ def explain(
             its layer is named by its module path. It is explained in eval mode, and comes back as it was.
         images: normalised images (B, 3, H, W); or photos, as paths or PIL images, which are preprocessed.
         target: class indices, one or one an image; None: the predicted ones.
-        seed, absent, budget: of random methods and of Shapley values, see :class:`camkit.config.RunConfig`.
+        seed, absent, budget, channels, references, reference_weight: of random methods, Shapley values,
+            ScoreCAM and FinerCAM, see :class:`camkit.config.RunConfig`.
 
     Raises:
-        UsageError: a name does not exist, `images` are not what the model takes, or `budget` is too small.
+        UsageError: a name does not exist, `images` are not what the model takes, or an option is none.
+        CamkitError: the model or its layer cannot have the method.
         PluginError: a plugin's method failed.
     """
     load_plugins()
-    check_options({"absent": absent, "budget": budget})
+    of_methods = {
+        "absent": absent, "budget": budget, "channels": channels, "references": references,
+        "reference_weight": reference_weight,
+    }  # fmt: skip
+    check_options(of_methods)
     found_utility = UTILITIES[utility].function
     found = METHODS[method]
     with ExitStack() as after:
@@ -127,11 +142,13 @@ def explain(
             draw=0,
             network=network,
             layer=path,
-            absent=absent,
-            budget=budget,
             passed=passed,
             regions=None,
+            **of_methods,
         )
+        why = what_is_lacking(found, network, path)
+        if why:
+            raise CamkitError(f"method {method!r}: {why}")
         maps, saliency = make_maps(found, trace)
         probability = trace.logits.softmax(dim=1).gather(1, classes[:, None])[:, 0]
         return Explanation(saliency, None if found.saliency else maps, classes, probability)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from camkit.network.reshape import Positions, find_reshape
 CHECKPOINTING = ("grad_checkpointing", "gradient_checkpointing")
 
 
+T = TypeVar("T")
 Change = Callable[[Tensor], Tensor]
 
 
@@ -49,6 +50,7 @@ class Network:
         passes: how many batches have gone through the network.
         head_passes: how many have gone through what follows a layer alone (:mod:`camkit.network.head`).
         positions: what the model says of the positions in its layers.
+        is_changed: whether a layer's output is being changed, see :meth:`changed`.
         copies_input: each pass gets a copy of its images, since the model changes them in place.
     """
 
@@ -61,12 +63,14 @@ class Network:
         self.device = device
         self.dtype = dtype
         self.copies_input = False
-        self._size = (0, 0)  # of the images in the last pass
+        self._like = torch.empty(0)  # shape (0, C, H, W), number format and device of the last pass's images
         self.positions = Positions.of(self.model, torch.empty(0, 0, 0, 0))
         self._scored: Callable[[Tensor], Any] = self.model
         self.passes = self.head_passes = 0
         # Layer -> what passes it by, see Head: a matter of the network alone, so found once.
         self.bypasses: dict[str, frozenset[int]] = {}
+        self.is_changed = False
+        self._found: dict[Any, Any] = {}
 
     def compile(self) -> None:
         """Let torch.compile make the code of scoring passes from now on, anew for each batch shape.
@@ -75,6 +79,27 @@ class Network:
         """
         torch._dynamo.reset()  # it compiles the code of a class eight times at most, whichever the model
         self._scored = torch.compile(self.model, dynamic=False)
+
+    def once(self, key: Any, find: Callable[[], T]) -> T:
+        """What `find` finds of the network alone: once per key.
+
+        Its passes are not counted, as they are none of an image's. Of a network that is changed nothing is
+        kept.
+        """
+        if key in self._found:
+            return self._found[key]
+        passes = self.passes, self.head_passes
+        with torch.inference_mode(False), torch.no_grad():
+            found = find()
+        self.passes, self.head_passes = passes
+        if not self.is_changed:
+            self._found[key] = found
+        return found
+
+    def noise(self, count: int) -> Tensor:
+        """Seeded normal noise (count, C, H, W) of the size of the last pass's images."""
+        shape = (count, *self._like.shape[1:])
+        return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(self._like)
 
     def precision(self) -> AbstractContextManager:
         if self.dtype == torch.float32:
@@ -93,7 +118,7 @@ class Network:
         return self._output(self.model, images)
 
     def _output(self, model: Callable[[Tensor], Any], images: Tensor) -> Tensor:
-        self._size = (images.shape[2], images.shape[3])
+        self._like = images.new_empty(0, *images.shape[1:])
         return logits_of(model(images.clone() if self.copies_input else images))
 
     @torch.inference_mode()
@@ -139,11 +164,13 @@ class Network:
         module = find_module(self.model, layer)
 
         def changed(output: Tensor) -> Tensor:
-            images = torch.empty(len(output), 0, *self._size)
+            images = torch.empty(len(output), 0, *self._like.shape[2:])
             reshape = find_reshape(layer, module, output, self.positions.at(images))
             return reshape.from_map(change(reshape.to_map(output)), output)
 
         with ExitStack() as until:
+            until.callback(setattr, self, "is_changed", self.is_changed)
+            self.is_changed = True
             until.enter_context(hooked([(module, lambda _, __, output: changed(output))]))
             if traced:
                 forward = module.forward

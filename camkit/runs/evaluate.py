@@ -20,7 +20,7 @@ from camkit.metrics import Subject
 from camkit.network.passes import Change, TracedPass
 from camkit.network.prepare import Prepared
 from camkit.network.targets import Target, find_target
-from camkit.network.trace import ImageView, Trace
+from camkit.network.trace import ImageView, PixelView, Trace
 from camkit.results.cells import Cell, CellFailure, CellScores, Predictions, Result
 from camkit.runs.batch import Explained, Made, defined, not_finite, of_target, together
 from camkit.runs.guard import compute_scores, make_maps
@@ -95,10 +95,10 @@ class Evaluation:
         )
         made: dict[tuple[Any, ...], Made] = {}
         for cell, metrics in together(wanted):
-            key = (cell.method,) if cell.method.of_image else (cell.method, cell.path, cell.utility)
+            key = _shared_by(cell)
             if key not in made:
-                # Maps of another layer or utility have no further cell.
-                made = {one: maps for one, maps in made.items() if len(one) == 1}
+                # Maps of another layer have no further cell.
+                made = {one: maps for one, maps in made.items() if len(one) < 3}
                 made[key] = self._make(explained, cell)
             yield from self._cell(explained, cell, metrics, made[key])
 
@@ -154,8 +154,8 @@ class Evaluation:
         return torch.tensor(numbers, device=like.device)
 
     def _make(self, explained: Explained, cell: Cell) -> Made:
-        if cell.method.of_image:
-            view = ImageView(**self._seen(explained, explained.images, draw=0))
+        view = self._without_layer(explained, cell, explained.images, draw=0)
+        if view is not None:
             return Made(explained.probability, partial(self.make_maps, cell.method, view))
         trace = self._trace(explained, cell)
         return Made(of_target(trace.logits, explained.target), partial(self.make_maps, cell.method, trace))
@@ -257,6 +257,14 @@ class Evaluation:
             "regions": explained.regions,
         }
 
+    def _without_layer(self, explained: Explained, cell: Cell, images: Tensor, draw: int) -> ImageView | None:
+        """What a method sees that sees no layer; None of all others."""
+        if cell.method.of_image:
+            return ImageView(**self._seen(explained, images, draw))
+        if cell.method.of_pixels:
+            return PixelView(**self._seen(explained, images, draw), utility=UTILITIES[cell.utility].function)
+        return None
+
     def _ids(self, explained: Explained) -> list[str]:
         """Names (B,) of the padded batch."""
         ids = [item.id for item in explained.batch.items]
@@ -272,18 +280,17 @@ class Evaluation:
             utility=UTILITIES[cell.utility].function,
             layer=cell.path,
             passed=traced,
-            absent=self.config.absent,
-            budget=self.config.budget,
+            **self.config.of_methods,
         )
 
     def _explain_again(self, explained: Explained, cell: Cell, images: Tensor) -> tuple[Tensor, Tensor]:
         """p_c (B,) and saliency maps (B, H, W) of other images, in one pass."""
-        if cell.method.of_image:
-            view = ImageView(**self._seen(explained, images, draw=1))
+        view = self._without_layer(explained, cell, images, draw=1)
+        if view is not None:
             return view.score(images), self.make_maps(cell.method, view)[1]
         traced = self.network.trace(images, [cell.path])
-        view = self._view(explained, cell, images, traced, draw=1)
-        return of_target(traced.logits, explained.target), self.make_maps(cell.method, view)[1]
+        trace = self._view(explained, cell, images, traced, draw=1)
+        return of_target(traced.logits, explained.target), self.make_maps(cell.method, trace)[1]
 
     def _explain_behind(
         self, explained: Explained, cell: Cell, name: str, change: Change, traced: bool = False
@@ -308,3 +315,12 @@ class Evaluation:
         return self.make_maps(
             cell.method, replace(self._trace(explained, cell), target=target, utility=function)
         )
+
+
+def _shared_by(cell: Cell) -> tuple[Any, ...]:
+    """What a cell has in common with all others that have the same maps."""
+    if cell.method.of_image:
+        return (cell.method,)
+    if cell.method.of_pixels:
+        return (cell.method, cell.utility)
+    return (cell.method, cell.path, cell.utility)
