@@ -8,8 +8,10 @@ Passes through the network belong to network, scores to metrics.
 from camkit.methods import gradient
 from camkit.methods import shapley
 from camkit.methods import aumann
+from camkit.methods import transformers
+from camkit.methods import fusion
 from camkit.methods import adapters
 from camkit.methods import controls
 from camkit.methods import altered
 
-__all__ = ["adapters", "altered", "aumann", "controls", "gradient", "shapley"]
+__all__ = ["adapters", "altered", "aumann", "controls", "fusion", "gradient", "shapley", "transformers"]

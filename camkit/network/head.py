@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from camkit.errors import CamkitError
-from camkit.network.layers import find_module, hooked
-from camkit.network.passes import Network, replace_forward, whole_attention
+from camkit.network.layers import find_module, hooked, replaced
+from camkit.network.passes import Network, whole_attention
 from camkit.network.precision import precise
 from camkit.network.reshape import Reshape, find_reshape
 
@@ -112,15 +112,18 @@ class Head:
             queues: dict[nn.Module, list[Tensor]] = {}
             for module, output in zip(self.modules, outputs, strict=True):
                 queues.setdefault(module, []).append(output)
-            with ExitStack() as replaced:
+            with ExitStack() as until:
                 for module, queue in queues.items():
-                    replace_forward(module, _hand_out(queue, module.forward), replaced)
-                replace_forward(self.module, substitute, replaced)
+                    until.enter_context(replaced(module, "forward", _hand_out(queue, module.forward)))
+                until.enter_context(replaced(self.module, "forward", substitute))
                 return precise(self.network.run(images))
 
 
-def head_after(network: Network, images: Tensor, layer: str) -> Head:
+def head_after(network: Network, images: Tensor, layer: str, reshape: Reshape | None = None) -> Head:
     """The rest of a network after `layer` (a module path) for `images`: one pass up to the layer.
+
+    Args:
+        reshape: what the head takes in place of the activation map that the layer's output becomes.
 
     Raises:
         UsageError: the layer does not exist or its output has no positions.
@@ -149,7 +152,8 @@ def head_after(network: Network, images: Tensor, layer: str) -> Head:
         network.passes += 1
         if not reached:
             raise CamkitError(f"layer {layer!r} does not run in a forward pass: choose another --layer")
-        reshape = find_reshape(layer, target, reached[0], network.positions.at(images))
+        if reshape is None:
+            reshape = find_reshape(layer, target, reached[0], network.positions.at(images))
         finished = [pair for frame in frames for pair in frame]
         return Head(network, layer, reshape, images, reached[0], finished)
 

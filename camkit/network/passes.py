@@ -2,7 +2,8 @@
 
 A scoring pass gives the probability of the target class. A traced pass gives, besides the logits, the
 activation A of one or more layers, cut from the graph and made a leaf: the backbone is never
-differentiated, the graph begins at the layer, and the derivatives of any utility cost next to nothing.
+differentiated, the graph begins at the layer, and the derivatives of any utility cost next to nothing. Where
+the attention of all blocks is asked for, the graph begins at the first of them.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -18,7 +19,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from camkit.errors import CamkitError
-from camkit.network.layers import find_module, hooked, logits_of
+from camkit.network.attention import Attention, Transformer, attention_seen
+from camkit.network.features import Features
+from camkit.network.layers import find_module, hooked, logits_of, replaced
 from camkit.network.precision import AffineBatchNorm, precise
 from camkit.network.reshape import Positions, find_reshape
 
@@ -31,10 +34,15 @@ Change = Callable[[Tensor], Tensor]
 
 @dataclass(eq=False)
 class TracedPass:
-    """Logits (B, K) and the activations of the traced layers, still tied to their graph."""
+    """Logits (B, K), the activations of the traced layers and the attention, still tied to their graph.
+
+    Attributes:
+        attention: of every block, where it was asked for; None where it was not.
+    """
 
     logits: Tensor
     leaves: dict[str, Tensor]
+    attention: list[Attention] | None = None
 
 
 class Network:
@@ -50,6 +58,7 @@ class Network:
         head_passes: how many have gone through what follows a layer alone (:mod:`camkit.network.head`).
         positions: what the model says of the positions in its layers.
         copies_input: each pass gets a copy of its images, since the model changes them in place.
+        grids: layer -> sides (h, w) of its map when it was last traced.
     """
 
     def __init__(self, model: nn.Module, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
@@ -67,6 +76,7 @@ class Network:
         self.passes = self.head_passes = 0
         # Layer -> what passes it by, see Head: a matter of the network alone, so found once.
         self.bypasses: dict[str, frozenset[int]] = {}
+        self.grids: dict[str, tuple[int, int]] = {}
 
     def compile(self) -> None:
         """Let torch.compile make the code of scoring passes from now on, anew for each batch shape.
@@ -105,8 +115,11 @@ class Network:
         """Logits of the target classes, (B,), in float32: one scoring pass."""
         return self.logits(images).gather(1, target[:, None])[:, 0]
 
-    def trace(self, images: Tensor, layers: Sequence[str]) -> TracedPass:
+    def trace(self, images: Tensor, layers: Sequence[str], *, attention: bool = False) -> TracedPass:
         """One pass that keeps the output of every layer of `layers` (module paths).
+
+        Args:
+            attention: also keeps the attention of every block, all in float32.
 
         Raises:
             UsageError: a layer does not exist or its output has no positions.
@@ -118,14 +131,42 @@ class Network:
             modules = [find_module(self.model, layer) for layer in layers]
             positions = self.positions.at(images)
             hooks = [partial(self._capture, layer, positions, leaves, tail) for layer in layers]
-            with hooked(zip(modules, hooks, strict=True)), whole_attention():
+            with ExitStack() as watched:
+                watched.enter_context(hooked(zip(modules, hooks, strict=True)))
+                watched.enter_context(whole_attention())
+                seen = None
+                if attention:
+                    self.enter_tail(tail)
+                    seen = watched.enter_context(attention_seen(self.model, len(images)))
                 logits = self.run(images)
             missing = [layer for layer in layers if layer not in leaves]
             if missing:
                 raise CamkitError(
                     f"layer {missing[0]!r} does not run in a forward pass: choose another --layer"
                 )
-            return TracedPass(precise(logits), leaves)
+            return TracedPass(precise(logits), leaves, seen)
+
+    @property
+    def _noise(self) -> Tensor:
+        """An image of the size of those in the last pass, (1, 3, H, W)."""
+        return torch.randn(1, 3, *self._size, generator=torch.Generator().manual_seed(0)).to(self.device)
+
+    @cached_property
+    def transformer(self) -> Transformer:
+        """What its attention is, from a pass of noise."""
+        attention = self.trace(self._noise, [], attention=True).attention
+        assert attention is not None  # it was asked for
+        return Transformer.of(attention, self.positions.at(self._noise))
+
+    @cached_property
+    def stages(self) -> tuple[str, ...]:
+        """The ends of its stages, module paths, from a pass of noise: see :meth:`Features.stages`."""
+        return Features(self.model, self._noise).stages()
+
+    @cached_property
+    def last_layer(self) -> str | None:
+        """The last feature layer before pooling, a module path, likewise: see :meth:`Features.last`."""
+        return Features(self.model, self._noise).last()
 
     @contextmanager
     def changed(self, layer: str, change: Change, traced: bool = False) -> Iterator[None]:
@@ -147,7 +188,9 @@ class Network:
             until.enter_context(hooked([(module, lambda _, __, output: changed(output))]))
             if traced:
                 forward = module.forward
-                replace_forward(module, lambda *given, **named: changed(forward(*given, **named)), until)
+                until.enter_context(
+                    replaced(module, "forward", lambda *given, **named: changed(forward(*given, **named)))
+                )
             yield
 
     def _capture(
@@ -170,6 +213,7 @@ class Network:
             activation = precise(activation.detach()).clone().requires_grad_()
             self.enter_tail(tail)
         leaves[layer] = activation
+        self.grids[layer] = (activation.shape[2], activation.shape[3])
         # A later in-place operation (VGG's ReLU) must change a copy, neither the leaf nor A's memory.
         return reshape.from_map(activation.clone(), output)
 
@@ -179,15 +223,6 @@ class Network:
         tail.enter_context(torch.autocast(self.device.type, enabled=False))
         tail.enter_context(sdpa_kernel(SDPBackend.MATH))
         tail.enter_context(AffineBatchNorm())
-
-
-def replace_forward(module: nn.Module, forward: Callable[..., Tensor], until: ExitStack) -> None:
-    """Let a module compute something else until a stack is left."""
-    own = vars(module).get("forward")
-    module.forward = forward  # type: ignore[method-assign]
-    until.callback(
-        partial(delattr, module, "forward") if own is None else partial(setattr, module, "forward", own)
-    )
 
 
 @contextmanager

@@ -1,9 +1,9 @@
-"""TODO"""
+"""What a method is given: images, and what passes through the network say of them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -11,10 +11,12 @@ from torch import Tensor
 
 from camkit.config import DEFAULT_BUDGET
 from camkit.errors import CamkitError
+from camkit.network.attention import Attention
 from camkit.network.game import Game, absent_activation
 from camkit.network.head import Head, head_after
-from camkit.network.layers import find_module, hooked
+from camkit.network.layers import find_module, hooked, parts_of
 from camkit.network.passes import Network, TracedPass
+from camkit.network.reshape import AS_IT_IS
 from camkit.network.seeding import generator
 
 
@@ -56,7 +58,7 @@ class Trace(ImageView):
 
     Attributes:
         utility: takes logits (B, K) and classes (B,), gives (B,).
-        layer: where the activation comes from, a module path.
+        layer: where the activation comes from, a module path; or several, see :attr:`layers`.
         passed: the pass.
         absent: what an absent position's activation is, see :func:`camkit.network.game.absent_activation`.
         budget: permutations from which a Shapley value is estimated.
@@ -80,7 +82,25 @@ class Trace(ImageView):
 
     @property
     def _leaf(self) -> Tensor:
+        if self.layer not in self.passed.leaves:
+            raise CamkitError(f"{self.layer} is several layers, and a single one is asked for")
         return self.passed.leaves[self.layer]
+
+    @cached_property
+    def layers(self) -> tuple[Trace, ...]:
+        """The trace of each layer of a name as `layer3+layer4`; of a single layer, this one."""
+        parts = parts_of(self.layer)
+        return tuple(replace(self, layer=part) for part in parts) if len(parts) > 1 else (self,)
+
+    @cached_property
+    def stages(self) -> tuple[Trace, ...]:
+        """The traces of several layers where they are named; else those of the ends of the model's stages.
+
+        For methods that are registered with `uses=("stages",)`.
+        """
+        if len(self.layers) > 1:
+            return self.layers
+        return tuple(replace(self, layer=stage) for stage in self.network.stages)
 
     @cached_property
     def _differentiable_gradient(self) -> Tensor:
@@ -119,6 +139,67 @@ class Trace(ImageView):
                 gradient, self._leaf, grad_outputs=self.activation, retain_graph=True, allow_unused=True
             )
         return torch.zeros_like(self.activation) if product is None else product.detach()
+
+    @property
+    def _attention(self) -> list[Attention]:
+        if self.passed.attention is None:
+            raise CamkitError('the attention is not traced: register the method with uses=("attention",)')
+        return self.passed.attention
+
+    @property
+    def attention(self) -> tuple[Tensor, ...]:
+        """What the softmax of each block's attention gives, the first block first.
+
+        Each (B, heads, N, N), queries by keys, N the number of tokens; in [0, 1], rows sum to 1.
+        """
+        return tuple(one.weights.detach() for one in self._attention)
+
+    @cached_property
+    def attention_gradients(self) -> tuple[Tensor, ...]:
+        """du/d(attention) of each block, each (B, heads, N, N)."""
+        with torch.enable_grad():
+            utility = self.utility(self.passed.logits, self.target).sum()
+            weights = [one.weights for one in self._attention]
+            return torch.autograd.grad(utility, weights, retain_graph=True)
+
+    @cached_property
+    def block_gradients(self) -> tuple[Tensor, ...]:
+        """du_l/d(attention of block l) of each block l, each (B, heads, N, N).
+
+        u_l is the utility that the logits have where each token after the last block is the mean of the tokens
+        after block l: what the block itself makes of the image, read as the model reads its last tokens. One
+        pass, and per block one through what follows the last block.
+        """
+        blocks = self._attention
+        rest = head_after(self.network, self.images, blocks[-1].block, AS_IT_IS)
+        gradients = []
+        with torch.enable_grad():
+            for one in blocks:
+                assert isinstance(one.tokens, Tensor)  # (B, N, C), see Transformer
+                mean = one.tokens.mean(dim=1, keepdim=True).expand_as(one.tokens)
+                utility = self.utility(rest(mean), self.target).sum()
+                gradients += torch.autograd.grad(utility, one.weights, retain_graph=True)
+        return tuple(gradients)
+
+    @cached_property
+    def readers(self) -> Tensor:
+        """Weights (B, N) of sum 1, equal for all tokens that the logits are read from after the last block.
+
+        The class token; of a model that averages its tokens, these. They are those whose queries in the last
+        attention have a gradient.
+        """
+        last = self._attention[-1].weights
+        with torch.enable_grad():
+            top = self.passed.logits.max(dim=1).values.sum()
+            (gradient,) = torch.autograd.grad(top, last, retain_graph=True)
+        read = (gradient != 0).any(dim=3).any(dim=1).to(last)
+        return read / read.sum(dim=1, keepdim=True)
+
+    def on_grid(self, tokens: Tensor) -> Tensor:
+        """Of values of tokens (B, N), those of tokens that have a position, as maps (B, h, w)."""
+        reshape = self.network.positions.at(self.images).reshape(tokens[..., None])
+        assert reshape is not None  # see Transformer
+        return reshape.to_map(tokens[..., None])[:, 0]
 
     @cached_property
     def _head(self) -> Head:
