@@ -21,12 +21,14 @@ from camkit.config import DEFAULT_BUDGET, RunConfig, check_options
 from camkit.console import say
 from camkit.data import sample_items
 from camkit.data.pixels import read_file
-from camkit.entries import METHODS, UTILITIES
+from camkit.entries import METHODS
 from camkit.errors import UsageError
+from camkit.network.activation import ACTIVATIONS, SOFTMAX
 from camkit.network.inspect import expect_logits
 from camkit.network.passes import CHECKPOINTING, Network
 from camkit.network.prepare import Prepared, find_device, prepare
 from camkit.network.trace import Trace
+from camkit.network.utilities import find_utility
 from camkit.plugins import load_plugins
 from camkit.runs.cells import cells_of
 from camkit.runs.guard import make_maps
@@ -56,6 +58,7 @@ def load_model(
     *,
     weights: str = "pretrained",
     preprocess: str = "paper",
+    activation: str = SOFTMAX.name,
     device: str = "auto",
     seed: int = 0,
 ) -> Prepared:
@@ -70,7 +73,9 @@ def load_model(
         CamkitError: the weights cannot be had.
     """
     load_plugins()
-    config = RunConfig(model=(name,), weights=weights, preprocess=preprocess, device=device, seed=seed)
+    config = RunConfig(
+        model=(name,), weights=weights, preprocess=preprocess, activation=activation, device=device, seed=seed
+    )
     return prepare(name, ("conv", "prepool"), sample_items() if weights == "random" else [], config, say)
 
 
@@ -85,6 +90,7 @@ def explain(
     seed: int = 0,
     absent: str = "zero",
     budget: int = DEFAULT_BUDGET,
+    activation: str = SOFTMAX.name,
 ) -> Explanation:
     """Explain images.
 
@@ -94,14 +100,14 @@ def explain(
         images: normalised images (B, 3, H, W); or photos, as paths or PIL images, which are preprocessed.
         target: class indices, one or one an image; None: the predicted ones.
         seed, absent, budget: of random methods and of Shapley values, see :class:`camkit.config.RunConfig`.
+        activation: of a module, `softmax` or `sigmoid`; a model from :func:`load_model` has its own.
 
     Raises:
         UsageError: a name does not exist, `images` are not what the model takes, or `budget` is too small.
         PluginError: a plugin's method failed.
     """
     load_plugins()
-    check_options({"absent": absent, "budget": budget})
-    found_utility = UTILITIES[utility].function
+    check_options({"absent": absent, "budget": budget, "activation": activation})
     found = METHODS[method]
     with ExitStack() as after:
         after.enter_context(torch.inference_mode(False))
@@ -110,7 +116,7 @@ def explain(
         else:
             device = next((one.device for one in model.parameters()), find_device("cpu"))
             after.enter_context(_as_it_came(model))
-            network, path = Network(model, device), layer
+            network, path = Network(model, device, activation=ACTIVATIONS[activation]), layer
             network.copies_input = True  # whether it changes its input is not known
         batch = _batch(images, model if isinstance(model, Prepared) else None).to(network.device)
         passed = network.trace(batch, [path])
@@ -122,7 +128,7 @@ def explain(
             image_ids=[str(place) for place in range(len(batch))],
             pixels=lambda: preprocess.denormalise(batch) if preprocess else batch.clone(),
             target=classes,
-            utility=found_utility,
+            utility=find_utility(utility, network.activation.name),
             seed=seed,
             draw=0,
             network=network,
@@ -133,7 +139,7 @@ def explain(
             regions=None,
         )
         maps, saliency = make_maps(found, trace)
-        probability = trace.logits.softmax(dim=1).gather(1, classes[:, None])[:, 0]
+        probability = network.probability(trace.logits, classes)
         return Explanation(saliency, None if found.saliency else maps, classes, probability)
 
 

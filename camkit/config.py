@@ -74,6 +74,9 @@ class RunConfig:
     layer: tuple[str, ...] = option(("conv",), "Target layers: conv, prepool or MODULE.PATH.",
         RUN, kind="names")
     utility: tuple[str, ...] = option(("rest",), "rest, logit, softmax, log-softmax.", RUN, kind="names")
+    activation: str = option("softmax",
+        "softmax: one class of all; sigmoid: each class by itself, or one output that tells two apart.",
+        RUN, kind="choice", choices=("softmax", "sigmoid"), decides="activation")
     target: str = option("predicted",
         "Class to explain; correct: the label, on images that the model gets right; or one class for all.",
         RUN, metavar="predicted|label|correct|runner-up|INDEX|NAME", decides="target_rule")

@@ -78,6 +78,7 @@ def last_feature_layer(model: nn.Module, images: Tensor) -> str | None:
     inner = ((module, partial(keep, path)) for path, module in model.named_modules() if path)
     with hooked(inner), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         logits = logits_of(model(images.detach().clone().requires_grad_()))
+        logits = logits.reshape(len(images), -1)  # one output may lack the classes' axis
     heads = {
         name
         for name, one in model.named_children()

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from camkit.errors import CamkitError
+from camkit.network.activation import SOFTMAX, Activation, of_class
 from camkit.network.layers import find_module, hooked, logits_of
 from camkit.network.precision import AffineBatchNorm, precise
 from camkit.network.reshape import Positions, find_reshape
@@ -41,9 +42,10 @@ class Network:
     """A frozen model on a device, and the passes through it.
 
     Args:
-        model: gives logits (B, K) for normalised images (B, 3, H, W).
+        model: gives logits (B, K) for normalised images (B, C, H, W).
         dtype: number format of the passes. Below float32 the backbone runs under autocast; from the first
             traced layer on everything stays float32, so that the derivatives keep their accuracy.
+        activation: what its outputs are as logits, and these as probabilities.
 
     Attributes:
         passes: how many batches have gone through the network.
@@ -52,7 +54,13 @@ class Network:
         copies_input: each pass gets a copy of its images, since the model changes them in place.
     """
 
-    def __init__(self, model: nn.Module, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+        activation: Activation = SOFTMAX,
+    ) -> None:
         self.model = model.eval().requires_grad_(False).to(device)
         for tensor in self.model.parameters():
             if tensor.ndim == 4:  # of those of a 3-D convolution there is no such order
@@ -60,6 +68,7 @@ class Network:
         _without_checkpointing(self.model)
         self.device = device
         self.dtype = dtype
+        self.activation = activation
         self.copies_input = False
         self._size = (0, 0)  # of the images in the last pass
         self.positions = Positions.of(self.model, torch.empty(0, 0, 0, 0))
@@ -94,16 +103,21 @@ class Network:
 
     def _output(self, model: Callable[[Tensor], Any], images: Tensor) -> Tensor:
         self._size = (images.shape[2], images.shape[3])
-        return logits_of(model(images.clone() if self.copies_input else images))
+        outputs = logits_of(model(images.clone() if self.copies_input else images))
+        return self.activation.logits(outputs, len(images))
 
     @torch.inference_mode()
     def score(self, images: Tensor, target: Tensor) -> Tensor:
-        """Probability of the target classes, (B,), softmax in float32: one scoring pass."""
-        return self.logits(images).softmax(dim=1).gather(1, target[:, None])[:, 0]
+        """Probability of the target classes, (B,), in float32: one scoring pass."""
+        return self.probability(self.logits(images), target)
 
     def logit(self, images: Tensor, target: Tensor) -> Tensor:
         """Logits of the target classes, (B,), in float32: one scoring pass."""
-        return self.logits(images).gather(1, target[:, None])[:, 0]
+        return of_class(self.logits(images), target)
+
+    def probability(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Probability of the target classes, (B,), by logits (B, K)."""
+        return of_class(self.activation.probability(logits), target)
 
     def trace(self, images: Tensor, layers: Sequence[str]) -> TracedPass:
         """One pass that keeps the output of every layer of `layers` (module paths).

@@ -12,6 +12,7 @@ from camkit.data import Item
 from camkit.data.batches import batches
 from camkit.data.pixels import Preprocess, shrunk
 from camkit.errors import CamkitError, Say, UsageError
+from camkit.network.activation import ACTIVATIONS
 from camkit.network.allocator import keep_freed_memory
 from camkit.network.inspect import expect_classes, inspect, noise_like, open_network, takes
 from camkit.network.layers import last_feature_layer
@@ -81,7 +82,13 @@ def prepare(name: str, layers: Sequence[str], data: Sequence[Item], config: RunC
     if not 1 <= config.steps <= shape[1] * shape[2]:
         raise UsageError(f"--steps {config.steps}: expected 1 to {shape[1] * shape[2]}, the number of pixels")
     network = open_network(
-        name, loaded.model, shape, device, getattr(torch, config.dtype), _advice(config, loaded)
+        name,
+        loaded.model,
+        shape,
+        device,
+        getattr(torch, config.dtype),
+        _advice(config, loaded),
+        ACTIVATIONS[config.activation],
     )
     if config.weights == "random":
         fill_classifier(loaded.model, config.seed)

@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import camkit.network.utilities  # noqa: F401  (fills their registry)
 from camkit.config import RunConfig
 from camkit.data.batches import Batch, pad
-from camkit.entries import METRICS, UTILITIES, Method
+from camkit.entries import METRICS, Method
 from camkit.errors import PluginError, UsageError
 from camkit.methods.saliency import is_degenerate
 from camkit.metrics import Subject
@@ -21,8 +20,9 @@ from camkit.network.passes import Change, TracedPass
 from camkit.network.prepare import Prepared
 from camkit.network.targets import Target, find_target
 from camkit.network.trace import ImageView, Trace
+from camkit.network.utilities import find_utility
 from camkit.results.cells import Cell, CellFailure, CellScores, Predictions, Result
-from camkit.runs.batch import Explained, Made, defined, not_finite, of_target, together
+from camkit.runs.batch import Explained, Made, defined, not_finite, together
 from camkit.runs.guard import compute_scores, make_maps
 
 
@@ -87,7 +87,7 @@ class Evaluation:
             batch,
             images,
             target,
-            of_target(logits, target),
+            self.network.probability(logits, target),
             kept,
             tuple(classes[position] for position in kept),
             traced,
@@ -121,9 +121,10 @@ class Evaluation:
         fixed += [-1] * (self.batch_size - len(fixed))
         earlier = torch.tensor(fixed, device=here.device)
         predicted = earlier.where(earlier >= 0, here)
+        probability_of = partial(self.network.probability, logits)
         classes, probability, classes_here, probability_here = (
             tuple(column[: len(batch.items)].tolist())
-            for column in (predicted, of_target(logits, predicted), here, of_target(logits, here))
+            for column in (predicted, probability_of(predicted), here, probability_of(here))
         )
         return Predictions(batch.items, classes, probability, classes_here, probability_here), predicted
 
@@ -158,12 +159,13 @@ class Evaluation:
             view = ImageView(**self._seen(explained, explained.images, draw=0))
             return Made(explained.probability, partial(self.make_maps, cell.method, view))
         trace = self._trace(explained, cell)
-        return Made(of_target(trace.logits, explained.target), partial(self.make_maps, cell.method, trace))
+        probability = self.network.probability(trace.logits, explained.target)
+        return Made(probability, partial(self.make_maps, cell.method, trace))
 
     def _trace(self, explained: Explained, cell: Cell) -> Trace:
         """The trace of a cell's layer and utility: what one method or metric asks of it, the next one has."""
         trace = explained.trace
-        if trace is None or (trace.layer, trace.utility) != (cell.path, UTILITIES[cell.utility].function):
+        if trace is None or (trace.layer, trace.utility) != (cell.path, self._utility(cell.utility)):
             if cell.path not in explained.traced.leaves:
                 explained.traced = self.network.trace(explained.images, [cell.path])
             trace = explained.trace = self._view(explained, cell, explained.images, explained.traced, draw=0)
@@ -269,7 +271,7 @@ class Evaluation:
     def _view(self, explained: Explained, cell: Cell, images: Tensor, traced: TracedPass, draw: int) -> Trace:
         return Trace(
             **self._seen(explained, images, draw),
-            utility=UTILITIES[cell.utility].function,
+            utility=self._utility(cell.utility),
             layer=cell.path,
             passed=traced,
             absent=self.config.absent,
@@ -283,7 +285,8 @@ class Evaluation:
             return view.score(images), self.make_maps(cell.method, view)[1]
         traced = self.network.trace(images, [cell.path])
         view = self._view(explained, cell, images, traced, draw=1)
-        return of_target(traced.logits, explained.target), self.make_maps(cell.method, view)[1]
+        probability = self.network.probability(traced.logits.detach(), explained.target)
+        return probability, self.make_maps(cell.method, view)[1]
 
     def _explain_behind(
         self, explained: Explained, cell: Cell, name: str, change: Change, traced: bool = False
@@ -304,7 +307,9 @@ class Evaluation:
         if cell.method.of_image:
             view = ImageView(**self._seen(explained, explained.images, draw=0) | {"target": target})
             return self.make_maps(cell.method, view)
-        function = UTILITIES[utility or cell.utility].function
-        return self.make_maps(
-            cell.method, replace(self._trace(explained, cell), target=target, utility=function)
-        )
+        function = self._utility(utility or cell.utility)
+        trace = replace(self._trace(explained, cell), target=target, utility=function)
+        return self.make_maps(cell.method, trace)
+
+    def _utility(self, name: str) -> Callable[[Tensor, Tensor], Tensor]:
+        return find_utility(name, self.network.activation.name)
