@@ -5,8 +5,7 @@ from camkit import bench, explain, load_model
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -19,11 +18,13 @@ from torch import Tensor, nn
 
 import camkit.runs.bench
 from camkit.config import DEFAULT_BUDGET, RunConfig, check_options
+from camkit.console import say
 from camkit.data import sample_items
 from camkit.data.pixels import read_file
 from camkit.entries import METHODS, UTILITIES
 from camkit.errors import UsageError
-from camkit.network.passes import Network
+from camkit.network.inspect import expect_logits
+from camkit.network.passes import CHECKPOINTING, Network
 from camkit.network.prepare import Prepared, find_device, prepare
 from camkit.network.trace import Trace
 from camkit.plugins import load_plugins
@@ -50,10 +51,6 @@ class Explanation:
     probability: Tensor
 
 
-def _say(line: str) -> None:
-    print(line, file=sys.stderr)
-
-
 def load_model(
     name: str,
     *,
@@ -74,7 +71,7 @@ def load_model(
     """
     load_plugins()
     config = RunConfig(model=(name,), weights=weights, preprocess=preprocess, device=device, seed=seed)
-    return prepare(name, ("conv", "prepool"), sample_items() if weights == "random" else [], config, _say)
+    return prepare(name, ("conv", "prepool"), sample_items() if weights == "random" else [], config, say)
 
 
 def explain(
@@ -107,19 +104,17 @@ def explain(
     found_utility = UTILITIES[utility].function
     found = METHODS[method]
     with ExitStack() as after:
+        after.enter_context(torch.inference_mode(False))
         if isinstance(model, Prepared):
             network, path = model.network, model.paths.get(layer, layer)
-            batch = _batch(images, model)
         else:
-            if not isinstance(images, Tensor):
-                raise UsageError("a module takes normalised images (B, 3, H, W); photos need load_model")
             device = next((one.device for one in model.parameters()), find_device("cpu"))
             after.enter_context(_as_it_came(model))
-            network, path, batch = Network(model, device), layer, images
-        if batch.ndim != 4:
-            raise UsageError(f"images have the shape {tuple(batch.shape)}, expected (B, 3, H, W)")
-        batch = batch.to(network.device)
+            network, path = Network(model, device), layer
+            network.copies_input = True  # whether it changes its input is not known
+        batch = _batch(images, model if isinstance(model, Prepared) else None).to(network.device)
         passed = network.trace(batch, [path])
+        expect_logits(type(network.model).__name__, passed.logits)
         classes = _classes(target, passed.logits.detach())
         preprocess = model.loaded.preprocess if isinstance(model, Prepared) else None
         trace = Trace(
@@ -135,6 +130,7 @@ def explain(
             absent=absent,
             budget=budget,
             passed=passed,
+            regions=None,
         )
         maps, saliency = make_maps(found, trace)
         probability = trace.logits.softmax(dim=1).gather(1, classes[:, None])[:, 0]
@@ -149,38 +145,65 @@ def _classes(target: int | Sequence[int] | Tensor | None, logits: Tensor) -> Ten
     """
     if target is None:
         return logits.argmax(dim=1)
-    classes = torch.as_tensor(target, device=logits.device).expand(len(logits))
+    classes = torch.as_tensor(target, device=logits.device)
+    if classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool:
+        raise UsageError(f"target {target}: expected class indices, whole numbers")
+    if classes.ndim > 1 or (classes.ndim == 1 and len(classes) != len(logits)):
+        raise UsageError(f"target has the shape {tuple(classes.shape)}: expected one class, or one per image")
     if not ((classes >= 0) & (classes < logits.shape[1])).all():
         raise UsageError(f"target {target}: expected classes from 0 to {logits.shape[1] - 1}")
-    return classes
+    return classes.expand(len(logits))
 
 
 @contextmanager
 def _as_it_came(model: nn.Module) -> Iterator[None]:
-    """Give a module's modes, and its parameters' `requires_grad` and memory, back as they were."""
-    modes = [(module, module.training) for module in model.modules()]
+    """Give a module back as it was: modes, switches, and its parameters' `requires_grad` and memory."""
+    modes = [
+        (module, name, vars(module)[name])
+        for module in model.modules()
+        for name in ("training", *CHECKPOINTING)
+        if name in vars(module)
+    ]
     parameters = [(one, one.requires_grad, one.data) for one in model.parameters()]
     try:
         yield
     finally:
-        for module, training in modes:
-            module.training = training
+        for module, name, value in modes:
+            setattr(module, name, value)
         for parameter, wants_gradient, data in parameters:
             parameter.data = data
             parameter.requires_grad_(wants_gradient)
 
 
-def _batch(images: Images, model: Prepared) -> Tensor:
+def _batch(images: Images, model: Prepared | None) -> Tensor:
+    """Normalised images (B, 3, H, W), a tensor of its own outside inference mode.
+
+    Raises:
+        UsageError: they are something else.
+    """
     if isinstance(images, Tensor):
-        return images
+        if images.ndim != 4 or not images.is_floating_point():
+            raise UsageError(
+                f"images are {images.dtype} of the shape {tuple(images.shape)}, expected normalised images "
+                "(B, 3, H, W)"
+            )
+        return images.clone() if images.is_inference() else images
+    if model is None:
+        raise UsageError("a module takes normalised images (B, 3, H, W), a tensor; photos need load_model")
     preprocess = model.loaded.preprocess
-    photos = [images] if isinstance(images, str | Path | Image.Image) else images
-    crops = [
-        preprocess.crop(photo.convert("RGB"))
-        if isinstance(photo, Image.Image)
-        else preprocess.pixels(read_file(Path(photo)))
-        for photo in photos
-    ]
+    photos = [images] if isinstance(images, str | Path | Image.Image) else list(images)
+    crops = []
+    for photo in photos:
+        if isinstance(photo, Image.Image):
+            crops.append(preprocess.crop(photo.convert("RGB")))
+        elif isinstance(photo, str | Path):
+            crops.append(preprocess.pixels(read_file(Path(photo))))
+        else:
+            raise UsageError(
+                f"images holds {type(photo).__name__}: expected a tensor, or paths and PIL images"
+            )
+    if not crops:
+        raise UsageError("images is empty")
     return preprocess.normalise(torch.stack(crops).to(model.network.device))
 
 
@@ -204,10 +227,15 @@ def bench(model: str | Sequence[str], **options: Any) -> pd.DataFrame | None:
         raise UsageError(f"bench takes no option {unknown[0]!r}. Options: {', '.join(known)}")
     options["model"] = model
     for name, value in options.items():
-        if isinstance(known[name].default, tuple) or name == "model":
-            options[name] = (str(value),) if isinstance(value, str | Path) else tuple(map(str, value))
-    if "out" in options:
-        options["out"] = Path(options["out"])
+        kind = known[name].metadata["kind"]
+        if kind in ("names", "files") and isinstance(value, str | Path):
+            options[name] = (str(value),)
+        elif kind in ("names", "files") and isinstance(value, Iterable):
+            options[name] = tuple(map(str, value))
+        elif kind in ("file", "folder") and isinstance(value, str):
+            options[name] = Path(value)
+        elif name in ("data", "weights") and isinstance(value, Path):
+            options[name] = str(value)
     config = RunConfig(**options)
-    summary = camkit.runs.bench.bench(config, say=_say)
+    summary = camkit.runs.bench.bench(config, say=say)
     return None if summary is None else cells_of(summary, config)

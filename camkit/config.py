@@ -12,16 +12,27 @@ from camkit.errors import UsageError
 
 DEFAULT_METRICS = ("adcc", "deletion", "insertion")
 DEFAULT_BUDGET = 128  # permutations
-GROUPS = ("What to run", "Data", "Scores", "How it runs", "Output")
+RUN, DATA, SCORES, HOW, OUTPUT = GROUPS = ("What to run", "Data", "Scores", "How it runs", "Output")
 # Options whose value is a path, or may be one: the command of a run shows the last part only.
-WORDS = ("pretrained", "random", "sample")
+MOSAIC = "mosaic:"
+PATHS = ("data", "weights", "classes")
+WORDS = ("pretrained", "random", "sample", "imagenet", "folders")
+# What stands where pixels are gone, and which go first; what a score does where nothing is said.
+FILLS, ORDERS = ("zero", "mean", "blur", "noise"), ("most", "least")
+OWN_FILL = {"deletion": "zero", "insertion": "blur", "srg": "zero"}
+
+
+def variant(score: str, fill: str, order: str) -> str:
+    """The metric group of a score with another fill or order: `deletion-mean-least`."""
+    parts = [score, "" if fill == OWN_FILL[score] else fill, "" if order == "most" else order]
+    return "-".join(filter(None, parts))
 
 
 def option(
-    default: Any = MISSING,
-    text: str = "",
-    *,
+    default: Any,
+    text: str,
     group: str,
+    *,
     kind: str = "text",
     metavar: str | None = None,
     choices: tuple[str, ...] = (),
@@ -53,194 +64,146 @@ class RunConfig:
         UsageError: an option has a value that it cannot have.
     """
 
-    model: tuple[str, ...] = option(
-        text="Models (camkit list models), `all`, timm/NAME[.TAG] or torchvision/NAME[.TAG].",
-        group="What to run",
-        kind="names",
-    )
-    method: tuple[str, ...] = option(
-        ("shapleycam",),
-        "CAM methods, or groups: paper (the ten), controls (the five), aumann, all.",
-        group="What to run",
-        kind="names",
-    )
-    layer: tuple[str, ...] = option(
-        ("conv",), "Target layers: conv, prepool or MODULE.PATH.", group="What to run", kind="names"
-    )
-    utility: tuple[str, ...] = option(
-        ("rest",), "rest, logit, softmax, log-softmax.", group="What to run", kind="names"
-    )
-    target: str = option(
-        "predicted",
-        "Class to explain; correct: the label, on images that the model gets right.",
-        group="What to run",
-        metavar="predicted|label|correct",
-        decides="target_rule",
-    )
-    weights: str = option(
-        "pretrained",
+    # fmt: off
+    model: tuple[str, ...] = option(MISSING,
+        "Models (camkit list models), `all`, timm/NAME[.TAG] or torchvision/NAME[.TAG].",
+        RUN, kind="names")
+    method: tuple[str, ...] = option(("shapleycam",),
+        "CAM methods, or groups: paper (the ten), controls (the seven), aumann, all.",
+        RUN, kind="names")
+    layer: tuple[str, ...] = option(("conv",), "Target layers: conv, prepool or MODULE.PATH.",
+        RUN, kind="names")
+    utility: tuple[str, ...] = option(("rest",), "rest, logit, softmax, log-softmax.", RUN, kind="names")
+    target: str = option("predicted",
+        "Class to explain; correct: the label, on images that the model gets right; or one class for all.",
+        RUN, metavar="predicted|label|correct|runner-up|INDEX|NAME", decides="target_rule")
+    weights: str = option("pretrained",
         "Weights: the published ones, seeded random ones, or a .pth, .pt or .safetensors file.",
-        group="What to run",
-        metavar="pretrained|random|FILE",
-    )
-    preprocess: str = option(
-        "paper",
+        RUN, metavar="pretrained|random|FILE")
+    preprocess: str = option("paper",
         "paper: resize to 256, crop 224, bilinear; native: the weights' own transform.",
-        group="What to run",
-        kind="choice",
-        choices=("paper", "native"),
-        decides="preprocess",
-    )
-    plugin: tuple[str, ...] = option(
-        (),
+        RUN, kind="choice", choices=("paper", "native"), decides="preprocess")
+    plugin: tuple[str, ...] = option((),
         "Python file that registers methods, metrics or models of your own (docs/extend.md).",
-        group="What to run",
-        kind="files",
-        metavar="FILE",
-    )
-    data: str = option(
-        "sample",
-        "Folder of images, tar or parquet files.",
-        group="Data",
-        metavar="PATH|sample",
-        shown="$CAMKIT_DATA, else the sample photos",
-    )
-    layout: str | None = option(
-        None,
-        "How the data lie: wnid, imagenet-v2, flat, photos, parquet, webdataset or tar.",
-        group="Data",
-        metavar="NAME",
-        shown="found by looking",
-    )
-    labels: Path | None = option(
-        None,
+        RUN, kind="files", metavar="FILE")
+    data: str = option("sample",
+        "Folder of images, tar or parquet files; mosaic:PATH sets confidently classified ones side by side.",
+        DATA, metavar="PATH|mosaic:PATH|sample", shown="$CAMKIT_DATA, else the sample photos")
+    mosaic: int = option(2, "Photos along a side of a mosaic (--data mosaic:PATH).",
+        DATA, kind="count", least=2, decides="mosaic")
+    confidence: float = option(0.9, "Least probability of a photo's class by itself, for a mosaic.",
+        DATA, kind="share", metavar="P", decides="confidence")
+    layout: str | None = option(None,
+        "How the data lie: wnid, folders, imagenet-v2, flat, photos, parquet, webdataset or tar.",
+        DATA, metavar="NAME", shown="found by looking")
+    labels: Path | None = option(None,
         "CSV file `image,label`; a label is a 0-based index, a wnid or a class name.",
-        group="Data",
-        kind="file",
-        metavar="FILE",
-    )
-    limit: int | None = option(
-        None, "The first N images of the seeded, spread-out order.", group="Data", kind="count", least=1
-    )
-    exif: str = option(
-        "ignore",
-        "Orientation that cameras write into photos; the paper ignores it.",
-        group="Data",
-        kind="choice",
-        choices=("ignore", "apply"),
-        decides="exif",
-    )
-    on_error: str = option(
-        "continue",
-        "Whether an unreadable image ends the run. errors.csv lists it.",
-        group="Data",
-        kind="choice",
-        choices=("continue", "stop"),
-    )
-    max_errors: float | None = option(
-        None,
+        DATA, kind="file", metavar="FILE")
+    regions: Path | None = option(None,
+        "Where the class is in each image, for localisation: boxes (CSV, ILSVRC's XML) or PNG masks.",
+        DATA, kind="file", metavar="FILE|DIR")
+    classes: str | None = option(None,
+        "What labels stand for: ImageNet's classes, the class folders in sorted order, or those of a file.",
+        DATA, metavar="imagenet|folders|FILE", shown="ImageNet's; bare numbers: see docs/data.md")
+    image_column: str | None = option(None, "Column of the images (parquet), or their ending (WebDataset).",
+        DATA, metavar="NAME")
+    label_column: str | None = option(None, "Column of the labels (parquet), or their JSON key (WebDataset).",
+        DATA, metavar="NAME")
+    limit: int | None = option(None, "The first N images of the seeded, spread-out order.",
+        DATA, kind="count", least=1)
+    exif: str = option("ignore", "Orientation that cameras write into photos; the paper ignores it.",
+        DATA, kind="choice", choices=("ignore", "apply"), decides="exif")
+    on_error: str = option("continue", "Whether an unreadable image ends the run. errors.csv lists it.",
+        DATA, kind="choice", choices=("continue", "stop"))
+    max_errors: float | None = option(None,
         "Stop a model when more than this share of its images is unreadable; each of several processes "
         "judges its own.",
-        group="Data",
-        kind="share",
-        metavar="SHARE",
-        shown="1%, at least 3 images",
-    )
-    cache: Path | None = option(
-        None,
+        DATA, kind="share", metavar="SHARE", shown="1%, at least 3 images")
+    cache: Path | None = option(None,
         "Keep decoded pixels there (7.6 GB for the validation set): later models and runs do not decode.",
-        group="Data",
-        kind="folder",
-        metavar="DIR",
-    )
-    metrics: tuple[str, ...] = option(DEFAULT_METRICS, "Groups of scores.", group="Scores", kind="names")
-    steps: int = option(
-        224, "Steps of deletion and insertion.", group="Scores", kind="count", decides="steps"
-    )
-    budget: int = option(
-        DEFAULT_BUDGET,
-        "Permutations from which Shapley values are estimated.",
-        group="Scores",
-        kind="count",
-        least=4,
-        decides="budget",
-    )
-    absent: str = option(
-        "zero",
-        "Activation of an absent position: of Shapley values and of aumann-N.",
-        group="Scores",
-        kind="choice",
-        choices=("zero", "mean", "blur"),
-        decides="absent",
-    )
-    seed: int = option(
-        0,
-        "Of the order of images, random methods and random weights.",
-        group="Scores",
-        kind="count",
-        decides="seed",
-    )
-    device: str = option(
-        "auto", "Where the network runs.", group="How it runs", metavar="auto|cpu|cuda[:N]|mps"
-    )
-    dtype: str = option(
-        "float32",
-        "Number format of the passes; derivatives stay float32.",
-        group="How it runs",
-        kind="choice",
-        choices=("float32", "bfloat16", "float16"),
-        decides="dtype",
-    )
-    tf32: bool = option(
-        False,
-        "Let float32 passes use TF32 on GPUs that have it.",
-        group="How it runs",
-        kind="flag",
-        decides="tf32",
-    )
-    compile: bool = option(
-        False,
-        "torch.compile for the scoring passes; needs a C++ compiler or Triton.",
-        group="How it runs",
-        kind="flag",
-    )
-    deterministic: bool = option(
-        False, "Only operations that give the same bits in every run.", group="How it runs", kind="flag"
-    )
-    batch_size: int | Literal["auto"] = option(
-        32,
-        "Images per pass; auto: halved until it fits into memory.",
-        group="How it runs",
-        kind="batch size",
-        metavar="N|auto",
-        least=1,
-    )
-    workers: int = option(
-        0,
-        "Processes that decode images; 0: none beside the main one.",
-        group="How it runs",
-        kind="count",
-        least=0,
-        shown="cores less one, at most 8",
-    )
-    out: Path = option(Path("results/local"), "Results folder.", group="Output", kind="folder", metavar="DIR")
-    force: bool = option(
-        False, "Start afresh: move what is in --out to OUT.<time> first.", group="Output", kind="flag"
-    )
-    save_maps: bool = option(
-        False, "Also write the signed maps, an .npz beside each CSV.", group="Output", kind="flag"
-    )
-    curves: bool = option(
-        False, "Keep every point of the deletion and insertion curves, not 29.", group="Output", kind="flag"
-    )
+        DATA, kind="folder", metavar="DIR")
+    metrics: tuple[str, ...] = option(DEFAULT_METRICS, "Groups of scores.", SCORES, kind="names")
+    steps: int = option(224, "Steps of deletion and insertion.", SCORES, kind="count", decides="steps")
+    fill: tuple[str, ...] = option((),
+        "What stands for missing pixels in deletion, insertion and srg: zero, mean, blur, noise.",
+        SCORES, kind="names", choices=FILLS, shown="zero; of insertion blur")
+    order: tuple[str, ...] = option((),
+        "Which pixels go first in deletion and insertion: most, least (salient).",
+        SCORES, kind="names", choices=ORDERS, shown="most")
+    grid: int = option(4, "Patches along a side in single deletion.",
+        SCORES, kind="count", least=2, decides="grid")
+    ties: str = option("raster",
+        "Which of equally salient pixels goes first in deletion and insertion; random: seeded, cell by cell.",
+        SCORES, kind="choice", choices=("raster", "random"), decides="ties")
+    budget: int = option(DEFAULT_BUDGET, "Permutations from which Shapley values are estimated.",
+        SCORES, kind="count", least=4, decides="budget")
+    absent: str = option("zero", "Activation of an absent position: of Shapley values and of aumann-N.",
+        SCORES, kind="choice", choices=("zero", "mean", "blur"), decides="absent")
+    seed: int = option(0, "Of the order of images, random methods and random weights.",
+        SCORES, kind="count", decides="seed")
+    device: str = option("auto", "Where the network runs.", HOW, metavar="auto|cpu|cuda[:N]|mps")
+    dtype: str = option("float32", "Number format of the passes; derivatives stay float32.",
+        HOW, kind="choice", choices=("float32", "bfloat16", "float16"), decides="dtype")
+    tf32: bool = option(False, "Let float32 passes use TF32 on GPUs that have it.",
+        HOW, kind="flag", decides="tf32")
+    compile: bool = option(False, "torch.compile for the scoring passes; needs a C++ compiler or Triton.",
+        HOW, kind="flag")
+    deterministic: bool = option(False, "Only operations that give the same bits in every run.",
+        HOW, kind="flag")
+    batch_size: int | Literal["auto"] = option(32, "Images per pass; auto: halved until it fits into memory.",
+        HOW, kind="batch size", metavar="N|auto", least=1)
+    workers: int = option(0, "Processes that decode images; 0: none beside the main one.",
+        HOW, kind="count", least=0, shown="cores less one, at most 8")
+    out: Path = option(Path("results/local"), "Results folder.", OUTPUT, kind="folder", metavar="DIR")
+    force: bool = option(False, "Start afresh: move what is in --out to OUT.<time> first.",
+        OUTPUT, kind="flag")
+    save_maps: bool = option(False, "Also write the signed maps, an .npz beside each CSV.",
+        OUTPUT, kind="flag")
+    curves: bool = option(False, "Keep every point of the deletion and insertion curves, not 29.",
+        OUTPUT, kind="flag")
+    # fmt: on
 
     def __post_init__(self) -> None:
         check_options(vars(self))
+        if self.fill or self.order:
+            # A notation for names of groups: nothing after it knows of it.
+            object.__setattr__(self, "metrics", tuple(self._variants()))
+            object.__setattr__(self, "fill", ())
+            object.__setattr__(self, "order", ())
+
+    def _variants(self) -> Iterator[str]:
+        if not set(self.metrics) & set(OWN_FILL):
+            raise UsageError("--fill and --order are for the scores deletion, insertion and srg (--metrics)")
+        for name in self.metrics:
+            if name not in OWN_FILL:
+                yield name
+                continue
+            orders = ("most",) if name == "srg" else self.order or ("most",)
+            for fill in self.fill or (OWN_FILL[name],):
+                yield from (variant(name, fill, order) for order in orders)
+
+    @property
+    def photos(self) -> str:
+        """Where the photos are, of mosaics too."""
+        return self.data.removeprefix(MOSAIC)
+
+    @property
+    def of_mosaics(self) -> bool:
+        """Whether the images are mosaics of photos."""
+        return self.data.startswith(MOSAIC)
+
+    @property
+    def has_regions(self) -> bool:
+        """Whether it is known where the class is in some images."""
+        return self.of_mosaics or self.regions is not None
 
     @property
     def protocol(self) -> dict[str, Any]:
         """The options that decide numbers, by their names in run.json."""
-        return {one.metadata["decides"]: getattr(self, one.name) for one in deciding_options()}
+        options = {one.metadata["decides"]: getattr(self, one.name) for one in deciding_options()}
+        if not self.of_mosaics:
+            del options["mosaic"], options["confidence"]
+        return options
 
     def command(self) -> str:
         """The command line that makes this run; of paths only the last part."""
@@ -257,7 +220,7 @@ class RunConfig:
 
 
 def _without_folders(one: Field, value: Any) -> str:
-    is_path = one.metadata["kind"] in ("file", "folder", "files") or one.name in ("data", "weights")
+    is_path = one.metadata["kind"] in ("file", "folder", "files") or one.name in PATHS
     return Path(value).expanduser().resolve().name if is_path and value not in WORDS else str(value)
 
 
@@ -266,17 +229,39 @@ def deciding_options() -> Iterator[Field]:
     return (one for one in fields(RunConfig) if one.metadata["decides"])
 
 
+# Kind of an option -> what its value has to be, and how an error calls that.
+TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
+    "names": (tuple, "a sequence of names"),
+    "files": (tuple, "a sequence of files"),
+    "text": (str, "text"),
+    "choice": (str, "text"),
+    "count": (int, "a whole number"),
+    "batch size": ((int, str), "a whole number or 'auto'"),
+    "flag": (bool, "True or False"),
+    "file": (Path, "a path"),
+    "folder": (Path, "a path"),
+    "share": ((int, float), "a number from 0 to 1"),
+}
+
+
 def check_options(options: Mapping[str, Any]) -> None:
     """What the command line's own options check, for options that come another way.
 
     Raises:
-        UsageError: one is none of its choices, or less than it can be.
+        UsageError: one is of another type, none of its choices, or less than it can be.
     """
-    known = {one.name: one.metadata for one in fields(RunConfig)}
+    known = {one.name: one for one in fields(RunConfig)}
     for name, value in options.items():
-        choices, least = known[name]["choices"], known[name]["least"]
+        meta = known[name].metadata
         said = f"--{name.replace('_', '-')} {value}"
-        if choices and value not in choices:
-            raise UsageError(f"{said}: expected one of {', '.join(choices)}")
-        if least is not None and isinstance(value, int) and value < least:
-            raise UsageError(f"{said}: expected {least} or more")
+        expected, words = TYPES[meta["kind"]]
+        wrong = isinstance(value, bool) and meta["kind"] != "flag"
+        if value is not known[name].default and (wrong or not isinstance(value, expected)):
+            raise UsageError(f"--{name.replace('_', '-')} {value!r}: expected {words}")
+        for one in value if isinstance(value, tuple) else (value,):
+            if meta["choices"] and one not in meta["choices"]:
+                raise UsageError(
+                    f"--{name.replace('_', '-')} {one}: expected one of {', '.join(meta['choices'])}"
+                )
+        if meta["least"] is not None and isinstance(value, int) and value < meta["least"]:
+            raise UsageError(f"{said}: expected {meta['least']} or more")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -18,9 +19,9 @@ SUMMARY_FIELDS = (
     "model", "layer", "utility", "method", "target_rule", "images", "degenerate", "degenerate_masked", "top1",
     "zero_probability", "not_finite", "value",
 )  # fmt: skip
-IMAGE_MEAN = (
-    "_image_mean"  # ends the name of a plain mean in summary.csv, beside a column with a mean of its own
-)
+# Ends the name of a plain mean in summary.csv, beside a column with a mean of its own.
+IMAGE_MEAN = "_image_mean"
+CURVE = "_curve"  # ends the name of a curve
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -38,6 +39,14 @@ class Method:
         value: the map divides the utility among the positions, as a Shapley value does.
         of_image: the map is the same for every layer and utility, and made once for all; the function takes a
             :class:`camkit.network.trace.ImageView`, which has neither.
+        of_pixels: the map is an attribution to pixels, whatever the layer.
+        uses: what it takes beside the images: `activation`, `gradient`, `Hessian term`, `head`, `attention`,
+            `regions`.
+        cost: what it costs per image beside the pass that all methods share, as a formula: C channels, P
+            positions; 1 grad, 1 head and 1 pass are a gradient at the layer, a pass through what follows the
+            layer, and one through all.
+        lacks: takes a :class:`camkit.network.passes.Network` and a layer's module path; says why they cannot
+            have the method, "" where they can.
         package: the other package that computes it; "" for camkit's own and plugins.
         source_file: where it is registered, see :func:`camkit.registry.source_of`.
     """
@@ -50,6 +59,10 @@ class Method:
     saliency: bool = False
     value: bool = False
     of_image: bool = False
+    of_pixels: bool = False
+    uses: tuple[str, ...] = ()
+    cost: str = ""
+    lacks: Callable[[Any, str], str] | None = None
     package: str = ""
     source_file: str = ""
 
@@ -74,6 +87,10 @@ class Mean(Protocol):
         ...
 
 
+# Between which a score lies, see :attr:`Column.bounds`.
+UNIT, CORRELATION, NOT_NEGATIVE = (0.0, 1.0), (-1.0, 1.0), (0.0, math.inf)
+
+
 @dataclass(frozen=True)
 class Column:
     """A column of scores.
@@ -87,6 +104,8 @@ class Column:
         optional: NaN for maps that have no such score.
         of_values: judges a map as a division of the utility, see :attr:`Method.value`.
         jumps: a last bit can move it far: 0 or 1, a correlation of ranks, an order of pixels.
+        share: 0 or 1 for an image, so its mean is a share of images, with its own intervals and tests.
+        bounds: between which it lies, and its mean; intervals end there.
     """
 
     better: str
@@ -97,6 +116,8 @@ class Column:
     optional: bool = False
     of_values: bool = False
     jumps: bool = False
+    share: bool = False
+    bounds: tuple[float, float] = (-math.inf, math.inf)
 
 
 @dataclass(frozen=True)
@@ -111,6 +132,7 @@ class Metric:
         flags: what it counts; the images are listed in flags.csv.
         explains_again: it asks for the maps of changed images.
         sees_layer: its scores depend on the layer and the utility, beside the map.
+        passes: what it costs per image and method beside the pass that explains, as a formula; N: --steps.
         source: the paper where the scores are defined.
         source_file: where it is registered, see :func:`camkit.registry.source_of`.
     """
@@ -122,6 +144,7 @@ class Metric:
     flags: tuple[str, ...] = ()
     explains_again: bool = False
     sees_layer: bool = False
+    passes: str = ""
     source: str = ""
     source_file: str = ""
 
@@ -147,6 +170,8 @@ class Model:
         build: takes `pretrained`, true or false; gives the module, logits (B, K) of images (B, 3, H, W).
         conv, prepool: module paths of the layers of these names; None: the last feature layer.
         mean, std: of the images it takes, per channel, in units of [0, 1].
+        size: side of the square images it takes, in pixels.
+        family: of models that are no independent examples, see `camkit list models`; "": its own.
     """
 
     name: str
@@ -155,7 +180,9 @@ class Model:
     prepool: str | None
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    size: int = 224
     source_file: str = field(default="")
+    family: str = ""
 
     @property
     def origin(self) -> str:
@@ -179,6 +206,10 @@ def method(
     saliency: bool = False,
     value: bool = False,
     of_image: bool = False,
+    of_pixels: bool = False,
+    uses: tuple[str, ...] = (),
+    cost: str = "",
+    lacks: Callable[[Any, str], str] | None = None,
 ) -> Decorator:
     """Register a function as a CAM method; see :class:`Method` for what it takes and returns.
 
@@ -191,8 +222,8 @@ def method(
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         METHODS.add(
             Method(
-                name, function, title or name, groups, source, saliency, value, of_image,
-                source_file=source_of(function),
+                name, function, title or name, groups, source, saliency, value, of_image, of_pixels, uses,
+                cost, lacks, source_file=source_of(function),
             )
         )  # fmt: skip
         return function
@@ -226,6 +257,7 @@ def metric(
     flags: tuple[str, ...] = (),
     explains_again: bool = False,
     sees_layer: bool = False,
+    passes: str = "",
     source: str = "",
 ) -> Decorator:
     """Register a function as a metric group; see :class:`Metric` for what it takes and returns.
@@ -242,8 +274,9 @@ def metric(
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         entry = Metric(
-            name, function, declared, curves, flags, explains_again, sees_layer, source, source_of(function)
-        )
+            name, function, declared, curves, flags, explains_again, sees_layer, passes, source,
+            source_of(function),
+        )  # fmt: skip
         _check_columns(entry)
         METRICS.add(entry)
         return function
@@ -254,6 +287,9 @@ def metric(
 def _check_columns(entry: Metric) -> None:
     if not entry.columns:
         raise ValueError(f"metric {entry.name!r} has no columns")
+    for curve in entry.curves:
+        if not curve.endswith(CURVE):
+            raise ValueError(f"metric {entry.name!r}: the name of a curve ends in {CURVE!r}, not {curve!r}")
     for column in entry.columns:
         if column in (*ROW_FIELDS, *SUMMARY_FIELDS) or column.endswith(IMAGE_MEAN):
             raise ValueError(f"metric {entry.name!r}: {column!r} is no score")
@@ -279,11 +315,13 @@ def model(
     prepool: str | None = None,
     mean: tuple[float, float, float] = IMAGENET_MEAN,
     std: tuple[float, float, float] = IMAGENET_STD,
+    size: int = 224,
+    family: str = "",
 ) -> Decorator:
     """Register a function that builds a model; see :class:`Model`."""
 
     def register(build: Callable[..., Any]) -> Callable[..., Any]:
-        MODELS.add(Model(name, build, conv, prepool, mean, std, source_of(build)))
+        MODELS.add(Model(name, build, conv, prepool, mean, std, size, source_of(build), family))
         return build
 
     return register

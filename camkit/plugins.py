@@ -46,7 +46,7 @@ def load_entry_points() -> None:
         for point in entry_points(group=group):
             try:
                 point.load()
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 source = point.dist.name if point.dist else point.value
                 raise CamkitError(
                     f"plugin {point.name!r} of the package {source}: {_reason(error)}"
@@ -77,7 +77,7 @@ def load_file(path: Path) -> None:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise CamkitError(f"plugin {path.name}{_line(error, path)}: {_reason(error)}") from error
     if not again and _registered() == before:
@@ -115,7 +115,7 @@ def blamed(kind: str, entry: Method | Metric) -> Iterator[None]:
     """What a plugin raises becomes a PluginError that names it; camkit's own faults stay as they are."""
     try:
         yield
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         # A pass that does not fit into memory may fit with a smaller batch: that is no fault of the plugin.
         if not entry.origin or is_out_of_memory(error):
             raise

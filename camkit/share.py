@@ -7,8 +7,10 @@ its own, which it folds into OUT at its end (:mod:`camkit.results.merge`).
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -81,3 +83,12 @@ class Share:
 def part_folders(out: Path) -> list[Path]:
     """The parts that wait to be merged into a results folder."""
     return sorted(path for path in (out / PARTS).glob("rank-*") if path.is_dir())
+
+
+def available_cores() -> int:
+    """Cores that this process may use: by its affinity, and by the limit of its control group."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with suppress(OSError, ValueError):
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        cores = min(cores, math.ceil(int(quota) / int(period)))  # "max" is no number: no limit
+    return max(1, cores)

@@ -20,7 +20,8 @@ import numpy as np
 import pandas as pd
 
 from camkit.config import RunConfig
-from camkit.report.statistics import bootstrap
+from camkit.entries import Column, all_columns
+from camkit.report.statistics import estimates
 from camkit.results.folder import file_name, read_run, run_folders
 from camkit.runs.bench import bench
 
@@ -126,9 +127,9 @@ def intervals(rows: pd.DataFrame, scores: Sequence[str]) -> pd.DataFrame:
     methods = sorted(rows["method"].unique(), key=(*VALUES, *OTHERS).index)
     wide = rows.pivot(index="image", columns="method", values=list(scores))
     values = np.stack([wide[score][methods].to_numpy(float) for score in scores], axis=2)
-    sampled = bootstrap(values, tuple(scores))
-    low, high = sampled.interval()
-    texts = np.vectorize(_interval)(sampled.value, low, high)
+    declared = all_columns()
+    found = estimates(values, {score: declared[score] for score in scores})
+    texts = np.vectorize(_interval)(found.value, *found.interval)
     return pd.DataFrame(texts, index=pd.Index(methods, name="method"), columns=list(scores))
 
 
@@ -177,10 +178,10 @@ def search_table(path: Path) -> str:
     columns = {}
     for layer, here in rows.groupby("layer", sort=False):
         wide = here.pivot(index="image", columns="map", values="error")[list(here["map"].unique())]
-        sampled = bootstrap(wide.to_numpy()[..., None], ("error",))
-        low, high = sampled.interval()
+        found = estimates(wide.to_numpy()[..., None], {"error": Column("lower", bounds=(0, np.inf))})
+        low, high = found.interval
         columns[layer] = pd.Series(
-            [_interval(*ends) for ends in zip(sampled.value[:, 0], low[:, 0], high[:, 0], strict=True)],
+            [_interval(*ends) for ends in zip(found.value[:, 0], low[:, 0], high[:, 0], strict=True)],
             index=wide.columns,
         )
     table = pd.DataFrame(columns)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import traceback
 from typing import Any
 
 import click
 
+from camkit import __version__
 from camkit.cli.bench import bench
 from camkit.cli.data import data
 from camkit.cli.explain import explain, list_names
-from camkit.cli.report import compare, plot, report
+from camkit.cli.report import compare, grade, plot, report
 from camkit.cli.runs import merge, score, submit, verify
+from camkit.console import lenient_streams
 from camkit.errors import CamkitError, UsageError
 from camkit.runs.stop import stop_signals
 
@@ -20,6 +23,12 @@ class _Commands(click.Group):
     """Shows errors as one or two lines: exit code 2 for wrong usage, 1 for all else."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+            ctx.color = False
+        with lenient_streams():
+            return self._invoke(ctx)
+
+    def _invoke(self, ctx: click.Context) -> Any:
         try:
             with stop_signals(lambda line: None):  # SIGTERM, too, ends with a line
                 return super().invoke(ctx)
@@ -44,7 +53,7 @@ def _message(error: BaseException) -> str:
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="camkit")
+@click.version_option(__version__, prog_name="camkit")
 def main() -> None:
     """Benchmark class activation maps (CAMs): methods, models and scores over ImageNet.
 
@@ -54,5 +63,5 @@ def main() -> None:
     """
 
 
-for command in (bench, score, explain, list_names, data, report, compare, plot, merge, submit, verify):
+for command in (bench, score, explain, list_names, data, report, compare, grade, plot, merge, submit, verify):
     main.add_command(command)

@@ -16,9 +16,10 @@ from camkit.cli.options import (
     config_option,
     config_options,
     debug_option,
-    say,
+    table_width,
 )
 from camkit.config import RunConfig
+from camkit.console import say
 from camkit.errors import CamkitError, UsageError
 
 
@@ -100,7 +101,7 @@ def bench(config: Path | None, dry_run: bool, **options: Any) -> None:
     summary = run(run_config, say=say)
     if summary is None:  # one of several processes: the last to end shows the table
         return
-    click.echo(terminal_table(cells_of(summary, run_config)))
+    click.echo(terminal_table(cells_of(summary, run_config), table_width()))
     click.echo(f"\n{run_config.out / 'summary.csv'}: {len(summary)} cells; per-image scores beside it")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from camkit.cli.options import (
+    READING,
     Command,
     Option,
     batch_size_option,
@@ -16,8 +17,8 @@ from camkit.cli.options import (
     config_options,
     debug_option,
     format_option,
-    say,
 )
+from camkit.console import say
 from camkit.results.table import csv_line
 
 # Above this, a terminal shows the first ones and how many more there are; CSV and JSON have them all.
@@ -36,7 +37,7 @@ def data() -> None:
 
 @data.command(cls=Command)
 @click.argument("path")
-@config_options("layout", "labels")
+@config_options(*READING)
 @click.option(
     "--model",
     metavar="NAME",
@@ -49,7 +50,7 @@ def data() -> None:
 @config_option("workers")
 @format_option
 @debug_option
-def check(path: str, layout: str | None, labels: Path | None, style: str, **options: Any) -> None:
+def check(path: str, style: str, **options: Any) -> None:
     """Read every image of a data set and say what was found.
 
     The layout, images a class, where the labels come from; unreadable files with the reason, duplicates,
@@ -60,9 +61,10 @@ def check(path: str, layout: str | None, labels: Path | None, style: str, **opti
       camkit data check /data/imagenet/val
       camkit data check ILSVRC2012_img_val.tar --model resnet50 --format json
     """
+    from camkit.data.names import printable
     from camkit.runs.check import check_data
 
-    report = check_data(path, layout, labels, say=say, **options)
+    report = check_data(path, say=say, **options)
     if style == "json":
         _print_json(report.as_dict())
     elif style == "csv":
@@ -72,7 +74,7 @@ def check(path: str, layout: str | None, labels: Path | None, style: str, **opti
 
         facts = [(name.replace("_", " "), _shown(value)) for name, value in report.facts.items()]
         click.echo(tabulate(facts, tablefmt="plain", disable_numparse=True))
-        faults = [[_visible(fault.image), fault.kind, fault.reason] for fault in report.faults]
+        faults = [[printable(fault.image), fault.kind, fault.reason] for fault in report.faults]
         if faults:
             click.echo("\n" + tabulate(faults[:SHOWN], ["image", "fault", "reason"], disable_numparse=True))
         if len(faults) > SHOWN:
@@ -91,7 +93,7 @@ def check(path: str, layout: str | None, labels: Path | None, style: str, **opti
     help="Images of each class.",
 )
 @config_option("out", "-o", required=True, default=None, show_default=False, help="A new or empty folder.")
-@config_options("layout", "labels")
+@config_options(*READING)
 @config_option("seed", help="Of the choice.")
 @click.option(
     "--copy",
@@ -105,7 +107,8 @@ def check(path: str, layout: str | None, labels: Path | None, style: str, **opti
 def sample(path: str, per_class: int, out: Path, seed: int, copy: bool, style: str, **options: Any) -> None:
     """Take N images of each class into a folder, as links or copies, for smoke runs.
 
-    DIR holds folders named by wnids; images without a label keep the folder that they are in.
+    DIR holds folders named by wnids, or by class names where the class list has no wnids; images without a
+    label keep the folder that they are in.
 
     \b
     Example:
@@ -132,11 +135,6 @@ def _shown(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "" if value is None else str(value)
-
-
-def _visible(name: str) -> str:
-    """A file's name with line breaks and other control characters written out."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
 
 def _print_json(value: Mapping[str, Any] | Sequence[Any]) -> None:

@@ -15,9 +15,9 @@ from camkit.cli.options import (
     config_options,
     debug_option,
     format_option,
-    say,
 )
 from camkit.config import RunConfig
+from camkit.console import say
 from camkit.errors import PluginError, UsageError
 
 GIF_STEPS, GIF_MAPS = 28, 24

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -11,13 +13,17 @@ from typing import Any
 import click
 
 from camkit.config import GROUPS, RunConfig
+from camkit.share import available_cores
 
 FIELDS = {one.name: one for one in fields(RunConfig)}
 
 
-def say(line: str) -> None:
-    """A line for the user that is no result."""
-    click.echo(line, err=True)
+def table_width() -> int | None:
+    """Letters in a line of the terminal (COLUMNS wins), for the tables on standard output.
+
+    None where that is no terminal: in a file or a pipe a table stays whole.
+    """
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 class Option(click.Option):
@@ -61,6 +67,12 @@ def _split(_: click.Context, __: click.Parameter, values: Sequence[str]) -> tupl
     return tuple(dict.fromkeys(name for name in names if name))
 
 
+def _split_files(_: click.Context, __: click.Parameter, values: Sequence[str]) -> tuple[str, ...]:
+    """As :func:`_split`, but for files whose names have commas."""
+    files = [one for value in values for one in ([value] if Path(value).is_file() else value.split(","))]
+    return tuple(dict.fromkeys(file.strip() for file in files if file.strip()))
+
+
 def _share(_: click.Context, __: click.Parameter, value: str | float | None) -> float | None:
     """`1%` or `0.01` -> 0.01."""
     if value is None:
@@ -80,9 +92,11 @@ def _data_or_default(_: click.Context, __: click.Parameter, value: str | None) -
 
 
 def _workers() -> int:
-    return min(8, (os.cpu_count() or 1) - 1)
+    return min(8, available_cores() - 1)
 
 
+# How a data set is to be read, beside where it lies.
+READING = ("layout", "labels", "classes", "image_column", "label_column")
 # What the command line does with an option beside what its field says.
 OWN: dict[str, dict[str, Any]] = {
     "data": {"callback": _data_or_default, "default": None},  # a config file wins over the environment
@@ -116,7 +130,7 @@ def _whole_number(least: int | None) -> click.ParamType:
 
 _KINDS: dict[str, Callable[..., dict[str, Any]]] = {
     "names": lambda meta: {"multiple": True, "callback": _split, "metavar": "NAME[,NAME…]"},
-    "files": lambda meta: {"multiple": True, "callback": _split},
+    "files": lambda meta: {"multiple": True, "callback": _split_files},
     "text": lambda meta: {},
     "choice": lambda meta: {"type": click.Choice(meta["choices"])},
     "count": lambda meta: {"type": _whole_number(meta["least"]), "metavar": "N"},
@@ -174,7 +188,7 @@ batch_size_option = config_option(
 
 def data_of_run(command: Callable) -> Callable:
     """Where the images of a run are."""
-    options = [config_option("data", help="The images of the run."), config_options("layout", "labels")]
+    options = [config_option("data", help="The images of the run."), config_options(*READING)]
     for option in reversed(options):
         command = option(command)
     return command

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
-from camkit.cli.options import Command, config_option, config_options, debug_option, say
+from camkit.cli.options import READING, Command, config_option, config_options, debug_option, table_width
+from camkit.console import say
 from camkit.errors import UsageError
 from camkit.report.grid import Grid
 
@@ -65,13 +66,16 @@ def _render(
     grids: list[Grid],
     legend: tuple[str, ...],
     frame: Callable[[], Any],
+    out: Path | None,
     remarks: tuple[str, ...] = (),
 ) -> str:
     from camkit.report import grid
 
     if style == "csv":
         return frame().to_csv(index=False, float_format="%.9g", lineterminator="\n")
-    render = {"terminal": grid.terminal, "markdown": grid.markdown, "latex": grid.latex}[style]
+    if style == "terminal":
+        return grid.terminal(grids, legend, remarks, None if out else table_width())
+    render = {"markdown": grid.markdown, "latex": grid.latex}[style]
     return render(grids, legend, remarks)
 
 
@@ -99,7 +103,7 @@ def _analyses(folders: tuple[Path, ...], plugin: tuple[str, ...]) -> list[Any]:
 @click.option(
     "--data", metavar="PATH|sample", help="Where the photos lie, for html.  [default: $CAMKIT_DATA]"
 )
-@config_options("layout", "labels")
+@config_options(*READING)
 @click.option(
     "--no-photos", is_flag=True, help="An html page without photos, where passing them on is not allowed."
 )
@@ -112,10 +116,9 @@ def report(
     against: str | None,
     strict: bool,
     data: str | None,
-    layout: str | None,
-    labels: Path | None,
     no_photos: bool,
     plugin: tuple[str, ...],
+    **reading: Any,
 ) -> None:
     """The table of results: means with 95 % intervals, marks, controls, and audit lines.
 
@@ -152,9 +155,9 @@ def report(
         frame = partial(tables.score_frame, analyses)
     if style == "html":
         data = data or os.environ.get("CAMKIT_DATA")
-        text = _page(analyses, grids, (*legend, *remarks), None if no_photos else (data, layout, labels))
+        text = _page(folders, analyses, grids, (*legend, *remarks), None if no_photos else (data, reading))
     else:
-        text = _render(style, grids, legend, frame, remarks)
+        text = _render(style, grids, legend, frame, out, remarks)
     _emit(text, out)
     if remarks and (out is not None or style == "csv"):
         say("\n".join(remarks))
@@ -163,27 +166,40 @@ def report(
 
 
 def _page(
+    folders: tuple[Path, ...],
     analyses: list[Any],
     grids: list[Grid],
     legend: tuple[str, ...],
-    photos: tuple[str | None, str | None, Path | None] | None,
+    photos: tuple[str | None, Mapping[str, Any]] | None,
 ) -> str:
-    """The HTML page; `photos`: data, layout and labels, None where no photos are wanted."""
-    from camkit.report import gallery, html
+    """The HTML page; `photos`: where they lie and how to read that, None where no photos are wanted."""
+    from camkit.report import gallery, grade_tables, grades, html
+    from camkit.report.study import load_study
 
+    graded = []
+    if any(analysis.block.of_mosaics for analysis in analyses):
+        graded = [grade_tables.grade_grid(one) for one in grades.grade(load_study(folders, altered=True))]
     selections = gallery.within_limit([gallery.select(analysis.block) for analysis in analyses])
     found = {} if photos is None else gallery.find_photos(selections, *photos, say)
-    return html.page(analyses, grids, legend, selections, found)
+    return html.page(analyses, grids, legend, selections, found, graded, grade_tables.LEGEND)
 
 
 @click.command(cls=Command)
 @_folders
 @click.option("--baseline", default="gradcam", show_default=True, metavar="METHOD", help="Compare with this.")
+@click.option(
+    "--across", is_flag=True, help="Only count under how many protocols a method beats the baseline."
+)
 @_output("terminal", "markdown", "csv", "latex")
 @config_option("plugin")
 @debug_option
 def compare(
-    folders: tuple[Path, ...], baseline: str, style: str | None, out: Path | None, plugin: tuple[str, ...]
+    folders: tuple[Path, ...],
+    baseline: str,
+    across: bool,
+    style: str | None,
+    out: Path | None,
+    plugin: tuple[str, ...],
 ) -> None:
     """Each method's paired difference to a baseline: interval, corrected p value, images won.
 
@@ -199,10 +215,41 @@ def compare(
     style = _style(style, out)
     named = _naming(style)
     found = comparisons.compare_all(analyses, baseline)
-    grids = [grid for one in found for grid in comparisons.comparison_grids(one, named)]
-    grids += [comparisons.rank_grid(table, named) for table in comparisons.rank_tables(analyses)]
-    text = _render(style, grids, comparisons.LEGEND, lambda: comparisons.comparison_frame(found))
+    if across:
+        grids = comparisons.across_grids(found, named)
+    else:
+        grids = [grid for one in found for grid in comparisons.comparison_grids(one, named)]
+        grids += [comparisons.rank_grid(table, named) for table in comparisons.rank_tables(analyses)]
+    text = _render(style, grids, comparisons.LEGEND, lambda: comparisons.comparison_frame(found), out)
     _emit(text, out)
+
+
+@click.command(cls=Command)
+@_folders
+@_output("terminal", "markdown", "csv", "latex")
+@config_option("plugin")
+@debug_option
+def grade(folders: tuple[Path, ...], style: str | None, out: Path | None, plugin: tuple[str, ...]) -> None:
+    """What each score is worth: what it notices of a misplaced map, and what chance does to it.
+
+    Mosaics give what has a truth, photos the rest (docs/scores.md).
+
+    \b
+    Example:
+      camkit bench --model resnet50 --data mosaic:/data/imagenet/val --limit 100 \\
+        --method paper,controls,ceilings,hirescam~all --metrics localisation,adcc,deletion,shape \\
+        --save-maps -o results/mosaics
+      camkit grade results/mosaics results/photos
+    """
+    from camkit.plugins import load_plugins
+    from camkit.report import grade_tables, grades
+    from camkit.report.study import load_study
+
+    load_plugins(plugin)
+    reports = grades.grade(load_study(folders, say, altered=True))
+    grids = [grade_tables.grade_grid(one) for one in reports]
+    frame = partial(grade_tables.grade_frame, reports)
+    _emit(_render(_style(style, out), grids, grade_tables.LEGEND, frame, out), out)
 
 
 @click.command(cls=Command)

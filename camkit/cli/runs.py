@@ -16,10 +16,11 @@ from camkit.cli.options import (
     config_options,
     data_of_run,
     debug_option,
-    say,
+    table_width,
     weights_of_run,
 )
 from camkit.config import RunConfig
+from camkit.console import say
 from camkit.errors import CamkitError, UsageError
 
 
@@ -50,7 +51,7 @@ def score(folder: Path, **options: Any) -> None:
     from camkit.runs.rescore import rescore
 
     summary = rescore(folder, say=say, **options)
-    click.echo(terminal_table(summary))
+    click.echo(terminal_table(summary, table_width()))
     click.echo(f"\n{folder / 'summary.csv'}: {len(summary)} cells")
 
 
@@ -75,7 +76,7 @@ def merge(folder: Path, plugin: tuple[str, ...]) -> None:
     summary = fold_parts(folder)
     if summary.empty:
         raise UsageError(f"{folder}: no results there")
-    click.echo(terminal_table(summary))
+    click.echo(terminal_table(summary, table_width()))
     click.echo(f"\n{folder / 'summary.csv'}: {len(summary)} cells")
 
 

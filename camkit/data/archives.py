@@ -9,22 +9,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from camkit.data.names import file_of
+from camkit.data.kinds import LeftOut, is_image
+from camkit.data.names import stem_of
 from camkit.data.sources import Source, TarMember
 from camkit.errors import CamkitError
 
-EXTENSIONS = (
-    ".jpeg", ".jpg", ".jfif", ".png", ".bmp", ".webp", ".avif", ".tif", ".tiff", ".gif", ".ppm", ".pgm"
-)  # fmt: skip
 DRIVE = re.compile(r"[A-Za-z]:|\\")
 SIDECARS = (".cls", ".json", ".txt")
 MAX_SIDECAR = 2**20
 MAX_MEMBERS = 5_000_000
-
-
-def is_image(name: str) -> bool:
-    """By its ending; what begins with a dot is hidden (macOS leaves `._photo.jpg` beside `photo.jpg`)."""
-    return name.lower().endswith(EXTENSIONS) and not file_of(name).startswith(".")
 
 
 def safe_name(name: str) -> str:
@@ -42,16 +35,17 @@ def safe_name(name: str) -> str:
 
 @dataclass(frozen=True)
 class Listing:
-    """What a tar holds: images by name, and by key (the name up to its first dot) their sidecars."""
+    """What a tar holds.
+
+    Attributes:
+        images: (name, source) in the order of the archive.
+        sidecars: name without the last ending -> ending -> member.
+        left_out: what is passed over.
+    """
 
     images: tuple[tuple[str, Source], ...]
     sidecars: Mapping[str, Mapping[str, TarMember]]
-
-
-def key_of(name: str) -> str:
-    """WebDataset's key: the path, and the file name up to its first dot."""
-    folder, slash, file = name.rpartition("/")
-    return folder + slash + file.partition(".")[0]
+    left_out: LeftOut
 
 
 def list_tar(archive: Path) -> Listing:
@@ -73,6 +67,7 @@ def _list(archive: Path) -> Listing:
     total = archive.stat().st_size
     images: dict[str, Source] = {}
     sidecars: dict[str, dict[str, TarMember]] = defaultdict(dict)
+    left_out = LeftOut()
     end = 0
     with tarfile.open(archive, "r:") as tar:
         count = 0
@@ -88,15 +83,19 @@ def _list(archive: Path) -> Listing:
             blocks = -(-member.size // tarfile.BLOCKSIZE) if member.isfile() else 0
             end = member.offset_data + blocks * tarfile.BLOCKSIZE
             source = TarMember(archive, member.offset_data, member.size)
+            ending = PurePosixPath(name).suffix
+            if name in images or ending in sidecars.get(stem_of(name), ()):
+                raise CamkitError(f"two members have the name {name!r}")
             if is_image(name):
-                if name in images:
-                    raise CamkitError(f"two members have the name {name!r}")
-                images[name] = source
-            elif name.endswith(SIDECARS):
-                sidecars[key_of(name)][PurePosixPath(name).suffix] = source
+                if not left_out.passes_over(name):
+                    images[name] = source
+            elif ending in SIDECARS:
+                sidecars[stem_of(name)][ending] = source
+            elif name:
+                left_out.add(name)
             tar.members.clear()  # type: ignore[attr-defined]  # it would keep a copy of every header
     _check_end(archive, end)
-    return Listing(tuple(images.items()), sidecars)
+    return Listing(tuple(images.items()), sidecars, left_out)
 
 
 def _check_end(archive: Path, end: int) -> None:

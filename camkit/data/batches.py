@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from camkit.data.cache import PixelCache
 from camkit.data.items import Item
 from camkit.data.pixels import Preprocess, read_file
+from camkit.data.sources import Photo, parts_of
 from camkit.errors import CamkitError
 
 # Batches that each worker decodes ahead: torch's default, named because shared memory is computed from it.
@@ -31,11 +33,20 @@ SHARED_MEMORY = Path("/dev/shm")
 
 @dataclass(frozen=True)
 class Batch:
-    """One batch on its way to the network: the images that could be read, and those that could not."""
+    """One batch on its way to the network: the images that could be read, and those that could not.
+
+    Attributes:
+        pixels: uint8 (B, 3, H, W); None where no image could be read.
+        errors: images that could not be read, and why.
+        regions: bool (B, H, W), empty where an image has none; None where no image has one.
+        notes: images whose region could not be had, and why.
+    """
 
     items: tuple[Item, ...]
-    pixels: Tensor | None  # uint8 (B, 3, H, W); None where no image could be read
+    pixels: Tensor | None
     errors: tuple[tuple[Item, str], ...]
+    regions: Tensor | None = None
+    notes: tuple[tuple[Item, str], ...] = ()
 
     def pin_memory(self) -> Batch:
         """The same in page-locked memory, from which a GPU copies while it works; called by the loader."""
@@ -62,28 +73,63 @@ class _Crops(Dataset):
             return error  # raised in a worker, it would come out with the worker's traceback
 
     def _batch(self, index: int) -> Batch:
-        files: dict[Item, bytes] = {}
-        crops: dict[Item, Tensor] = {}
-        errors = []
-        for item in self.chunks[index]:
+        chunk = self.chunks[index]
+        photos = dict.fromkeys(photo for item in chunk for photo in parts_of(item.source))
+        files, crops, faults = self._crops(photos)
+        images: dict[Item, Tensor] = {}
+        regions: dict[Item, Tensor] = {}
+        errors, notes = [], []
+        for item in chunk:
+            parts = parts_of(item.source)
+            reason = next((faults[part] for part in parts if part in faults), None)
+            if reason is not None:
+                errors.append((item, reason))
+                continue
+            images[item] = self.preprocess.assemble([crops[part] for part in parts])
+            if item.region is not None:
+                try:
+                    regions[item] = self.preprocess.region(item.region, files[parts[0]])
+                except CamkitError as error:
+                    notes.append((item, str(error)))
+        return Batch(tuple(images), _stacked(images), tuple(errors), _aligned(images, regions), tuple(notes))
+
+    def _crops(
+        self, photos: Iterable[Photo]
+    ) -> tuple[dict[Photo, bytes], dict[Photo, Tensor], dict[Photo, str]]:
+        """Files and crops of photos, and why the others have none."""
+        files: dict[Photo, bytes] = {}
+        crops: dict[Photo, Tensor] = {}
+        faults: dict[Photo, str] = {}
+        for photo in photos:
             try:
-                files[item] = read_file(item.source)
+                files[photo] = read_file(photo)
             except CamkitError as error:
-                errors.append((item, str(error)))
-        keys = {item: self.cache.key(file) for item, file in files.items()} if self.cache else {}
+                faults[photo] = str(error)
+        keys = {photo: self.cache.key(file) for photo, file in files.items()} if self.cache else {}
         if self.cache:
             cached = self.cache.get(list(keys.values()))
-            crops = {item: crop for item, crop in zip(keys, cached, strict=True) if crop is not None}
-        fresh = [item for item in files if item not in crops]
-        for item in fresh:
+            crops = {photo: crop for photo, crop in zip(keys, cached, strict=True) if crop is not None}
+        fresh = [photo for photo in files if photo not in crops]
+        for photo in fresh:
             try:
-                crops[item] = self.preprocess.pixels(files[item])
+                crops[photo] = self.preprocess.pixels(files[photo])
             except CamkitError as error:
-                errors.append((item, str(error)))
+                faults[photo] = str(error)
         if self.cache:
-            self.cache.put({keys[item]: crops[item] for item in fresh if item in crops})
-        items = tuple(item for item in files if item in crops)
-        return Batch(items, torch.stack([crops[item] for item in items]) if items else None, tuple(errors))
+            self.cache.put({keys[photo]: crops[photo] for photo in fresh if photo in crops})
+        return files, crops, faults
+
+
+def _stacked(images: Mapping[Item, Tensor]) -> Tensor | None:
+    return torch.stack(list(images.values())) if images else None
+
+
+def _aligned(images: Mapping[Item, Tensor], regions: Mapping[Item, Tensor]) -> Tensor | None:
+    """Regions (B, H, W) of the images, empty where an image has none; None where no image has one."""
+    if not regions:
+        return None
+    none = torch.zeros_like(next(iter(regions.values())))
+    return torch.stack([regions.get(item, none) for item in images])
 
 
 def _start_worker(_: int) -> None:
@@ -115,19 +161,23 @@ def batches(
         RuntimeError: a worker process died.
     """
     chunks = [items[start : start + batch_size] for start in range(0, len(items), batch_size)]
-    store = PixelCache(cache, preprocess.describe_pixels()) if cache else None
+    store = PixelCache(cache, preprocess.describe_crop()) if cache else None
     if store:
         store.check()
     workers = affordable_workers(preprocess, batch_size, len(items), workers)
-    loader = DataLoader(
-        _Crops(chunks, preprocess, store),
-        batch_size=None,
-        num_workers=workers,
-        prefetch_factor=PREFETCH if workers else None,
-        timeout=TIMEOUT if workers else 0,
-        pin_memory=pin_memory,
-        worker_init_fn=_start_worker,
-    )
+    with warnings.catch_warnings():
+        # torch counts the machine's cores, and warns of more workers: the command's default counts them
+        # better.
+        warnings.filterwarnings("ignore", "This DataLoader will create")
+        loader = DataLoader(
+            _Crops(chunks, preprocess, store),
+            batch_size=None,
+            num_workers=workers,
+            prefetch_factor=PREFETCH if workers else None,
+            timeout=TIMEOUT if workers else 0,
+            pin_memory=pin_memory,
+            worker_init_fn=_start_worker,
+        )
     try:
         for batch in loader:
             if isinstance(batch, CamkitError):

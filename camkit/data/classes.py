@@ -1,108 +1,154 @@
-"""ImageNet's thousand classes: by index, by WordNet id (wnid), by name. The lists are timm's."""
+"""Class lists: what the indices of labels, and of a model's outputs, stand for. ImageNet's is timm's."""
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from functools import cache
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
 
 from timm.data import ImageNetInfo
 
 from camkit.errors import UsageError
 
 WNID = re.compile(r"n\d{8}")
+NUMBER = re.compile(r"([+-]?\d{1,9})(\.0*)?")
 CLASSES = 1000
+IMAGENET, FOLDERS = "imagenet", "folders"
+
+
+def number_of(text: str) -> int | None:
+    """The whole number that a text is, written as `5`, `005` or `5.0`; None where it is none."""
+    found = NUMBER.fullmatch(text.strip())
+    return int(found.group(1)) if found else None
+
+
+@dataclass(frozen=True)
+class ClassList:
+    """The classes of a run, in the order of their indices, from 0.
+
+    Attributes:
+        name: `imagenet`, `folders`, or the name of the file that it was read from.
+        names: one a class; in a list with wnids, several names of one class stand with commas between them.
+        wnids: WordNet ids, one a class; empty where the list has none.
+    """
+
+    name: str
+    names: tuple[str, ...]
+    wnids: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 over names and wnids in their order: lists that have it mean the same by every index."""
+        wnids = self.wnids or ("",) * len(self)
+        text = "".join(f"{name}\0{wnid}\n" for name, wnid in zip(self.names, wnids, strict=True))
+        return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+
+    @property
+    def title(self) -> str:
+        """What the list is, in a sentence."""
+        return {IMAGENET: "ImageNet-1k", FOLDERS: "the class folders"}.get(self.name, self.name)
+
+    def short_name(self, index: int) -> str:
+        """The name of a class; the first, where a list with wnids gives several."""
+        return self.names[index].split(",")[0].strip() if self.wnids else self.names[index]
+
+    def index_of(self, text: str) -> int:
+        """The class that a text stands for: by its index, its wnid or its name.
+
+        Raises:
+            UsageError: it stands for no class, or for two.
+        """
+        text = text.strip()
+        number, named = number_of(text), self.indices_named(text)
+        if len(named) > 1:
+            both = " and ".join(self._shown(index) for index in named)
+            raise UsageError(f"label {text!r} is the name of classes {both}: give the index or the wnid")
+        if number is not None and 0 <= number < len(self):
+            if named and named != (number,):
+                raise UsageError(
+                    f"label {text!r} is an index of {self.title}, and also the name of class {named[0]}: "
+                    "give that class another name (--classes FILE)"
+                )
+            return number
+        if named:
+            return named[0]
+        if number is not None:
+            last = len(self) - 1
+            raise UsageError(f"label {text} is no class of {self.title}: indices go from 0 to {last}")
+        if self.wnids and WNID.fullmatch(text):
+            raise UsageError(f"label {text!r} is none of {self.title}'s wnids")
+        raise UsageError(f"label {text!r} is no index, wnid or name of a class of {self.title}")
+
+    def indices_named(self, text: str) -> tuple[int, ...]:
+        """The classes whose wnid or name a text is, whatever its case and with spaces for underscores.
+
+        In a list without wnids a name as it is written stands above one that differs in that: `Cat`, `cat`.
+        """
+        if text in self.index_of_wnid:
+            return (self.index_of_wnid[text],)
+        exact, plain = self._by_name
+        return tuple(sorted(exact.get(text) or plain.get(_plain(text)) or ()))
+
+    def indices_of(self, names: Sequence[str]) -> list[int]:
+        """The indices of a data set's own list of class names, in its order.
+
+        A list as long as this one is this one where no name in it contradicts that: lists have to tell
+        ImageNet's two cranes apart, and each finds another name for it.
+
+        Raises:
+            UsageError: a name stands for no class, or for two.
+        """
+        if len(names) == len(self):
+            known = [(place, self.indices_named(name)) for place, name in enumerate(names)]
+            agree = sum(place in found for place, found in known)
+            if agree > len(self) / 2 and all(place in found for place, found in known if found):
+                return list(range(len(self)))
+        return [self.index_of(name) for name in names]
+
+    @cached_property
+    def index_of_wnid(self) -> dict[str, int]:
+        """Index by wnid; empty where the list has none."""
+        return {wnid: index for index, wnid in enumerate(self.wnids)}
+
+    @cached_property
+    def _by_name(self) -> tuple[dict[str, set[int]], dict[str, set[int]]]:
+        """Classes by their names as written, where the list has no wnids, and by :func:`_plain` names."""
+        exact: dict[str, set[int]] = defaultdict(set)
+        plain: dict[str, set[int]] = defaultdict(set)
+        for index, names in enumerate(self.names):
+            if not self.wnids:
+                exact[names.strip()].add(index)
+            for name in (names, *(names.split(",") if self.wnids else ())):
+                plain[_plain(name)].add(index)
+        return exact, plain
+
+    def _shown(self, index: int) -> str:
+        return f"{index} ({self.wnids[index] if self.wnids else self.names[index]})"
+
+
+def _plain(name: str) -> str:
+    """In lower case, with single spaces, also for underscores."""
+    return " ".join(name.lower().replace("_", " ").split())
 
 
 @cache
-def _imagenet() -> ImageNetInfo:
-    return ImageNetInfo()
+def imagenet() -> ClassList:
+    """The thousand classes of ImageNet-1k."""
+    info = ImageNetInfo()
+    return ClassList(IMAGENET, tuple(info.label_descriptions()), tuple(info.label_names()))
 
 
-@cache
 def wnid_to_index() -> dict[str, int]:
     """WordNet id -> ImageNet class index (0 to 999)."""
-    return {wnid: index for index, wnid in enumerate(_imagenet().label_names())}
-
-
-def index_to_wnid(index: int) -> str:
-    return _imagenet().index_to_label_name(index)
+    return imagenet().index_of_wnid
 
 
 def class_name(index: int, classes: int) -> str:
     """The first name of an ImageNet class, or `class 7` for models with other than 1,000 classes."""
-    if classes != CLASSES:
-        return f"class {index}"
-    return _imagenet().index_to_description(index).split(",")[0]
-
-
-@cache
-def _by_name() -> dict[str, set[int]]:
-    """Every name of every class, and all its names together as in `tench, Tinca tinca` -> class indices."""
-    found: dict[str, set[int]] = defaultdict(set)
-    for index in range(CLASSES):
-        names = _imagenet().index_to_description(index)
-        for name in (names, *names.split(",")):
-            found[_plain(name)].add(index)
-    return found
-
-
-def _plain(name: str) -> str:
-    return " ".join(name.lower().replace("_", " ").split())
-
-
-def parse_label(text: str) -> int:
-    """The class index that a text stands for: a 0-based index, a wnid or a class name.
-
-    Raises:
-        UsageError: it stands for no class, or for two.
-    """
-    text = text.strip()
-    if re.fullmatch(r"[+-]?\d{1,9}", text):
-        if 0 <= int(text) < CLASSES:
-            return int(text)
-        raise UsageError(f"label {text} is no ImageNet class: indices go from 0 to {CLASSES - 1}")
-    if WNID.fullmatch(text):
-        if text in wnid_to_index():
-            return wnid_to_index()[text]
-        raise UsageError(f"label {text!r} is none of ImageNet-1k's wnids")
-    found = sorted(_by_name().get(_plain(text), ()))
-    if len(found) == 1:
-        return found[0]
-    if not found:
-        raise UsageError(f"label {text!r} is no index, wnid or name of an ImageNet class")
-    wnids = " and ".join(f"{index} ({index_to_wnid(index)})" for index in found)
-    raise UsageError(f"label {text!r} is the name of classes {wnids}: give the index or the wnid")
-
-
-def class_list(names: Sequence[str]) -> list[int]:
-    """The class indices of a data set's own list of class names, in its order.
-
-    A list of a thousand is ImageNet's own where no name in it contradicts that: lists have to tell the two
-    cranes apart, and each finds another name for it.
-
-    Raises:
-        UsageError: a name stands for no class, or for two.
-    """
-    if len(names) == CLASSES:
-        known = [(place, _candidates(name)) for place, name in enumerate(names)]
-        agree = sum(place in found for place, found in known)
-        if agree > CLASSES / 2 and all(place in found for place, found in known if found):
-            return list(range(CLASSES))
-    return [parse_label(name) for name in names]
-
-
-def _candidates(name: str) -> set[int]:
-    if name in wnid_to_index():
-        return {wnid_to_index()[name]}
-    return _by_name().get(_plain(name), set())
-
-
-def own_numbering(labels: Iterable[int]) -> bool:
-    """Whether labels look like a data set's own numbers, 0 to k - 1 without a gap, not ImageNet's.
-
-    Ten classes numbered 0 to 9 are hardly ImageNet's first ten, which are fishes and birds.
-    """
-    found = set(labels)
-    return bool(found) and len(found) < CLASSES and found == set(range(len(found)))
+    return imagenet().short_name(index) if classes == CLASSES else f"class {index}"

@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 from scipy.io import loadmat
 
-from camkit.data.labels import Labels, by_wnid, folders_up, is_file, validation_number
+from camkit.data.beside import folders_up, is_file
+from camkit.data.classes import ClassList, wnid_to_index
+from camkit.data.labels import Labels, by_wnid, validation_number
 from camkit.data.names import file_of
 from camkit.errors import CamkitError, UsageError
 
@@ -18,7 +20,7 @@ TRUTH, META = "ILSVRC2012_validation_ground_truth.txt", "meta.mat"
 MAX_FILE = 2**26
 
 
-def from_devkit(root: Path, names: Sequence[str]) -> Labels | None:
+def from_devkit(root: Path, names: Sequence[str], classes: ClassList) -> Labels | None:
     """By the devkit's ground truth, one class a line in the devkit's own numbers, which meta.mat explains.
 
     Looked for in the folder, the four above it, and there in `data/` and `ILSVRC2012_devkit_t12/data/`, or in
@@ -30,11 +32,7 @@ def from_devkit(root: Path, names: Sequence[str]) -> Labels | None:
     found = _find_devkit(root)
     if found is None:
         return None
-    origin, truth, meta = found
-    if meta is None:
-        raise UsageError(f"{origin}: its numbers are explained by {META}, which is not there")
-    wnids = _devkit_wnids(origin, meta)
-    numbers = truth.decode("ascii", "replace").split()
+    origin, numbers, wnids = _read(*found)
     pairs: list[tuple[str, str | None]] = []
     for name in names:
         place = validation_number(name)
@@ -43,11 +41,53 @@ def from_devkit(root: Path, names: Sequence[str]) -> Labels | None:
             continue
         if not 1 <= place <= len(numbers):
             raise UsageError(f"{origin} has {len(numbers)} lines, and {name} is number {place}")
-        number = numbers[place - 1]
-        if number not in wnids:
-            raise UsageError(f"{origin}, line {place}: {META} has no class {number!r}")
-        pairs.append((name, wnids[number]))
-    return by_wnid(pairs, origin, "its name is not ILSVRC2012_val_ and a number")
+        pairs.append((name, wnids[numbers[place - 1]]))
+    return by_wnid(pairs, origin, "its name is not ILSVRC2012_val_ and a number", classes)
+
+
+def expect_other_numbers(root: Path, labels: Labels) -> None:
+    """Labels are not the devkit's own numbers, where the devkit lies near.
+
+    Raises:
+        UsageError: they are, for all official names among the images.
+    """
+    places = {name: place for name in labels.by_id if (place := validation_number(name))}
+    found = _find_devkit(root) if places else None
+    if found is None:
+        return
+    try:
+        origin, numbers, wnids = _read(*found)
+    except CamkitError:
+        return  # a devkit that does not fit itself is no witness
+    own = {name: numbers[place - 1] for name, place in places.items() if place <= len(numbers)}
+    devkits = {name: wnid_to_index()[wnids[number]] for name, number in own.items()}
+    if any(str(labels.by_id[name]) != number for name, number in own.items()):
+        return
+    wrong = [name for name, index in devkits.items() if labels.by_id[name] != index]
+    if wrong:
+        raise UsageError(
+            f"{labels.origin}: its labels are the devkit's own numbers, as in {origin}, and no indices "
+            f"({wrong[0]}: {own[wrong[0]]} is class {devkits[wrong[0]]}); leave them out, and the devkit "
+            "gives the labels, or give wnids (--labels FILE)"
+        )
+
+
+def _read(origin: str, truth: bytes, meta: bytes | None) -> tuple[str, list[str], dict[str, str]]:
+    """The ground truth's numbers, a line each, and the wnid of each number.
+
+    Raises:
+        UsageError: meta.mat is not there or damaged, or a line, whosever it is, holds no class of it.
+    """
+    if meta is None:
+        raise UsageError(f"{origin}: its numbers are explained by {META}, which is not there")
+    wnids = _devkit_wnids(origin, meta)
+    classes = {number: wnid for number, wnid in wnids.items() if wnid in wnid_to_index()}
+    numbers = truth.decode("ascii", "replace").split()
+    for line, number in enumerate(numbers, start=1):
+        if number not in classes:
+            hint = "; has the file been rewritten with numbers from 0?" if number == "0" else ""
+            raise UsageError(f"{origin}, line {line}: {META} has no class {number!r}{hint}")
+    return origin, numbers, classes
 
 
 def _find_devkit(root: Path) -> tuple[str, bytes, bytes | None] | None:

@@ -11,7 +11,9 @@ from functools import cache
 from pathlib import Path
 
 from camkit.data import sources
+from camkit.data.classes import ClassList, imagenet
 from camkit.data.names import folder_of
+from camkit.data.regions import Region
 from camkit.data.sources import Source
 from camkit.errors import CamkitError
 
@@ -25,14 +27,18 @@ class Item:
     Attributes:
         id: path relative to the data root with `/`, or the member's name: the `image` column of every CSV.
         source: where its bytes come from.
-        label: ImageNet class index, or None where it is not known.
+        label: index in the data set's class list, or None where it is not known.
         group: what the images are spread over (the label, else the folder).
+        target: the class to explain, whatever the target rule; None: the rule's.
+        region: where in the image that class is, as far as is known.
     """
 
     id: str
     source: Source
     label: int | None
     group: str
+    target: int | None = None
+    region: Region | None = None
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,7 @@ class DataSet:
     Attributes:
         layout: a name of :data:`camkit.data.layouts.LAYOUTS`, or `sample`.
         labels: where the labels come from; empty where there are none.
+        classes: what the labels stand for: ImageNet's list where no other was named.
         notes: lines that the user should see.
         unlabelled: image -> why it has no label, where others have one.
         faults: folder or file -> what is wrong with it, though it is no image.
@@ -52,6 +59,7 @@ class DataSet:
     fingerprint: str
     layout: str = "sample"
     labels: str = ""
+    classes: ClassList = field(default_factory=imagenet)
     notes: tuple[str, ...] = ()
     unlabelled: Mapping[str, str] = field(default_factory=dict)
     faults: Mapping[str, str] = field(default_factory=dict)

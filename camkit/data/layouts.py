@@ -1,33 +1,32 @@
-"""The ways in which ImageNet lies on disk, one row each, and the way from a path to a data set."""
+"""The ways in which images lie on disk, one row each, and the way from a path to a data set."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 
-from camkit.data.classes import CLASSES
-from camkit.data.contents import Contents, Entries, look, validation_only
+from camkit.data.beside import find_annotations, from_annotations, from_kaggle
+from camkit.data.classes import FOLDERS, IMAGENET
+from camkit.data.contents import Contents, Entries
 from camkit.data.devkit import from_devkit
-from camkit.data.items import DataSet, fingerprint, in_order, make_items, sample_items
 from camkit.data.labels import (
     Labels,
-    describe,
+    Reading,
     first_found,
-    folder_index,
+    folder_number,
     folder_wnid,
-    from_file,
+    from_class_folders,
     from_folders,
-    from_index_folders,
-    from_kaggle,
     from_names,
+    from_number_folders,
     name_wnid,
     validation_number,
 )
+from camkit.data.names import folder_of, folders_of
+from camkit.data.numbers import why_not_indices
 from camkit.data.parquet import list_parquet
-from camkit.data.webdataset import members, read_webdataset, sidecars
+from camkit.data.webdataset import has_sidecars, left_out, members, read_webdataset
 from camkit.errors import UsageError
-from camkit.registry import unknown_name
 
 
 @dataclass(frozen=True)
@@ -38,56 +37,106 @@ class Layout:
         looks: how it looks, for the user.
         fits: whether it can be read so when the user names it.
         found: whether it is taken so by looking.
-        read: the images and their labels; the flag says whether the user named the layout.
+        read: the images and their labels.
+        columns: whether the user can name columns of it.
     """
 
     name: str
     looks: str
     fits: Callable[[Contents], bool]
-    found: Callable[[Contents], bool]
-    read: Callable[[Contents, bool], tuple[Entries, Labels]]
-
-
-def _any_image(test: Callable[[str], object]) -> Callable[[Contents], bool]:
-    return lambda contents: any(test(name) is not None for name, _ in contents.images)
+    found: Callable[[Contents, Reading], bool]
+    read: Callable[[Contents, Reading], tuple[Entries, Labels]]
+    columns: bool = False
 
 
 def _names(contents: Contents) -> list[str]:
     return [name for name, _ in contents.images]
 
 
-def _read_flat(contents: Contents, _: bool) -> tuple[Entries, Labels]:
-    names = _names(contents)
+def _has_images(contents: Contents) -> bool:
+    return bool(contents.images)
+
+
+def _any_image(test: Callable[[str], object]) -> Callable[[Contents], bool]:
+    return lambda contents: any(test(name) is not None for name in _names(contents))
+
+
+def _wnid_folders(contents: Contents, reading: Reading) -> bool:
+    return reading.classes.name != FOLDERS and any(map(folder_wnid, _names(contents)))
+
+
+def _read_folders(contents: Contents, reading: Reading) -> tuple[Entries, Labels]:
+    return contents.images, from_folders(_names(contents), reading.classes)
+
+
+def _class_folders(contents: Contents, reading: Reading) -> bool:
+    """Whether a list of the user's own names a folder."""
+    if not reading.named or reading.classes.name == IMAGENET:
+        return False
+    folders = {folder for name in _names(contents) for folder in folders_of(name)}
+    return any(map(reading.classes.indices_named, folders))
+
+
+def _read_class_folders(contents: Contents, reading: Reading) -> tuple[Entries, Labels]:
+    return contents.images, from_class_folders(_names(contents), reading.classes)
+
+
+def _number_folders(contents: Contents, reading: Reading) -> bool:
+    """Whether folders are named by all indices of the class list, or by some, and the user named the list."""
+    if reading.classes.name == FOLDERS:
+        return False
+    numbers = {folder_number(name) for name in _names(contents)} - {None}
+    return bool(numbers) if reading.named else numbers >= set(range(len(reading.classes)))
+
+
+def _read_number_folders(contents: Contents, reading: Reading) -> tuple[Entries, Labels]:
+    # ImageNet-V2 has ImageNet's indices: whoever names the layout names the list.
+    named = reading.named or reading.layout == "imagenet-v2"
+    return contents.images, from_number_folders(_names(contents), reading.classes, named)
+
+
+def _is_flat(contents: Contents, _: Reading) -> bool:
+    if any(validation_number(name) or name_wnid(name) for name in _names(contents)):
+        return True
+    return bool(contents.images) and find_annotations(contents.root) is not None
+
+
+def _read_flat(contents: Contents, reading: Reading) -> tuple[Entries, Labels]:
+    root, names, classes = contents.root, _names(contents), reading.classes
     labels = first_found(
         [
-            lambda: from_devkit(contents.root, names),
-            lambda: from_kaggle(contents.root, names),
-            lambda: from_names(names),
+            lambda: from_devkit(root, names, classes),
+            lambda: from_kaggle(root, names, classes),
+            lambda: from_annotations(root, names, classes),
+            lambda: from_names(names, classes),
         ]
     )
     return contents.images, labels
 
 
-def _all_thousand(contents: Contents) -> bool:
-    return len({folder_index(name) for name in _names(contents)} - {None}) == CLASSES
+def _read_photos(contents: Contents, reading: Reading) -> tuple[Entries, Labels]:
+    if reading.layout == "photos":
+        return contents.images, Labels()
+    numbers = {number for name in _names(contents) if (number := folder_number(name)) is not None}
+    # Folders of years are nobody's classes.
+    near = bool(numbers) and min(numbers) <= len(reading.classes)
+    reason = why_not_indices(numbers, reading.classes, reading.named) if near else None
+    if reason:
+        return contents.images, Labels(refused=f"the folders named by numbers: {reason}")
+    folders = {folder_of(name) for name in _names(contents)}
+    hint = "if each folder is a class, --classes folders takes them so"
+    return contents.images, Labels(notes=(hint,) if len(folders) > 1 else ())
 
 
-def _read_photos(contents: Contents, _: bool) -> tuple[Entries, Labels]:
-    numbered = any(folder_index(name) is not None for name in _names(contents))
-    note = (
-        f"folders named by numbers are taken as class indices only where all {CLASSES} are there, or with "
-        "--layout imagenet-v2"
-    )
-    return contents.images, Labels(notes=(note,) if numbered else ())
-
-
-def _read_tar(contents: Contents, _: bool) -> tuple[Entries, Labels]:
+def _read_tar(contents: Contents, reading: Reading) -> tuple[Entries, Labels]:
     """As a folder with the members in it would be read."""
     inner = Contents(contents.root, images=members(contents))
     if not inner.images:
         raise UsageError(f"--data {contents.root}: no images in {len(contents.tars)} tar archive(s)")
-    layout = next(layout for layout in LAYOUTS.values() if layout.found(inner))
-    return layout.read(inner, False)
+    inside = replace(reading, layout=None)
+    layout = next(layout for layout in LAYOUTS.values() if layout.found(inner, inside))
+    entries, labels = layout.read(inner, inside)
+    return entries, replace(labels, notes=(*left_out(contents), *labels.notes))
 
 
 LAYOUTS = {
@@ -96,112 +145,60 @@ LAYOUTS = {
         Layout(
             "wnid",
             "folders named by wnids, as val/n01440764/*.JPEG",
-            _any_image(folder_wnid),
-            _any_image(folder_wnid),
-            lambda contents, _: (contents.images, from_folders(_names(contents))),
+            fits=_any_image(folder_wnid),
+            found=_wnid_folders,
+            read=_read_folders,
+        ),
+        Layout(
+            "folders",
+            "folders named by classes of --classes, as cat/*.jpg",
+            fits=_any_image(lambda name: folders_of(name) or None),
+            found=_class_folders,
+            read=_read_class_folders,
         ),
         Layout(
             "imagenet-v2",
-            "folders named by class indices, 0 to 999",
-            _any_image(folder_index),
-            _all_thousand,
-            lambda contents, _: (contents.images, from_index_folders(_names(contents))),
+            "folders named by class indices, as 0/*.jpeg to 999/*.jpeg",
+            fits=_any_image(folder_number),
+            found=_number_folders,
+            read=_read_number_folders,
         ),
         Layout(
             "flat",
-            "one folder of ILSVRC2012_val_*.JPEG or *_n01751748.JPEG",
-            lambda contents: bool(contents.images),
-            _any_image(lambda name: validation_number(name) or name_wnid(name)),
-            _read_flat,
+            "one folder of ILSVRC2012_val_*.JPEG or *_n01751748.JPEG, or Tiny ImageNet's val",
+            fits=_has_images,
+            found=_is_flat,
+            read=_read_flat,
         ),
         Layout(
             "photos",
             "any photos, without labels",
-            lambda contents: bool(contents.images),
-            lambda contents: bool(contents.images),
-            _read_photos,
+            fits=_has_images,
+            found=lambda contents, _: _has_images(contents),
+            read=_read_photos,
         ),
         Layout(
             "parquet",
             "Hugging Face's parquet files",
-            lambda contents: bool(contents.parquets),
-            lambda contents: bool(contents.parquets),
-            lambda contents, named: list_parquet(contents.root, contents.parquets, named),
+            fits=lambda contents: bool(contents.parquets),
+            found=lambda contents, _: bool(contents.parquets),
+            read=lambda contents, reading: list_parquet(contents.root, contents.parquets, reading),
+            columns=True,
         ),
         Layout(
             "webdataset",
             "tar shards with a .cls, .json or .txt member beside every image",
-            lambda contents: bool(contents.tars),
-            lambda contents: bool(sidecars(contents)),
-            read_webdataset,
+            fits=lambda contents: bool(contents.tars),
+            found=lambda contents, reading: has_sidecars(contents) or bool(contents.tars and reading.columns),
+            read=read_webdataset,
+            columns=True,
         ),
         Layout(
             "tar",
             "a tar archive of images, as ILSVRC2012_img_val.tar",
-            lambda contents: bool(contents.tars),
-            lambda contents: bool(contents.tars),
-            _read_tar,
+            fits=lambda contents: bool(contents.tars),
+            found=lambda contents, _: bool(contents.tars),
+            read=_read_tar,
         ),
     )
 }
-
-
-def _choose(contents: Contents, name: str | None) -> Layout:
-    if name is not None:
-        if name not in LAYOUTS:
-            raise unknown_name("layout", name, LAYOUTS)
-        if not LAYOUTS[name].fits(contents):
-            there = ", ".join(f"{number} {kind}" for kind, number in contents.kinds().items())
-            raise UsageError(f"--layout {name} is {LAYOUTS[name].looks}; {contents.root} holds {there}")
-        return LAYOUTS[name]
-    kinds = contents.kinds()
-    if len(kinds) > 1:
-        there = " and ".join(f"{number} {kind}" for kind, number in kinds.items())
-        raise UsageError(
-            f"--data {contents.root} holds {there}: name what you mean (--data PATH, or --layout "
-            f"{'|'.join(layout.name for layout in LAYOUTS.values() if layout.fits(contents))})"
-        )
-    return next(layout for layout in LAYOUTS.values() if layout.found(contents))
-
-
-def find_images(data: str, seed: int, layout: str | None = None, labels: Path | None = None) -> DataSet:
-    """The images of a folder or an archive, in whatever layout they are, or, for `sample`, the sample photos.
-
-    Args:
-        seed: of the order.
-        layout: a name of :data:`LAYOUTS`; None: found by looking.
-        labels: a CSV file `image,label` that stands above all other labels.
-
-    Raises:
-        UsageError: there are no images, it is not in the layout named, or labels contradict each other.
-        CamkitError: an archive is damaged or refused, or the sample photos are not installed.
-    """
-    if data == "sample":
-        if layout is not None or labels is not None:
-            raise UsageError("--layout and --labels are for --data PATH, not for the sample photos")
-        items = sample_items()
-        return DataSet("sample", in_order(items, seed), fingerprint(items))
-    root = Path(data).expanduser()
-    contents = look(root)
-    if layout != "photos":  # any folder of photos may have a subfolder `train`
-        contents = validation_only(contents)
-    chosen = _choose(contents, layout)
-    entries, found = chosen.read(contents, layout is not None)
-    if labels is not None:
-        found = from_file(labels, [name for name, _ in entries])
-    items = make_items(entries, found.by_id)
-    notes = (
-        *contents.notes,
-        f"{len(items)} images, layout {chosen.name} ({chosen.looks})",
-        *describe(found, len(items)),
-    )
-    return DataSet(
-        root.resolve().name,
-        in_order(items, seed),
-        fingerprint(items),
-        layout=chosen.name,
-        labels=found.origin,
-        notes=notes,
-        unlabelled=found.missing,
-        faults=contents.faults,
-    )

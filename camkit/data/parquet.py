@@ -2,48 +2,30 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from camkit.data.archives import safe_name
-from camkit.data.classes import class_list, own_numbering
+from camkit.data.classes import number_of
+from camkit.data.columns import Columns, find_columns
 from camkit.data.contents import Entries
-from camkit.data.labels import NONE, Labels, from_texts, renumbered
+from camkit.data.labels import Labels, Reading, from_texts, used
 from camkit.data.sources import ParquetRow
 from camkit.errors import CamkitError, UsageError
 
-LABEL_COLUMNS = ("label", "labels", "cls", "class", "target", "wnid", "synset")
 # To read one image is to read its row group: a hundred images in HF's older files, 100 MB in newer ones.
 LARGE_GROUP = 2**26
 MAX_GROUP = 2**32
 
 
-@dataclass(frozen=True)
-class Columns:
-    """What the columns of a file are.
-
-    Attributes:
-        path: of the file names, None where the images have none.
-        classes: the data set's list of class names, empty where the file has none.
-    """
-
-    image: str
-    path: str | None
-    label: str | None
-    classes: tuple[str, ...]
-
-
-def list_parquet(root: Path, files: Sequence[Path], named: bool) -> tuple[Entries, Labels]:
+def list_parquet(root: Path, files: Sequence[Path], reading: Reading) -> tuple[Entries, Labels]:
     """The images of parquet files and their labels.
 
-    Args:
-        named: the user named the layout; whole numbers without a list of classes are then ImageNet's indices.
-
     Raises:
+        UsageError: it is not clear which column holds the images, or one that was named is not there.
         CamkitError: pyarrow is absent, or a file cannot be read or has no images.
     """
     try:
@@ -57,7 +39,9 @@ def list_parquet(root: Path, files: Sequence[Path], named: bool) -> tuple[Entrie
     for path in files:
         try:
             with pyarrow.parquet.ParquetFile(path) as file:
-                first, columns = columns, _columns(path, file)
+                if not file.metadata.num_rows:
+                    continue
+                first, columns = columns, find_columns(path, file, reading)
                 if first not in (None, columns):
                     raise CamkitError(f"{path} has other columns or classes than the files before it")
                 _check_groups(path, file, columns, notes)
@@ -65,46 +49,12 @@ def list_parquet(root: Path, files: Sequence[Path], named: bool) -> tuple[Entrie
                 rows += _rows(path, place, file, columns)
         except (pyarrow.ArrowException, OSError) as error:
             raise CamkitError(f"{path} cannot be read as a parquet file: {error}") from error
+    if columns is None:
+        raise CamkitError(f"{root}: the parquet files have no rows")
     names = _names(rows)
     entries = tuple((name, source) for name, (_, _, source, _) in zip(names, rows, strict=True))
     values = [label for *_, label in rows]
-    assert columns is not None  # there is at least one file
-    return entries, _labels(names, values, columns, named, notes)
-
-
-def _columns(path: Path, file: Any) -> Columns:
-    """By the features that HF's library keeps in the file, else by type and name."""
-    import pyarrow
-
-    schema = file.schema_arrow
-    features = _features(schema)
-    kinds = {name: f.get("_type") for name, f in features.items() if isinstance(f, dict)}
-    is_struct = {f.name: pyarrow.types.is_struct(f.type) for f in schema}
-    holds_images = [
-        f.name
-        for f in schema
-        if kinds.get(f.name) == "Image"
-        or (is_struct[f.name] and any(f.type[i].name == "bytes" for i in range(f.type.num_fields)))
-        or pyarrow.types.is_binary(f.type)
-        or pyarrow.types.is_large_binary(f.type)
-    ]
-    if not holds_images:
-        raise CamkitError(f"{path} has no column of images; its columns: {', '.join(schema.names)}")
-    image = holds_images[0]
-    inner = [f.name for f in schema.field(image).type] if is_struct[image] else []
-    labels = [name for name in schema.names if kinds.get(name) == "ClassLabel"]
-    labels += [name for name in LABEL_COLUMNS if name in schema.names]
-    label = labels[0] if labels else None
-    classes = features.get(label, {}).get("names") if label and label in kinds else None
-    return Columns(image, f"{image}.path" if "path" in inner else None, label, tuple(classes or ()))
-
-
-def _features(schema: Any) -> dict[str, Any]:
-    """What HF's library wrote down of the columns; empty where it wrote nothing."""
-    try:
-        return json.loads(schema.metadata[b"huggingface"])["info"]["features"]
-    except (TypeError, KeyError, ValueError):
-        return {}
+    return entries, _labels(names, values, columns, reading, notes)
 
 
 def _check_groups(path: Path, file: Any, columns: Columns, notes: list[str]) -> None:
@@ -151,23 +101,40 @@ def _names(rows: Sequence[tuple[str, str, ParquetRow, Any]]) -> list[str]:
 
 
 def _labels(
-    names: Sequence[str], values: Sequence[Any], columns: Columns, named: bool, notes: Sequence[str]
+    names: Sequence[str], values: Sequence[Any], columns: Columns, reading: Reading, notes: Sequence[str]
 ) -> Labels:
-    origin = f"the column {columns.label!r}"
+    notes = (*notes, *columns.notes)
     if columns.label is None:
-        return Labels(notes=tuple(notes))
-    texts = [None if value is None or value == -1 else str(value) for value in values]
-    if columns.classes:
-        try:
-            indices = class_list(columns.classes)
-        except UsageError as error:
-            return Labels(notes=(*notes, f"{origin} and its list of classes are not used: {error}"))
-        places = {str(place): str(index) for place, index in enumerate(indices)}
-        texts = [None if text is None else places.get(text, text) for text in texts]
-        origin += " and its list of classes"
-    labels = from_texts(zip(names, texts, strict=True), origin)
-    numbers = all(text is None or text.isdigit() for text in texts)
-    if numbers and not columns.classes and not named and own_numbering(labels.by_id.values()):
-        labels = NONE
-        notes = (*notes, renumbered(origin, "parquet"))
-    return Labels(labels.by_id, labels.origin, labels.missing, (*notes, *labels.notes))
+        return Labels(notes=notes, refused=columns.unclear)
+    texts = [_text(value) for value in values]
+    pairs = zip(names, texts, strict=True)
+    origin = f"the column {columns.label!r}"
+    labels = _by_list(pairs, columns, reading) if columns.classes else from_texts(pairs, origin, reading)
+    return replace(labels, notes=(*notes, *labels.notes))
+
+
+def _text(value: Any) -> str | None:
+    """A label as text; None where there is none: Hugging Face's data sets have -1 there, pandas NaN."""
+    if value is None or value == -1 or value != value:
+        return None
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+def _by_list(pairs: Iterable[tuple[str, str | None]], columns: Columns, reading: Reading) -> Labels:
+    """Labels of (image, number in the file's own list of classes) pairs."""
+    origin = f"the column {columns.label!r} and its list of classes"
+    try:
+        indices = reading.classes.indices_of(columns.classes)
+    except UsageError as error:
+        return Labels(refused=f"{origin}: {error}")
+    known, missing, strange = {}, {}, ""
+    for name, text in pairs:
+        number = None if text is None else number_of(text)
+        if text is None:
+            missing[name] = "it comes without a label"
+        elif number is not None and 0 <= number < len(indices):
+            known[name] = indices[number]
+        else:
+            missing[name] = f"label {text!r} is no place in its list of {len(indices)} classes"
+            strange = strange or missing[name]
+    return used(known, origin, missing, strange)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -13,7 +13,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, PILToTensor, Resize
 
-from camkit.data.sources import Source, read_bytes
+from camkit.data.regions import Region, Tile
+from camkit.data.sources import Photo, read_bytes
 from camkit.errors import CamkitError
 
 # Sixteen bits or more a channel: PIL's own conversion to RGB would clip everything above 255 to white.
@@ -24,9 +25,18 @@ DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 MAX_ASPECT = 1000
 
 
-PAPER_CROP = Compose(
-    [Resize(256, InterpolationMode.BILINEAR, antialias=True), CenterCrop(224), PILToTensor()]
-)
+ORIENTATION = 0x0112  # the EXIF tag
+
+
+def crop_to(size: int) -> Compose:
+    """The paper's crop, to another size: the short side to 256/224 of it, bilinear, then the centre."""
+    short = round(size * 256 / 224)
+    return Compose(
+        [Resize(short, InterpolationMode.BILINEAR, antialias=True), CenterCrop(size), PILToTensor()]
+    )
+
+
+PAPER_CROP = crop_to(224)
 
 
 @dataclass(frozen=True)
@@ -37,6 +47,7 @@ class Preprocess:
         crop: PIL RGB image -> uint8 (3, H, W).
         mean, std: per channel, in units of [0, 1].
         orient: turn photos as their EXIF data say.
+        side: photos along a side of the image; more than one make a mosaic.
     """
 
     name: str
@@ -44,6 +55,7 @@ class Preprocess:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     orient: bool = False
+    side: int = 1
 
     def pixels(self, data: bytes) -> Tensor:
         """The crop of a photo by its file's content, uint8 (3, H, W).
@@ -55,12 +67,50 @@ class Preprocess:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(3, H, W) of every crop."""
+        """(3, H, W) of every image."""
         channels, height, width = self.crop(Image.new("RGB", (512, 512))).shape
-        return channels, height, width
+        return channels, self.side * height, self.side * width
+
+    def assemble(self, crops: Sequence[Tensor]) -> Tensor:
+        """Crops (3, h, w) in raster order as one image (3, H, W)."""
+        rows = [torch.cat(list(crops[i : i + self.side]), dim=2) for i in range(0, len(crops), self.side)]
+        return torch.cat(rows, dim=1)
+
+    def region(self, region: Region, data: bytes) -> Tensor:
+        """Which pixels of an image lie in a region, bool (H, W).
+
+        A region of a photo is drawn on it and takes the photo's way, so that it lies where the photo's pixels
+        do.
+
+        Args:
+            data: the photo's file.
+
+        Raises:
+            CamkitError: the region cannot be read, or nothing of it is left in the crop.
+        """
+        if isinstance(region, Tile):
+            height, width = self.shape[1:]
+            drawn = PILToTensor()(region.draw((width, height)))
+        else:
+            with Image.open(io.BytesIO(data)) as photo:
+                mask = region.draw(photo.size)
+                if self.orient:
+                    mask.getexif()[ORIENTATION] = photo.getexif().get(ORIENTATION, 1)
+                    mask = ImageOps.exif_transpose(mask)
+            drawn = self.crop(mask)
+        inside = drawn[0] >= 128
+        if not inside.any():
+            raise CamkitError("nothing of the region lies in the crop")
+        return inside
 
     def describe_pixels(self) -> str:
-        """One line that decides equality of two preprocessings' crops."""
+        """One line that decides equality of two preprocessings' images."""
+        steps = self.describe_crop()
+        mosaic = f"{self.side}x{self.side} of: " if self.side > 1 else ""
+        return mosaic + steps
+
+    def describe_crop(self) -> str:
+        """One line that decides equality of two preprocessings' crops of one photo."""
         steps = ", ".join(str(step) for step in getattr(self.crop, "transforms", [self.crop]))
         return ("turned by EXIF, " if self.orient else "") + steps
 
@@ -88,7 +138,16 @@ class Preprocess:
         return mean, torch.tensor(self.std, device=device).view(1, 3, 1, 1)
 
 
-def read_file(source: Source) -> bytes:
+def shrunk(preprocess: Preprocess) -> Preprocess:
+    """The same for mosaics that are no larger than one photo's crop: each crop is reduced (bilinear)."""
+    _, height, width = preprocess.shape
+    size = (height // preprocess.side**2, width // preprocess.side**2)
+    *steps, last = preprocess.crop.transforms  # type: ignore[attr-defined]
+    smaller = Resize(size, InterpolationMode.BILINEAR, antialias=True)
+    return replace(preprocess, crop=Compose([*steps, smaller, last]))
+
+
+def read_file(source: Photo) -> bytes:
     """Content of an image file, wherever it lies.
 
     Raises:

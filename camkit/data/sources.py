@@ -56,7 +56,16 @@ class ParquetRow:
         return found
 
 
-Source = Path | TarMember | ParquetRow
+@dataclass(frozen=True, order=True)
+class Mosaic:
+    """Photos set side by side, in raster order: `side` x `side` of them."""
+
+    parts: tuple[Path | TarMember | ParquetRow, ...]
+    side: int
+
+
+Photo = Path | TarMember | ParquetRow
+Source = Photo | Mosaic
 
 
 @lru_cache(maxsize=1)
@@ -68,7 +77,7 @@ def _column(path: Path, group: int, column: str):  # type: ignore[no-untyped-def
     return pyarrow.parquet.ParquetFile(path).read_row_group(group, [column], use_threads=False)[column]
 
 
-def read_bytes(source: Source) -> bytes:
+def read_bytes(source: Photo) -> bytes:
     """All bytes of an image file.
 
     Raises:
@@ -87,7 +96,14 @@ def read_bytes(source: Source) -> bytes:
 
 def size(source: Source) -> int:
     """Bytes of the image; in a parquet file, where that would mean to read it, of the file."""
+    if isinstance(source, Mosaic):
+        return sum(map(size, source.parts))
     if isinstance(source, TarMember):
         return source.size
     path = source.path if isinstance(source, ParquetRow) else source
     return path.stat().st_size
+
+
+def parts_of(source: Source) -> tuple[Photo, ...]:
+    """The photos that an image is made of: itself, or a mosaic's."""
+    return source.parts if isinstance(source, Mosaic) else (source,)

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from PIL import Image
-from tqdm import tqdm
 
-from camkit.data.archives import EXTENSIONS
-from camkit.data.classes import index_to_wnid
+from camkit.console import Bar
+from camkit.data.classes import ClassList
 from camkit.data.items import DataSet, Item, in_storage_order, spread
-from camkit.data.sources import read_bytes
+from camkit.data.kinds import EXTENSIONS
+from camkit.data.sources import parts_of, read_bytes
 from camkit.errors import CamkitError, UsageError
 
 
@@ -35,21 +35,24 @@ def take(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"-o {out}: it is there and not empty; name a new folder")
     chosen = [item for turn, item in spread(data.items, seed) if turn < per_class]
-    names = _targets(chosen)
+    names = _targets(chosen, data.classes)
     taken = []
-    for item in tqdm(in_storage_order(chosen), desc="taking", unit="img"):
-        try:
-            name = _put(item, names[item.id], out, link=not copy)
-        except (CamkitError, OSError) as error:
-            say(f"{item.id} is left out: {error}")
-            continue
-        taken.append((item.id, name, item.label))
+    with Bar(len(chosen), "taking") as bar:
+        for item in in_storage_order(chosen):
+            bar.update()
+            try:
+                name = _put(item, names[item.id], out, link=not copy)
+            except (CamkitError, OSError) as error:
+                say(f"{item.id} is left out: {error}")
+                continue
+            taken.append((item.id, name, item.label))
     return taken
 
 
-def _targets(items: list[Item]) -> dict[str, str]:
+def _targets(items: list[Item], classes: ClassList) -> dict[str, str]:
     """Image -> path below the new folder: by class, with the file's own name where no two share it."""
-    folders = {item.id: item.group if item.label is None else index_to_wnid(item.label) for item in items}
+    named = classes.wnids or [_as_folder(name) for name in classes.names]
+    folders = {item.id: item.group if item.label is None else named[item.label] for item in items}
     short = {item.id: f"{folders[item.id]}/{PurePosixPath(item.id).name}" for item in items}
     count = Counter(short.values())
     return {
@@ -58,9 +61,15 @@ def _targets(items: list[Item]) -> dict[str, str]:
     }
 
 
+def _as_folder(name: str) -> str:
+    """A class's name as a folder's: no way out of the folder above, and not hidden."""
+    return name.replace("/", "_").replace("\0", "_").replace(".", "_", name.startswith("."))
+
+
 def _put(item: Item, name: str, out: Path, link: bool) -> str:
     """Write one image; gives its path below `out`."""
-    content = read_bytes(item.source)
+    (photo,) = parts_of(item.source)
+    content = read_bytes(photo)
     if not name.lower().endswith(EXTENSIONS):
         with Image.open(io.BytesIO(content)) as image:
             name += f".{(image.format or 'jpg').lower()}"

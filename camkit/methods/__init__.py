@@ -10,5 +10,6 @@ from camkit.methods import shapley
 from camkit.methods import aumann
 from camkit.methods import adapters
 from camkit.methods import controls
+from camkit.methods import altered
 
-__all__ = ["adapters", "aumann", "controls", "gradient", "shapley"]
+__all__ = ["adapters", "altered", "aumann", "controls", "gradient", "shapley"]

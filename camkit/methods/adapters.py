@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from camkit.entries import Method, family
 from camkit.errors import UsageError
 from camkit.methods.saliency import min_max
-from camkit.network.layers import find_module, find_reshape, hooked, reshape_of
+from camkit.network.layers import find_module, hooked
+from camkit.network.reshape import find_reshape
 from camkit.network.trace import Trace
 from camkit.registry import unknown_name
 
@@ -78,23 +79,24 @@ def _layer(trace: Trace) -> Iterator[nn.Module]:
     layer = find_module(trace.network.model, trace.layer)
     shapes: list[torch.Size] = []
     with hooked([(layer, lambda _, __, output: shapes.append(output.shape))]), torch.no_grad():
-        trace.network.model(trace.images)
+        trace.network.run(trace.images)
     if shapes[0] == trace.activation.shape:
         yield layer
         return
     stand_in = nn.Identity()
 
     def through(_: nn.Module, __: tuple, output: Tensor) -> Tensor:
-        reshape = find_reshape(trace.layer, layer, output)
+        positions = trace.network.positions.at(trace.images)
+        reshape = find_reshape(trace.layer, layer, output, positions)
         return reshape.from_map(stand_in(reshape.to_map(output)), output)
 
     with hooked([(layer, through)]):
         yield stand_in
 
 
-def _map(attribution: Tensor) -> Tensor:
+def _map(trace: Trace, attribution: Tensor) -> Tensor:
     """An attribution to a layer, in any layout, to a map (B, h, w)."""
-    reshape = reshape_of(attribution)
+    reshape = trace.network.positions.at(trace.images).reshape(attribution)
     if reshape is None:
         raise ValueError(f"an attribution of shape {tuple(attribution.shape)} has no positions")
     return reshape.to_map(attribution).sum(dim=1).detach()
@@ -109,13 +111,22 @@ def find_captum(name: str, explainer: str) -> Method:
     # LIME and KernelSHAP fit a linear model to one image, and call for the utility of that image alone.
     alone = issubclass(found, package.LimeBase)
     function = partial(_captum_layer, found) if of_layer else partial(_captum_pixels, found, alone=alone)
-    return Method(name, function, name, ("outside",), "captum", saliency=not of_layer, package="captum")
+    return Method(
+        name,
+        function,
+        name,
+        ("outside",),
+        "captum",
+        saliency=not of_layer,
+        of_pixels=not of_layer,
+        package="captum",
+    )
 
 
 def _captum_layer(explainer: Any, trace: Trace) -> Tensor:
     leaf = trace.images.detach().clone().requires_grad_()
     with torch.enable_grad(), _layer(trace) as layer:
-        return _map(_captum_explainer(explainer, trace, trace.target, layer).attribute(leaf))
+        return _map(trace, _captum_explainer(explainer, trace, trace.target, layer).attribute(leaf))
 
 
 def _captum_pixels(explainer: Any, trace: Trace, alone: bool) -> Tensor:
@@ -143,7 +154,7 @@ def _utility(trace: Trace, target: Tensor) -> Callable[[Tensor], Tensor]:
 
     def utility(images: Tensor) -> Tensor:
         repeated = target.repeat(len(images) // len(target))
-        return trace.utility(trace.network.model(images), repeated)
+        return trace.utility(trace.network.run(images), repeated)
 
     return utility
 
@@ -174,14 +185,20 @@ def _grad_cam(explainer: Any, trace: Trace) -> Tensor:
         return lambda logits: trace.utility(logits[None], trace.target[place : place + 1])[0]
 
     def channels_first(output: Tensor) -> Tensor:
-        reshape = reshape_of(output)
+        reshape = positions.reshape(output)
         return output if reshape is None else reshape.to_map(output)
 
     model = trace.network.model
+    positions = trace.network.positions.at(trace.images)
     layers = [find_module(model, trace.layer)]
     images = trace.images.detach().clone().requires_grad_()
-    with torch.enable_grad(), explainer(model, layers, reshape_transform=channels_first) as cam:
-        saliency = cam(images, [target(place) for place in range(len(images))])
+    with torch.enable_grad():
+        # Not as a context: on leaving that, grad-cam swallows errors of its own.
+        cam = explainer(model, layers, reshape_transform=channels_first)
+        try:
+            saliency = cam(images, [target(place) for place in range(len(images))])
+        finally:
+            cam.activations_and_grads.release()
     return torch.as_tensor(saliency).to(trace.images)
 
 
@@ -207,7 +224,7 @@ def _torchcam(explainer: Any, trace: Trace) -> Tensor:
 
 def _class_utilities(trace: Trace, images: Tensor) -> Tensor:
     """Images (n, 3, H, W) to utilities (n, K): those of the explained classes, 0 in the other columns."""
-    logits = trace.network.model(images)
+    logits = trace.network.run(images)
     utilities = torch.zeros_like(logits)
     for target in trace.target.unique():
         utilities[:, target] = trace.utility(logits, target.expand(len(logits)))

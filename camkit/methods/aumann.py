@@ -61,5 +61,12 @@ def find_aumann(name: str, nodes: str, variant: str | None) -> Method:
     function: Callable[..., Tensor] = {None: aumann, "-gap": aumann_gap, "-e": aumann_e}[variant]
     title = f"Aumann-{nodes}{(variant or '').upper()}"
     return Method(
-        name, partial(function, nodes=int(nodes)), title, ("aumann",), SOURCE, value=variant is None
+        name,
+        partial(function, nodes=int(nodes)),
+        title,
+        ("aumann",),
+        SOURCE,
+        value=variant is None,
+        uses=("activation", "head", "gradient"),
+        cost=f"{nodes} head grads",
     )

@@ -1,16 +1,20 @@
 """Controls: maps that explain nothing. A score on which one of them wins says nothing there.
 
-All but `randomcam` are saliency maps as they stand, (B, H, W) in [0, 1]; the first three never see the
-image.
+All but `randomcam` are saliency maps as they stand, (B, H, W) in [0, 1]; of these only `edges` sees the
+image. `region` and `drops-N` are no members but the other end: what a map can reach.
 """
 
 from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from camkit.entries import method
+from camkit.entries import Method, family, method
 from camkit.methods.saliency import min_max
 from camkit.network.seeding import generator
 from camkit.network.trace import ImageView, Trace
@@ -24,7 +28,13 @@ def _constant(images: Tensor, value: float) -> Tensor:
 
 
 @method(
-    "flat", title="Flat", groups=("controls",), source="control: constant 0.3", saliency=True, of_image=True
+    "flat",
+    title="Flat",
+    groups=("controls",),
+    source="control: constant 0.3",
+    cost="0",
+    saliency=True,
+    of_image=True,
 )
 def flat(view: ImageView) -> Tensor:
     """0.3 everywhere, the first pixel 0, the second 1."""
@@ -38,6 +48,7 @@ def flat(view: ImageView) -> Tensor:
     title="Fake-CAM",
     groups=("controls",),
     source="Poppi et al., CVPRW 2021",
+    cost="0",
     saliency=True,
     of_image=True,
 )
@@ -53,6 +64,7 @@ def fake_cam(view: ImageView) -> Tensor:
     title="Centre",
     groups=("controls",),
     source="control: Gaussian, sigma 60 px at 224",
+    cost="0",
     saliency=True,
     of_image=True,
 )
@@ -71,6 +83,7 @@ def centre(view: ImageView) -> Tensor:
     title="Edges",
     groups=("controls",),
     source="control: Sobel magnitude",
+    cost="0",
     saliency=True,
     of_image=True,
 )
@@ -94,6 +107,8 @@ def _uniform(seed: int, image_id: str, draw: int, channels: int) -> Tensor:
     title="RandomCAM",
     groups=("paper", "controls"),
     source="control: random weights, as in arXiv 2501.06261",
+    uses=("activation",),
+    cost="0",
 )
 def randomcam(trace: Trace) -> Tensor:
     """Sum over channels of w A, w ~ U(-1, 1) per channel, drawn from (seed, image id, draw)."""
@@ -103,3 +118,95 @@ def randomcam(trace: Trace) -> Tensor:
     ).to(activation)
     # Not a matrix product: its last bits depend on where in memory its operands lie.
     return (weights[:, :, None, None] * activation).sum(dim=1)
+
+
+def blocks(view: ImageView, side: int) -> Tensor:
+    """U(0, 1) noise, constant in blocks of `side` pixels, scaled to [0, 1]: the same of a changed image."""
+    height, width = view.images.shape[2:]
+    rows, columns = math.ceil(height / side), math.ceil(width / side)
+    noise = torch.stack(
+        [
+            torch.rand(rows, columns, generator=generator(view.seed, image, f"blocks {side}"))
+            for image in view.image_ids
+        ]
+    ).to(view.images)
+    whole = noise.repeat_interleave(side, dim=1).repeat_interleave(side, dim=2)
+    return min_max(whole[:, :height, :width])
+
+
+@family(r"blocks-([1-9][0-9]*)", form="blocks-N", listed=("blocks-8", "blocks-16"))
+def find_blocks(name: str, side: str) -> Method:
+    """`blocks-N`: noise in blocks of N pixels."""
+    return Method(
+        name,
+        partial(blocks, side=int(side)),
+        f"Blocks-{side}",
+        ("controls",),
+        "control: noise in blocks",
+        cost="0",
+        saliency=True,
+        of_image=True,
+    )
+
+
+def patch_slices(height: int, width: int, patches: int) -> Iterator[tuple[slice, slice]]:
+    """Rows and columns of the patches of a grid, in raster order."""
+    for row in range(patches):
+        for column in range(patches):
+            yield (
+                slice(row * height // patches, (row + 1) * height // patches),
+                slice(column * width // patches, (column + 1) * width // patches),
+            )
+
+
+def patch_drops(images: Tensor, patches: int, logit: Callable[[Tensor], Tensor]) -> Tensor:
+    """Loss of y_c when one patch of a grid is set to 0, (B, patches^2), raster order."""
+    drops = []
+    for rows, columns in patch_slices(images.shape[2], images.shape[3], patches):
+        kept = images.clone()
+        kept[:, :, rows, columns] = 0
+        drops.append(logit(kept))
+    return logit(images)[:, None] - torch.stack(drops, dim=1)
+
+
+def drops(view: ImageView, patches: int) -> Tensor:
+    """Each patch's loss of y_c when it alone is set to 0, scaled to [0, 1]; a pass per patch and one more."""
+    height, width = view.images.shape[2:]
+    losses = patch_drops(view.images, patches, view.logit)
+    painted = torch.zeros_like(view.images[:, 0])
+    for loss, (rows, columns) in zip(losses.T, patch_slices(height, width, patches), strict=True):
+        painted[:, rows, columns] = loss[:, None, None]
+    return min_max(painted)
+
+
+@family(r"drops-([2-9]|[1-9][0-9]+)", form="drops-N", listed=("drops-4", "drops-7"))
+def find_drops(name: str, patches: str) -> Method:
+    """`drops-N`: the order of single drops of NxN patches, what deletion and the like can attain."""
+    return Method(
+        name,
+        partial(drops, patches=int(patches)),
+        f"Drops-{patches}",
+        ("ceilings",),
+        "positive control: loss of the logit, one patch removed at a time",
+        cost=f"{int(patches) ** 2 + 1} passes",
+        saliency=True,
+        of_image=True,
+    )
+
+
+@method(
+    "region",
+    title="Region",
+    groups=("ceilings",),
+    source="positive control: the region of the class itself",
+    uses=("activation", "regions"),
+    cost="0",
+)
+def region(trace: Trace) -> Tensor:
+    """Share of each position's cell that lies in the region of the target class: what localisation can reach.
+
+    0 everywhere in images whose region is not known.
+    """
+    assert trace.regions is not None  # it uses them
+    height, width = trace.activation.shape[2:]
+    return F.adaptive_avg_pool2d(trace.regions[:, None].to(trace.activation), (height, width))[:, 0]

@@ -11,14 +11,28 @@ from camkit.entries import method
 from camkit.network.trace import Trace
 
 
-@method("gradcam", title="GradCAM", groups=("paper",), source="arXiv 1610.02391, eq. 1 and 2")
+@method(
+    "gradcam",
+    title="GradCAM",
+    groups=("paper",),
+    source="arXiv 1610.02391, eq. 1 and 2",
+    uses=("activation", "gradient"),
+    cost="1 grad",
+)
 def gradcam(trace: Trace) -> Tensor:
     """Sum over channels of GAP(G) A."""
     weights = trace.gradient.mean(dim=(2, 3), keepdim=True)  # (B, C, 1, 1)
     return (weights * trace.activation).sum(dim=1)
 
 
-@method("gradcam++", title="GradCAM++", groups=("paper",), source="arXiv 1710.11063, eq. 19 and 7")
+@method(
+    "gradcam++",
+    title="GradCAM++",
+    groups=("paper",),
+    source="arXiv 1710.11063, eq. 19 and 7",
+    uses=("activation", "gradient"),
+    cost="1 grad",
+)
 def gradcam_plus_plus(trace: Trace) -> Tensor:
     """Sum over channels of w A with w = sum over positions of alpha ReLU(G).
 
@@ -31,7 +45,14 @@ def gradcam_plus_plus(trace: Trace) -> Tensor:
     return (weights * activation).sum(dim=1)
 
 
-@method("xgradcam", title="XGradCAM", groups=("paper",), source="arXiv 2008.02312, eq. 8")
+@method(
+    "xgradcam",
+    title="XGradCAM",
+    groups=("paper",),
+    source="arXiv 2008.02312, eq. 8",
+    uses=("activation", "gradient"),
+    cost="1 grad",
+)
 def xgradcam(trace: Trace) -> Tensor:
     """Sum over channels of w A with w = (sum of G A) / (sum of A + 1e-7), sums over positions.
 
@@ -43,21 +64,41 @@ def xgradcam(trace: Trace) -> Tensor:
     return (weights * activation).sum(dim=1)
 
 
-@method("layercam", title="LayerCAM", groups=("paper",), source="LayerCAM, IEEE TIP 2021, eq. 4 and 5")
+@method(
+    "layercam",
+    title="LayerCAM",
+    groups=("paper",),
+    source="LayerCAM, IEEE TIP 2021, eq. 4 and 5",
+    uses=("activation", "gradient"),
+    cost="1 grad",
+)
 def layercam(trace: Trace) -> Tensor:
     """Sum over channels of ReLU(G) A."""
     return (trace.gradient.relu() * trace.activation).sum(dim=1)
 
 
 @method(
-    "gradcam-e", title="GradCAM-E", groups=("paper",), source="GradCAM element-wise, as in arXiv 2501.06261"
+    "gradcam-e",
+    title="GradCAM-E",
+    groups=("paper",),
+    source="GradCAM element-wise, as in arXiv 2501.06261",
+    uses=("activation", "gradient"),
+    cost="1 grad",
 )
 def gradcam_e(trace: Trace) -> Tensor:
     """Sum over channels of ReLU(G A)."""
     return (trace.gradient * trace.activation).relu().sum(dim=1)
 
 
-@method("hirescam", title="HiResCAM", groups=("paper",), source="arXiv 2011.08891, eq. 4", value=True)
+@method(
+    "hirescam",
+    title="HiResCAM",
+    groups=("paper",),
+    source="arXiv 2011.08891, eq. 4",
+    value=True,
+    uses=("activation", "gradient"),
+    cost="1 grad",
+)
 def hirescam(trace: Trace) -> Tensor:
     """Sum over channels of G A."""
     return (trace.gradient * trace.activation).sum(dim=1)

@@ -18,20 +18,42 @@ def shapley_weight(trace: Trace) -> Tensor:
     return trace.gradient - 0.5 * trace.hvp
 
 
-@method("shapleycam", title="ShapleyCAM", groups=("paper",), source="arXiv 2501.06261")
+@method(
+    "shapleycam",
+    title="ShapleyCAM",
+    groups=("paper",),
+    source="arXiv 2501.06261",
+    uses=("activation", "gradient", "Hessian term"),
+    cost="2 grads",
+)
 def shapleycam(trace: Trace) -> Tensor:
     """Sum over channels of GAP(G - HA / 2) A."""
     weights = shapley_weight(trace).mean(dim=(2, 3), keepdim=True)
     return (weights * trace.activation).sum(dim=1)
 
 
-@method("shapleycam-h", title="ShapleyCAM-H", groups=("paper",), source="arXiv 2501.06261", value=True)
+@method(
+    "shapleycam-h",
+    title="ShapleyCAM-H",
+    groups=("paper",),
+    source="arXiv 2501.06261",
+    value=True,
+    uses=("activation", "gradient", "Hessian term"),
+    cost="2 grads",
+)
 def shapleycam_h(trace: Trace) -> Tensor:
     """Sum over channels of (G - HA / 2) A: ShapleyCAM in the manner of HiResCAM."""
     return (shapley_weight(trace) * trace.activation).sum(dim=1)
 
 
-@method("shapleycam-e", title="ShapleyCAM-E", groups=("paper",), source="arXiv 2501.06261")
+@method(
+    "shapleycam-e",
+    title="ShapleyCAM-E",
+    groups=("paper",),
+    source="arXiv 2501.06261",
+    uses=("activation", "gradient", "Hessian term"),
+    cost="2 grads",
+)
 def shapleycam_e(trace: Trace) -> Tensor:
     """Sum over channels of ReLU((G - HA / 2) A): ShapleyCAM element-wise."""
     return (shapley_weight(trace) * trace.activation).relu().sum(dim=1)
@@ -42,6 +64,8 @@ def shapleycam_e(trace: Trace) -> Tensor:
     title="Shapley value",
     source="Shapley 1953; permutation sampling: Castro et al. 2009",
     value=True,
+    uses=("activation", "head"),
+    cost="budget x P heads; P + 1 where affine",
 )
 def shapley(trace: Trace) -> Tensor:
     """Shapley values of the layer's positions: enumeration up to 16, else permutations (`--budget`)."""

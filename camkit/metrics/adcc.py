@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from camkit.entries import Column, metric
+from camkit.entries import UNIT, Column, metric
 from camkit.methods.saliency import is_degenerate
 from camkit.metrics.subject import Subject
 
@@ -25,6 +25,13 @@ def pearson(first: Tensor, second: Tensor) -> Tensor:
     a, b = a - a.mean(dim=1, keepdim=True), b - b.mean(dim=1, keepdim=True)
     correlation = (a * b).sum(dim=1) / (a.norm(dim=1) * b.norm(dim=1))
     return correlation.clamp(-1, 1).to(first)
+
+
+def coherency(subject: Subject) -> Tensor:
+    """(1 + correlation of the map with that of the masked image) / 2, (B,); 0 where one is constant."""
+    saliency, (_, masked) = subject.saliency, subject.explained_masked
+    constant = is_degenerate(saliency) | is_degenerate(masked)
+    return ((1 + pearson(saliency, masked)) / 2).where(~constant, 0)
 
 
 def relative_drop(before: Tensor, after: Tensor) -> Tensor:
@@ -60,7 +67,18 @@ class AdccMean:
 
 
 AVERAGE_DROP = Column(
-    "lower", "AD", "Average drop: share of the probability lost when only the marked part is kept.", place=0
+    "lower",
+    "AD",
+    "Average drop: share of the probability lost when only the marked part is kept.",
+    place=0,
+    bounds=UNIT,
+)
+COMPLEXITY = Column(
+    "lower",
+    "Com",
+    "Complexity: how much of the image the map marks (its mean).",
+    place=2,
+    bounds=UNIT,
 )
 INCREASE = Column(
     "higher",
@@ -68,7 +86,14 @@ INCREASE = Column(
     "Increase in confidence: share of images whose probability rises when masked.",
     place=4,
     jumps=True,
+    share=True,
+    bounds=UNIT,
 )
+
+
+def relative_gain(before: Tensor, after: Tensor) -> Tensor:
+    """max(0, after - before) / (1 - before), and 0 where before is 1."""
+    return ((after - before).clamp(min=0) / (1 - before)).where(before < 1, 0)
 
 
 def masked_scores(before: Tensor, masked: Tensor) -> dict[str, Tensor]:
@@ -79,12 +104,25 @@ def masked_scores(before: Tensor, masked: Tensor) -> dict[str, Tensor]:
 
 @metric(
     "average_drop",
-    columns={"average_drop": AVERAGE_DROP, "increase": INCREASE},
-    source="Chattopadhay et al., WACV 2018, arXiv 1710.11063",
+    columns={
+        "average_drop": AVERAGE_DROP,
+        "increase": INCREASE,
+        "average_gain": Column(
+            "higher",
+            "AG",
+            "Average gain: share of what is missing to certainty that the marked part gains.",
+            place=5,
+            bounds=UNIT,
+        ),
+    },
+    passes="1",
+    source="Chattopadhay et al., WACV 2018, 1710.11063; average gain: Opti-CAM, 2301.07002",
 )
 def average_drop(subject: Subject) -> dict[str, Tensor]:
-    """One pass: the masked image. `adcc` has these columns too."""
-    return masked_scores(subject.probability, subject.score(subject.images * subject.saliency[:, None]))
+    """One pass: the masked image. `adcc` has the first two columns too."""
+    before = subject.probability
+    after = subject.score(subject.images * subject.saliency[:, None])
+    return masked_scores(before, after) | {"average_gain": relative_gain(before, after)}
 
 
 @metric(
@@ -97,42 +135,42 @@ def average_drop(subject: Subject) -> dict[str, Tensor]:
             "ADD",
             "Drop in deletion: share of the probability lost when the marked part is taken away.",
             place=5,
+            bounds=UNIT,
         ),
         "coherency": Column(
-            "higher", "Coh", "Coherency: how alike the map is to the map of the image that it masks.", place=1
+            "higher",
+            "Coh",
+            "Coherency: how alike the map is to the map of the image that it masks.",
+            place=1,
+            bounds=UNIT,
         ),
-        "complexity": Column(
-            "lower", "Com", "Complexity: how much of the image the map marks (its mean).", place=2
-        ),
+        "complexity": COMPLEXITY,
         "adcc": Column(
             "higher",
             "ADCC",
             "Harmonic mean of coherency, 1 − complexity and 1 − average drop.",
             mean=AdccMean(),
             place=3,
+            bounds=UNIT,
         ),
     },
     flags=("degenerate_masked",),
     explains_again=True,
+    passes="2",
     source="Poppi et al., CVPRW 2021; drop in deletion: Jung and Oh, ICCV 2021",
 )
 def adcc(subject: Subject) -> dict[str, Tensor]:
     """Two passes: the masked image (its p_c and its own saliency map), and the image without the mask."""
     saliency, before = subject.saliency, subject.probability
-    mask = saliency[:, None]
-    masked_probability, masked_saliency = subject.explain_again(subject.images * mask)
-    deleted_probability = subject.score(subject.images * (1 - mask))
-
-    degenerate = is_degenerate(masked_saliency)
-    constant = is_degenerate(saliency) | degenerate
-    coherency = ((1 + pearson(saliency, masked_saliency)) / 2).where(~constant, 0)
-    complexity = saliency.mean(dim=(1, 2))
+    masked_probability, masked_saliency = subject.explained_masked
+    deleted_probability = subject.score(subject.images * (1 - saliency[:, None]))
+    coherent, complexity = coherency(subject), saliency.mean(dim=(1, 2))
     masked = masked_scores(before, masked_probability)
     return {
         **masked,
         "drop_in_deletion": relative_drop(before, deleted_probability),
-        "coherency": coherency,
+        "coherency": coherent,
         "complexity": complexity,
-        "adcc": harmonic_adcc(coherency, complexity, masked["average_drop"]),
-        "degenerate_masked": degenerate,
+        "adcc": harmonic_adcc(coherent, complexity, masked["average_drop"]),
+        "degenerate_masked": is_degenerate(masked_saliency),
     }

@@ -1,22 +1,30 @@
-"""Deletion and insertion (RISE, arXiv 1806.07421): areas under p_c as pixels go or come, in [0, 1]."""
+"""Deletion and insertion (RISE, 1806.07421) and their difference (SRG, 2401.06654): areas under p_c, in [0,
+1].
+
+Each score has variants, by what stands where the image does not and by which pixels go first. A name is
+`deletion[-FILL][-least]`, its column `deletion[_FILL][_least]_auc`; the score's own fill is left out.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from camkit.entries import Column, metric
+from camkit.config import FILLS, ORDERS, OWN_FILL, variant
+from camkit.entries import CORRELATION, UNIT, Column, metric
 from camkit.metrics.subject import Subject
 
-
-def pixel_ranks(saliency: Tensor) -> Tensor:
-    """(B, H, W): 0 for the pixel with the highest saliency, ties by raster index."""
-    order = saliency.flatten(1).argsort(dim=1, descending=True, stable=True)
-    places = torch.arange(order.shape[1], device=order.device).expand_as(order)
-    return torch.empty_like(order).scatter_(1, order, places).view_as(saliency)
+FILLED = {
+    "zero": "blanked",
+    "mean": "set to the image's mean colour",
+    "blur": "blurred",
+    "noise": "set to noise",
+}
+BEFORE = {"zero": "a blank image", "mean": "its mean colour", "blur": "its blurred version", "noise": "noise"}
 
 
 def curve(
@@ -41,51 +49,116 @@ def area(curve: Tensor) -> Tensor:
     return torch.trapezoid(curve, dim=1) / (curve.shape[1] - 1)
 
 
-@metric(
-    "deletion",
-    columns={
-        "deletion_auc": Column(
-            "lower",
-            "Deletion",
-            "Area under the probability as pixels are blanked, the most salient first.",
-            jumps=True,
+def deletion_curve(subject: Subject, fill: str, order: str) -> Tensor:
+    """p_c as pixels of the image are replaced, (B, points); passes are shared with insertion, see there."""
+
+    def make() -> Tensor:
+        filled = subject.filled(fill)
+        return curve(
+            subject.probability,
+            subject.filled_probability(fill),
+            subject.ranks if order == "most" else subject.ranks[0].numel() - 1 - subject.ranks,
+            subject.steps,
+            lambda changed: subject.score(torch.where(changed, filled, subject.images)),
         )
-    },
-    curves=("deletion_curve",),
-    source="RISE, arXiv 1806.07421",
-)
-def deletion(subject: Subject) -> dict[str, Tensor]:
-    """Pixels are set to 0 in the normalised image, the most salient first."""
-    probability = curve(
-        subject.probability,
-        subject.blank_probability,
-        pixel_ranks(subject.saliency),
-        subject.steps,
-        lambda changed: subject.score(subject.images * ~changed),
-    )
-    return {"deletion_auc": area(probability), "deletion_curve": probability}
+
+    return _either_way(subject, f"insertion {fill} {_other(order)}", f"deletion {fill} {order}", make)
 
 
-@metric(
-    "insertion",
-    columns={
-        "insertion_auc": Column(
-            "higher",
-            "Insertion",
-            "Area under the probability as pixels come in, the most salient first.",
-            jumps=True,
+def insertion_curve(subject: Subject, fill: str, order: str) -> Tensor:
+    """p_c as pixels of the image replace others, (B, points).
+
+    Its images are those of deletion in the other order, from the last to the first: no pass is made twice.
+    """
+
+    def make() -> Tensor:
+        filled = subject.filled(fill)
+        return curve(
+            subject.filled_probability(fill),
+            subject.probability,
+            subject.ranks if order == "most" else subject.ranks[0].numel() - 1 - subject.ranks,
+            subject.steps,
+            lambda changed: subject.score(torch.where(changed, subject.images, filled)),
         )
-    },
-    curves=("insertion_curve",),
-    source="RISE, arXiv 1806.07421",
-)
-def insertion(subject: Subject) -> dict[str, Tensor]:
-    """Pixels of the image are put into its blurred version, the most salient first."""
-    probability = curve(
-        subject.blurred_probability,
-        subject.probability,
-        pixel_ranks(subject.saliency),
-        subject.steps,
-        lambda changed: subject.score(torch.where(changed, subject.images, subject.blurred)),
-    )
-    return {"insertion_auc": area(probability), "insertion_curve": probability}
+
+    return _either_way(subject, f"deletion {fill} {_other(order)}", f"insertion {fill} {order}", make)
+
+
+def _other(order: str) -> str:
+    return "least" if order == "most" else "most"
+
+
+def _either_way(subject: Subject, backwards: str, name: str, make: Callable[[], Tensor]) -> Tensor:
+    pixels = subject.ranks[0].numel()
+    same_images = pixels % math.ceil(pixels / subject.steps) == 0
+    if same_images and subject.knows(backwards):
+        return subject.of_maps(backwards, make).flip(1)
+    return subject.of_maps(name, make)
+
+
+CURVES = {"deletion": deletion_curve, "insertion": insertion_curve}
+
+
+def score_area(subject: Subject, kind: str, fill: str, order: str, name: str) -> dict[str, Tensor]:
+    """The area under a curve, and the curve."""
+    probability = CURVES[kind](subject, fill, order)
+    return {f"{name}_auc": area(probability), f"{name}_curve": probability}
+
+
+def score_srg(subject: Subject, fill: str, name: str) -> dict[str, Tensor]:
+    """Area as the least salient pixels go first less that as the most salient ones do; 0 by chance."""
+    least, most = (area(deletion_curve(subject, fill, order)) for order in ("least", "most"))
+    return {name: least - most}
+
+
+def _register(kind: str, fill: str, order: str) -> None:
+    name = variant(kind, fill, order)
+    words = ["" if fill == OWN_FILL[kind] else fill, "" if order == "most" else "least first"]
+    rises = (kind == "insertion") == (order == "most")
+    change = f"are {FILLED[fill]}" if kind == "deletion" else f"come into {BEFORE[fill]}"
+    column = name.replace("-", "_")
+    metric(
+        name,
+        columns={
+            f"{column}_auc": Column(
+                "higher" if rises else "lower",
+                ", ".join([kind.capitalize(), *filter(None, words)]),
+                f"Area under the probability as pixels {change}, the {order} salient first.",
+                jumps=True,
+                bounds=UNIT,
+            )
+        },
+        curves=(f"{column}_curve",),
+        passes="N - 1; one for all methods",
+        source="RISE, 1806.07421",
+    )(partial(score_area, kind=kind, fill=fill, order=order, name=column))
+
+
+def _register_srg(fill: str) -> None:
+    name = variant("srg", fill, "most")
+    column = name.replace("-", "_")
+    metric(
+        name,
+        columns={
+            column: Column(
+                "higher",
+                "SRG" if fill == OWN_FILL["srg"] else f"SRG, {fill}",
+                f"Symmetric relevance gain: deletion ({fill}), least salient first less most; 0 by chance.",
+                jumps=True,
+                bounds=CORRELATION,
+            )
+        },
+        passes="2 (N - 1); beside deletion and insertion of this fill 0",
+        source="SRG, 2401.06654",
+    )(partial(score_srg, fill=fill, name=column))
+
+
+for _kind in CURVES:  # the scores themselves stand before their variants in every table
+    _register(_kind, OWN_FILL[_kind], "most")
+for _kind in CURVES:
+    for _fill in FILLS:
+        for _order in ORDERS:
+            if (_fill, _order) != (OWN_FILL[_kind], "most"):
+                _register(_kind, _fill, _order)
+for _fill in FILLS:
+    _register_srg(_fill)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from camkit.entries import Column, metric
+from camkit.entries import CORRELATION, NOT_NEGATIVE, UNIT, Column, metric
 from camkit.methods.saliency import to_saliency
 from camkit.metrics.adcc import pearson
 from camkit.metrics.subject import Subject
@@ -28,12 +28,21 @@ COLUMNS = {
         "Distance of the map from the Shapley values, over their length.",
         optional=True,
         of_values=True,
+        bounds=NOT_NEGATIVE,
     ),
     "shapley_error_scaled": Column(
-        "lower", "SV error, scaled", "The same for the best multiple of the map.", optional=True
+        "lower",
+        "SV error, scaled",
+        "The same for the best multiple of the map.",
+        optional=True,
+        bounds=NOT_NEGATIVE,
     ),
     "shapley_correlation": Column(
-        "higher", "SV corr.", "Correlation of the map with the Shapley values.", optional=True
+        "higher",
+        "SV corr.",
+        "Correlation of the map with the Shapley values.",
+        optional=True,
+        bounds=CORRELATION,
     ),
     "efficiency_gap": Column(
         "lower",
@@ -41,22 +50,36 @@ COLUMNS = {
         "What the sum of the map leaves unaccounted for of the utility.",
         optional=True,
         of_values=True,
+        bounds=NOT_NEGATIVE,
     ),
     "saliency_distance": Column(
-        "lower", "SV distance", "Mean distance of the saliency map from that of the Shapley values."
+        "lower",
+        "SV distance",
+        "Mean distance of the saliency map from that of the Shapley values.",
+        bounds=UNIT,
     ),
     "nonadditivity": Column(
-        "neither", "Non-additivity", "Of the game, not of a map: at 0 all Shapley values are trivial."
+        "neither",
+        "Non-additivity",
+        "Of the game, not of a map: at 0 all Shapley values are trivial.",
+        bounds=UNIT,
     ),
     "shapley_noise": Column(
         "neither",
         "SV noise",
         "Of the yardstick, not of a map: standard error of the Shapley values, over their length.",
+        bounds=NOT_NEGATIVE,
     ),
 }
 
 
-@metric("shapley", columns=COLUMNS, sees_layer=True, source="Shapley 1953; the game of a layer's positions")
+@metric(
+    "shapley",
+    columns=COLUMNS,
+    sees_layer=True,
+    passes="0; the game of the layer, for all methods",
+    source="Shapley 1953; the game of a layer's positions",
+)
 def shapley(subject: Subject) -> dict[str, Tensor]:
     """Distances of a map m from the Shapley values phi; those of saliency maps as they stand are empty.
 

@@ -1,13 +1,17 @@
-"""Single deletion: do a map and the removal of one patch at a time order an image's patches alike?"""
+"""Single deletion: do a map and the removal of one patch at a time order an image's patches alike?
+
+As in 2407.11910, with three differences: the network is not fine-tuned to missing patches, the predicted
+class is explained, and the map keeps its sign.
+"""
 
 from __future__ import annotations
 
 from torch import Tensor
 from torch.nn import functional as F
 
-from camkit.entries import Column, metric
+from camkit.entries import CORRELATION, Column, metric
 from camkit.metrics.adcc import pearson
-from camkit.metrics.subject import GRID, Subject
+from camkit.metrics.subject import Subject
 
 # The patches of a symmetric map (`centre`) are alike, but their sums differ in the last bits.
 TIE = 1e-6
@@ -30,20 +34,22 @@ def average_ranks(values: Tensor) -> Tensor:
             "Rank correlation, over patches, of the map with the logit's loss when one patch is blanked.",
             optional=True,
             jumps=True,
+            bounds=CORRELATION,
         )
     },
-    source="rank correlation with the logit's drop, one patch of a 4x4 grid removed at a time",
+    passes="0; 17 for all methods (--grid)",
+    source="single deletion, 2407.11910 (docs/definitions.md says what differs)",
 )
 def single_deletion(subject: Subject) -> dict[str, Tensor]:
-    """Spearman correlation over a 4x4 grid: sums of the signed map, and y_c's drop when a patch becomes 0.
+    """Spearman correlation over a grid of patches: sums of the signed map, and y_c's drop when one becomes 0.
 
     The map is resized to the image first (bilinear); methods that give saliency maps are taken as they
-    are. 17 passes per image, shared by all methods. NaN where the map's sums are all alike.
+    are. A pass per patch and one more, shared by all methods. NaN where the map's sums are all alike.
     """
     maps = subject.saliency if subject.maps is None else subject.maps
     size = (subject.images.shape[2], subject.images.shape[3])
     resized = F.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)
-    sums = F.adaptive_avg_pool2d(resized, GRID).flatten(1)  # the mean of a patch orders as its sum
+    sums = F.adaptive_avg_pool2d(resized, subject.patches).flatten(1)  # the mean of a patch orders as its sum
     ranks = (average_ranks(one).to(maps.dtype) for one in (sums, subject.patch_drops))
     first, second = (one[:, None] for one in ranks)
     return {"single_deletion": pearson(first, second)}

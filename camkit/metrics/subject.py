@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -12,10 +13,12 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 from torch.nn import functional as F
 
+from camkit.methods.controls import patch_drops
+from camkit.network.seeding import generator
 from camkit.network.trace import Trace
 
 BLUR_SIZE, BLUR_SIGMA = 11, 5
-GRID = 4  # patches a side in single deletion
+CELL = 32  # pixels a side, of cells where a method sees no layer
 
 
 def blur(images: Tensor) -> Tensor:
@@ -36,71 +39,159 @@ def _blur_kernel(device: torch.device, dtype: torch.dtype) -> Tensor:
     return torch.from_numpy(gaussian_filter(dirac, BLUR_SIGMA)).to(device, dtype)
 
 
+def _once(made: dict[str, Tensor], name: str, make: Callable[[], Tensor]) -> Tensor:
+    if name not in made:
+        made[name] = make()
+    return made[name]
+
+
+def pixel_ranks(saliency: Tensor, places: Tensor | None = None) -> Tensor:
+    """(B, H, W): 0 for the most salient pixel; equals by their `places`, then in raster order."""
+    order = torch.arange(saliency[0].numel(), device=saliency.device).expand(len(saliency), -1)
+    if places is not None:
+        order = places.flatten(1).argsort(dim=1, stable=True)
+    sorted_ = saliency.flatten(1).gather(1, order).argsort(dim=1, descending=True, stable=True)
+    order = order.gather(1, sorted_)
+    raster = torch.arange(order.shape[1], device=order.device).expand_as(order)
+    return torch.empty_like(order).scatter_(1, order, raster).view_as(saliency)
+
+
 @dataclass
 class Subject:
     """A batch of images and one method's maps of them.
 
     Attributes:
         images: normalised, (B, 3, H, W).
+        target: the explained classes c, (B,).
+        logits: of the images, (B, K).
         probability: p_c of the images, (B,), in [0, 1].
         score: images (B, 3, H, W) -> p_c (B,); one pass.
         logit: images (B, 3, H, W) -> y_c (B,); one pass.
         steps: N of deletion and insertion.
+        patches: along a side, of single deletion.
         saliency: (B, H, W) in [0, 1].
         maps: the signed maps (B, h, w); None from methods that give saliency maps.
+        regions: where the target classes are, bool (B, H, W), empty where that is not known of an image; None
+            where it is known of none.
+        image_ids, seed: for what is drawn per image.
+        ties: which of equally salient pixels goes first: `raster` or `random`.
+        grid: sides (h, w) of the layer's map; None for methods that see no layer.
         explain_again: images (B, 3, H, W) -> p_c (B,) and saliency maps (B, H, W) by the same method.
+        explain_behind: name, change, whether it is traced -> signed maps (B, h, w) or saliency maps from
+            methods that give these, and saliency maps: of a network that is changed behind the layer, see
+            :meth:`camkit.network.passes.Network.changed`. One pass for each name, whatever the methods.
+        explain_as: target (B,) or utility -> the same for other classes or another utility; one gradient.
     """
 
     images: Tensor
+    target: Tensor
+    logits: Tensor
     probability: Tensor
     score: Callable[[Tensor], Tensor]
     logit: Callable[[Tensor], Tensor]
     steps: int
+    patches: int
     saliency: Tensor
     maps: Tensor | None
+    regions: Tensor | None
+    image_ids: Sequence[str]
+    seed: int
+    ties: str
+    grid: tuple[int, int] | None
     explain_again: Callable[[Tensor], tuple[Tensor, Tensor]]
+    explain_behind: Callable[..., tuple[Tensor, Tensor]]
+    explain_as: Callable[..., tuple[Tensor, Tensor]]
     _find_trace: Callable[[], Trace]
     # Of the images alone: :func:`dataclasses.replace` hands it on to the subjects of the other methods.
     _made: dict[str, Tensor] = field(default_factory=dict)
+    # Of this method's maps.
+    _of_maps: dict[str, Tensor] = field(default_factory=dict)
 
     def _once(self, name: str, make: Callable[[], Tensor]) -> Tensor:
-        if name not in self._made:
-            self._made[name] = make()
-        return self._made[name]
+        return _once(self._made, name, make)
 
     @property
     def trace(self) -> Trace:
         """The trace, for metrics that are registered with `sees_layer`."""
         return self._find_trace()
 
-    @property
-    def blank_probability(self) -> Tensor:
-        """p_c of the image whose pixels are all 0 after normalisation, (B,)."""
-        return self._once("blank_probability", lambda: self.score(torch.zeros_like(self.images)))
+    def draw(self, purpose: str) -> list[torch.Generator]:
+        """A random generator per image, of its own for each purpose."""
+        return [generator(self.seed, image, purpose) for image in self.image_ids]
 
     @property
-    def blurred(self) -> Tensor:
-        """The blurred images, (B, 3, H, W)."""
-        return self._once("blurred", lambda: blur(self.images))
+    def explained_masked(self) -> tuple[Tensor, Tensor]:
+        """p_c (B,) and saliency maps (B, H, W) of the images times their saliency: one explained pass."""
+        if not self.knows("masked probability"):
+            found = self.explain_again(self.images * self.saliency[:, None])
+            for name, one in zip(("masked probability", "masked saliency"), found, strict=True):
+                self._of_maps[name] = one
+        return self._of_maps["masked probability"], self._of_maps["masked saliency"]
 
     @property
-    def blurred_probability(self) -> Tensor:
-        """p_c of the blurred images, (B,)."""
-        return self._once("blurred_probability", lambda: self.score(self.blurred))
+    def ranks(self) -> Tensor:
+        """(B, H, W): 0 for the most salient pixel; equals in raster order, or cell by cell in a drawn one."""
+        return self.of_maps(
+            "ranks",
+            lambda: pixel_ranks(self.saliency, self._cell_places if self.ties == "random" else None),
+        )
+
+    @property
+    def _cell_places(self) -> Tensor:
+        """A drawn place for each cell of the layer, the same for its pixels, (B, H, W).
+
+        Methods that see no layer have cells of 32 pixels, the stride of most networks.
+        """
+        size = (self.images.shape[2], self.images.shape[3])
+        rows, columns = self.grid or (math.ceil(size[0] / CELL), math.ceil(size[1] / CELL))
+        places = torch.stack([torch.randperm(rows * columns, generator=one) for one in self.draw("ties")])
+        cells = places.view(-1, 1, rows, columns).to(self.images)
+        return F.interpolate(cells, size, mode="nearest")[:, 0]
+
+    def filled(self, fill: str) -> Tensor:
+        """What stands where the images do not, (B, 3, H, W).
+
+        Args:
+            fill: `zero` after normalisation; `mean`, each image's mean colour; `blur`; `noise`, standard
+                normal in units of the normalised image.
+        """
+        make: dict[str, Callable[[], Tensor]] = {
+            "zero": lambda: torch.zeros_like(self.images),
+            "mean": lambda: self.images.mean(dim=(2, 3), keepdim=True).expand_as(self.images),
+            "blur": lambda: blur(self.images),
+            "noise": self._noise,
+        }
+        return self._once(f"filled {fill}", make[fill])
+
+    def _noise(self) -> Tensor:
+        shape = self.images.shape[1:]
+        return torch.stack([torch.randn(shape, generator=one) for one in self.draw("fill")]).to(self.images)
+
+    def filled_probability(self, fill: str) -> Tensor:
+        """p_c where nothing is left of the images, (B,); one pass, whatever the methods."""
+        return self._once(f"filled {fill} probability", lambda: self.score(self.filled(fill)))
+
+    def knows(self, name: str) -> bool:
+        """Whether :meth:`of_maps` has something of this name already."""
+        return name in self._of_maps
+
+    def of_maps(self, name: str, make: Callable[[], Tensor]) -> Tensor:
+        """What several metrics make of this method's maps, once."""
+        return _once(self._of_maps, name, make)
+
+    def region_certified(self, share: float) -> Tensor:
+        """(B,): blanking all else lowers y_c by less than this share of what blanking the region does."""
+        return self._once(f"certified {share}", lambda: self._region_certified(share))
+
+    def _region_certified(self, share: float) -> Tensor:
+        assert self.regions is not None
+        inside = self.regions[:, None]
+        whole = self.logit(self.images)
+        without_region = whole - self.logit(self.images * ~inside)
+        without_rest = whole - self.logit(self.images * inside)
+        return without_rest < share * without_region
 
     @property
     def patch_drops(self) -> Tensor:
-        """Drop of y_c when one patch of the 4x4 grid is set to 0, (B, 16), raster order; 17 passes."""
-        return self._once("patch_drops", self._patch_drops)
-
-    def _patch_drops(self) -> Tensor:
-        height, width = self.images.shape[2:]
-        drops = []
-        for row in range(GRID):
-            for column in range(GRID):
-                kept = self.images.clone()
-                rows = slice(row * height // GRID, (row + 1) * height // GRID)
-                columns = slice(column * width // GRID, (column + 1) * width // GRID)
-                kept[:, :, rows, columns] = 0
-                drops.append(self.logit(kept))
-        return self.logit(self.images)[:, None] - torch.stack(drops, dim=1)
+        """Drop of y_c when one patch is set to 0, (B, patches^2), raster order; a pass each, and one more."""
+        return self._once("patch_drops", lambda: patch_drops(self.images, self.patches, self.logit))

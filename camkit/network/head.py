@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from camkit.errors import CamkitError
-from camkit.network.layers import Reshape, find_module, find_reshape, hooked
-from camkit.network.passes import Network
+from camkit.network.layers import find_module, hooked
+from camkit.network.passes import Network, replace_forward, whole_attention
 from camkit.network.precision import precise
+from camkit.network.reshape import Reshape, find_reshape
+
+# How far logits may be from those of a whole pass, over the largest: what follows a layer runs in float32.
+SAME = {torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float16: 0.05}
 
 
 class Head:
@@ -42,6 +45,7 @@ class Head:
         self.modules = [module for module, _ in finished]
         self.given = [images, *(given for _, given in finished)]
         if layer not in network.bypasses:
+            self._check(layer)
             network.bypasses[layer] = self._find_bypasses()
         self.passing = network.bypasses[layer]
         self.bypassed = bool(self.passing)
@@ -54,6 +58,31 @@ class Head:
         # An in-place operation further on must not change what the next call is given.
         given = [one.clone() if place in self.passing else one for place, one in enumerate(self.given)]
         return self._replay(activation, given)
+
+    @torch.no_grad()
+    def _check(self, layer: str) -> None:
+        """Replace the layer's output by itself, and by zeros.
+
+        Raises:
+            CamkitError: the logits are others with the very same output, or the same without it.
+        """
+        activation = precise(self.reshape.to_map(self.output))
+        with self.network.precision(), whole_attention():
+            logits = precise(self.network.run(self.given[0]))
+        same, zeroed = (
+            self._replay(one, [one.clone() for one in self.given])
+            for one in (activation, torch.zeros_like(activation))
+        )
+        allowed = SAME[self.network.dtype] * logits.abs().amax()
+        if (same - logits).abs().amax() > allowed:
+            raise CamkitError(
+                f"layer {layer!r} cannot be replaced: with the very same output in its place the logits are "
+                "others. Choose another --layer"
+            )
+        if activation.any() and torch.equal(zeroed, same):
+            raise CamkitError(
+                f"the logits do not depend on the output of layer {layer!r}: choose another --layer"
+            )
 
     def _find_bypasses(self) -> frozenset[int]:
         """Which of `given` reach the logits without passing through the layer."""
@@ -74,7 +103,7 @@ class Head:
 
     def _replay(self, activation: Tensor, given: Sequence[Tensor]) -> Tensor:
         images, *outputs = given
-        with self.network.precision(), ExitStack() as tail:
+        with self.network.precision(), whole_attention(), ExitStack() as tail:
 
             def substitute(*_: object, **__: object) -> Tensor:
                 self.network.enter_tail(tail)
@@ -85,9 +114,9 @@ class Head:
                 queues.setdefault(module, []).append(output)
             with ExitStack() as replaced:
                 for module, queue in queues.items():
-                    _replace_forward(module, _hand_out(queue, module.forward), replaced)
-                _replace_forward(self.module, substitute, replaced)
-                return precise(self.network.model(images))
+                    replace_forward(module, _hand_out(queue, module.forward), replaced)
+                replace_forward(self.module, substitute, replaced)
+                return precise(self.network.run(images))
 
 
 def head_after(network: Network, images: Tensor, layer: str) -> Head:
@@ -115,12 +144,12 @@ def head_after(network: Network, images: Tensor, layer: str) -> Head:
     modules = list(network.model.modules())
     with torch.inference_mode(False), torch.no_grad():
         attached = hooked(((one, leave) for one in modules), before=((one, enter) for one in modules))
-        with attached, network.precision(), suppress(_Reached):
-            network.model(images)
+        with attached, network.precision(), whole_attention(), suppress(_Reached):
+            network.run(images)
         network.passes += 1
         if not reached:
             raise CamkitError(f"layer {layer!r} does not run in a forward pass: choose another --layer")
-        reshape = find_reshape(layer, target, reached[0])
+        reshape = find_reshape(layer, target, reached[0], network.positions.at(images))
         finished = [pair for frame in frames for pair in frame]
         return Head(network, layer, reshape, images, reached[0], finished)
 
@@ -138,11 +167,3 @@ def _hand_out(outputs: list[Tensor], forward: Callable[..., Tensor]) -> Callable
         return forward(*inputs, **options) if output is None else output
 
     return hand_out
-
-
-def _replace_forward(module: nn.Module, forward: Callable[..., Tensor], until: ExitStack) -> None:
-    own = vars(module).get("forward")
-    module.forward = forward  # type: ignore[method-assign]
-    until.callback(
-        partial(delattr, module, "forward") if own is None else partial(setattr, module, "forward", own)
-    )

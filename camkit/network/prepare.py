@@ -10,13 +10,14 @@ import torch
 from camkit.config import RunConfig
 from camkit.data import Item
 from camkit.data.batches import batches
-from camkit.data.pixels import Preprocess
-from camkit.errors import CamkitError, Say, UsageError, is_out_of_memory
+from camkit.data.pixels import Preprocess, shrunk
+from camkit.errors import CamkitError, Say, UsageError
 from camkit.network.allocator import keep_freed_memory
+from camkit.network.inspect import expect_classes, inspect, noise_like, open_network, takes
 from camkit.network.layers import last_feature_layer
-from camkit.network.loading import LoadedModel, load_model
+from camkit.network.loading import LoadedModel, load_model, load_preprocess
 from camkit.network.passes import Network
-from camkit.network.weights import calibrate
+from camkit.network.random import calibrate, fill_classifier
 from camkit.share import Share
 
 # Random weights take their batch-norm statistics from this many images, whatever the batch size or limit.
@@ -70,28 +71,26 @@ def prepare(name: str, layers: Sequence[str], data: Sequence[Item], config: RunC
         keep_freed_memory()
     loaded = load_model(name, config.weights, config.preprocess, config.seed)
     loaded = replace(loaded, preprocess=replace(loaded.preprocess, orient=config.exif == "apply"))
-    _, height, width = loaded.preprocess.shape
-    if not 1 <= config.steps <= height * width:
-        raise UsageError(f"--steps {config.steps}: expected 1 to {height * width}, the number of pixels")
-    probe = torch.zeros(1, 3, height, width, device=device)
-    dtype = getattr(torch, config.dtype)
-    try:
-        network = Network(loaded.model, device, dtype)
-        logits = network.logits(probe)
-    except (RuntimeError, AssertionError, ValueError, MemoryError) as error:
-        if is_out_of_memory(error):
-            raise CamkitError(f"{name} does not fit into the memory of {device}") from error
-        raise UsageError(
-            f"{name} cannot take {height}x{width} images: {str(error).strip().splitlines()[0]}\n"
-            "Use --preprocess native, the transform that belongs to the weights."
-        ) from error
-    if logits.ndim != 2:
-        raise UsageError(
-            f"{name} gives {tuple(logits.shape)}, expected logits (B, classes): not a classifier"
-        )
+    if config.of_mosaics:
+        loaded = replace(loaded, preprocess=replace(loaded.preprocess, side=config.mosaic))
+        if not takes(loaded.model, loaded.preprocess.shape, device):
+            loaded = replace(loaded, preprocess=shrunk(loaded.preprocess))
+            height, width = loaded.preprocess.shape[1:]
+            say(f"{name}: takes no larger images: the mosaics are shrunk to {height}x{width}")
+    shape = loaded.preprocess.shape
+    if not 1 <= config.steps <= shape[1] * shape[2]:
+        raise UsageError(f"--steps {config.steps}: expected 1 to {shape[1] * shape[2]}, the number of pixels")
+    network = open_network(
+        name, loaded.model, shape, device, getattr(torch, config.dtype), _advice(config, loaded)
+    )
     if config.weights == "random":
+        fill_classifier(loaded.model, config.seed)
         images = _first_images(data, loaded.preprocess)
         calibrate(loaded.model, loaded.preprocess.normalise(images.to(device)))
+    probe = noise_like(1, shape, device)
+    classes = network.logits(probe).shape[1]
+    expect_classes(name, loaded.row, loaded.model, classes)
+    inspect(name, network, shape, say)
     named: Mapping[str, str | None] = {"conv": loaded.row.conv, "prepool": loaded.row.prepool}
     if any(layer in named and named[layer] is None for layer in layers):
         named = dict.fromkeys(named, _last_layer(network, probe, name, say))
@@ -99,12 +98,20 @@ def prepare(name: str, layers: Sequence[str], data: Sequence[Item], config: RunC
     network.trace(probe, list(dict.fromkeys(paths.values())))
     if config.compile:
         network.compile()
-    return Prepared(loaded, network, paths, logits.shape[1])
+    return Prepared(loaded, network, paths, classes)
+
+
+def _advice(config: RunConfig, loaded: LoadedModel) -> str:
+    """What to try where a model does not take images of this size."""
+    native = load_preprocess(loaded.row, loaded.model, "native")
+    if config.preprocess == "native" or native.shape == loaded.preprocess.shape:
+        return ""
+    height, width = native.shape[1:]
+    return f"Use --preprocess native, the transform that belongs to the weights ({height}x{width})."
 
 
 def _last_layer(network: Network, probe: torch.Tensor, name: str, say: Say) -> str:
-    noise = torch.randn(probe.shape, generator=torch.Generator().manual_seed(0)).to(probe.device)
-    path = last_feature_layer(network.model, noise)
+    path = last_feature_layer(network.model, probe)
     if path is None:
         raise UsageError(
             f"no feature layer before pooling was found in {name}: name one with --layer MODULE.PATH"

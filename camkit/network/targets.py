@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from camkit.registry import unknown_name
@@ -20,25 +21,32 @@ class Target:
     """A rule.
 
     Attributes:
-        class_of: the predicted classes and the labels (-1: none), both (B,) -> the classes to explain, (B,).
+        class_of: the logits (B, K), the predicted classes and the labels (-1: none), both (B,) -> the classes
+            to explain, (B,).
         needs_labels: images without a label are left out.
         keeps: an image's predicted class and its label -> whether it is explained at all.
     """
 
     name: str
-    class_of: Callable[[Tensor, Tensor], Tensor]
+    class_of: Callable[[Tensor, Tensor, Tensor], Tensor]
     needs_labels: bool = False
     keeps: Callable[[int, int | None], bool] = keeps_all
+
+
+def runner_up(logits: Tensor, predicted: Tensor) -> Tensor:
+    """The most likely class but the predicted one, (B,)."""
+    return logits.scatter(1, predicted[:, None], -torch.inf).argmax(dim=1)
 
 
 TARGETS = {
     rule.name: rule
     for rule in (
-        Target("predicted", lambda predicted, labels: predicted),
-        Target("label", lambda predicted, labels: labels, needs_labels=True),
+        Target("predicted", lambda logits, predicted, labels: predicted),
+        Target("runner-up", lambda logits, predicted, labels: runner_up(logits, predicted)),
+        Target("label", lambda logits, predicted, labels: labels, needs_labels=True),
         Target(
             "correct",
-            lambda predicted, labels: labels,
+            lambda logits, predicted, labels: labels,
             needs_labels=True,
             keeps=lambda predicted, label: predicted == label,
         ),
@@ -47,11 +55,13 @@ TARGETS = {
 
 
 def find_target(name: str) -> Target:
-    """A rule by its name.
+    """A rule by its name, or the class of an index.
 
     Raises:
         UsageError: there is none.
     """
+    if name.isdecimal():
+        return Target(name, lambda logits, predicted, labels: torch.full_like(predicted, int(name)))
     if name not in TARGETS:
-        raise unknown_name("target", name, TARGETS)
+        raise unknown_name("target", name, TARGETS, "; or a class, by its index or name")
     return TARGETS[name]

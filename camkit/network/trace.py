@@ -13,6 +13,7 @@ from camkit.config import DEFAULT_BUDGET
 from camkit.errors import CamkitError
 from camkit.network.game import Game, absent_activation
 from camkit.network.head import Head, head_after
+from camkit.network.layers import find_module, hooked
 from camkit.network.passes import Network, TracedPass
 from camkit.network.seeding import generator
 
@@ -28,6 +29,7 @@ class ImageView:
         target: target classes, (B,).
         seed, draw: seed of random methods; 0 for the image, 1 for the masked image of coherency.
         network: the model whose classes are explained.
+        regions: where the target classes are in the images, bool (B, H, W); None where that is not known.
     """
 
     images: Tensor
@@ -37,6 +39,7 @@ class ImageView:
     seed: int
     draw: int
     network: Network
+    regions: Tensor | None
 
     def score(self, images: Tensor) -> Tensor:
         """Probability p_c (B,) of other images (B, 3, H, W): one pass."""
@@ -82,7 +85,24 @@ class Trace(ImageView):
     @cached_property
     def _differentiable_gradient(self) -> Tensor:
         with torch.enable_grad():
-            return _gradient(self.utility(self.passed.logits, self.target), self._leaf, create_graph=True)
+            utility = self.utility(self.passed.logits, self.target)
+            if not utility.requires_grad:
+                raise self._no_gradient()
+            return _gradient(utility, self._leaf, create_graph=True)
+
+    def _no_gradient(self) -> CamkitError:
+        """Why the logits are no function of the layer's output that has a derivative."""
+        with torch.no_grad():
+            zeroed = [(find_module(self.network.model, self.layer), lambda _, __, output: output * 0)]
+            with hooked(zeroed):
+                logits = self.network.run(self.images)
+            if torch.equal(logits, self.network.run(self.images)):
+                return CamkitError("the logits do not depend on the layer's output: choose another --layer")
+        return CamkitError(
+            f"the logits depend on the output of layer {self.layer!r}, but carry no gradient: the model runs "
+            "under torch.no_grad or inference_mode after it, or detaches it. Its forward has to be "
+            "differentiable."
+        )
 
     @property
     def gradient(self) -> Tensor:

@@ -20,7 +20,7 @@ from typing import Any
 import timm
 import torch
 import torchvision
-from torch import Tensor, nn
+from torch import nn
 from torchvision.models import WeightsEnum
 
 from camkit.entries import MODELS
@@ -124,7 +124,7 @@ def _from_plugin(row: ModelRow, pretrained: bool) -> nn.Module:
     added = MODELS[row.entry]
     try:
         model = added.build(pretrained=pretrained)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise PluginError(
             f"plugin {added.origin}: model {row.name!r}: {type(error).__name__}: {error}"
         ) from error
@@ -278,23 +278,3 @@ def _sha256(model: nn.Module) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def calibrate(model: nn.Module, images: Tensor) -> None:
-    """Take the statistics of every batch norm from `images` (B, 3, H, W), in one pass.
-
-    With the statistics that random weights come with, a deep model gives nearly the same logits for all.
-    """
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    if not norms:
-        return
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the plain average over what is passed
-        norm.train()
-    with torch.no_grad():
-        model(images if len(images) > 1 else images.expand(2, *images.shape[1:]))
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-        norm.eval()

@@ -7,8 +7,9 @@ from functools import cached_property
 
 import numpy as np
 
+from camkit.report.intervals import LEVEL
 from camkit.report.scores import BLIND
-from camkit.report.statistics import FEW_IMAGES, Sampled, bootstrap, holm
+from camkit.report.statistics import FEW_IMAGES, Estimates, estimates, holm
 from camkit.report.study import Block
 
 # Two cells whose scores of every image differ by less are the same method computed in another order.
@@ -18,50 +19,49 @@ SHOWN_DECIMALS = 4  # of fractions: two of the percent that tables show
 
 @dataclass(frozen=True)
 class Analysis:
-    """A block with its bootstrap. Arrays are (methods, scores) if not said otherwise."""
+    """A block with its statistics. Arrays are (methods, scores) if not said otherwise."""
 
     block: Block
 
     @cached_property
-    def own(self) -> Sampled:
+    def own(self) -> Estimates:
         """Each method's statistics over all of its images."""
-        return self._bootstrap(self.block.values)
+        return self._estimates(self.block.sampled)
 
-    def _bootstrap(self, values: np.ndarray) -> Sampled:
-        means = {score.name: score.declared.mean for score in self.block.scores}
-        own = {name: mean for name, mean in means.items() if mean is not None}
-        return bootstrap(values.astype(np.float64), self.block.columns, own)
+    def _estimates(self, values: np.ndarray) -> Estimates:
+        return estimates(values, {score.name: score.declared for score in self.block.scores})
 
     @cached_property
-    def common(self) -> Sampled:
+    def common(self) -> Estimates:
         """Statistics over the images that every method has: what comparisons use."""
         if self.shared[:, self.block.counts.max(axis=0) > 0].all():
             return self.own
-        return self._bootstrap(self.shared_values)
+        return self._estimates(self.shared_values)
 
     @cached_property
     def shared(self) -> np.ndarray:
-        """(images, scores): true where every method that has the score at all has it for the image."""
-        missing = np.isnan(self.block.values)  # (images, methods, scores)
+        """(units, scores): true where every method that has the score at all has it for the unit."""
+        missing = np.isnan(self.block.sampled)  # (units, methods, scores)
         return ~(missing & (self.block.counts > 0)).any(axis=1)
 
     @property
     def shared_values(self) -> np.ndarray:
-        """The block's values (images, methods, scores) with NaN for images that comparisons leave out."""
-        return np.where(self.shared[:, None], self.block.values, np.nan)
+        """The units' scores (units, methods, scores) with NaN for units that comparisons leave out."""
+        return np.where(self.shared[:, None], self.block.sampled, np.nan)
 
     @cached_property
     def common_images(self) -> np.ndarray:
-        """Number of images that comparisons use, (scores,)."""
+        """Number of units that comparisons use, (scores,)."""
         return self.shared.sum(axis=0)
 
     @property
     def few(self) -> bool:
         return bool(self.block.counts[self.block.counts > 0].min() < FEW_IMAGES)
 
-    @cached_property
+    @property
     def intervals(self) -> tuple[np.ndarray, np.ndarray]:
-        return self.own.interval()
+        """Ends of the 95 % intervals; NaN where a single image gives none."""
+        return self.own.interval
 
     @property
     def sign(self) -> np.ndarray:
@@ -95,20 +95,31 @@ class Analysis:
         return np.where(np.isnan(values).all(axis=0) | (self.sign == 0), -1, rows)
 
     @cached_property
-    def beats_control(self) -> np.ndarray:
-        """1 where a method beats the best control: the 95 % interval of the difference says so; else 0.
+    def control_p(self) -> np.ndarray:
+        """p that a method does not beat the best control, corrected (Holm) over methods and scores.
 
-        NaN where that cannot be asked: of controls, without controls, without a score or its better side.
+        Which control is the best is not known, only which one looks best on these images. So a method has to
+        beat each of them: its p is the largest of the paired tests against all controls, 1 where it is not
+        better (an intersection-union test: Berger, Technometrics 1982), which needs no correction for the
+        choice. NaN where that cannot be asked: of controls, without controls, without a score or its better
+        side, with one image.
         """
-        beats = np.full(self.own.value.shape, np.nan)
-        if self.best_control is None:
-            return beats
-        rows = self.best_control[None]
-        difference = self.common - self.common[rows, np.arange(rows.shape[1])[None]]
-        low, high = difference.interval()
-        asked = ~self.block.controls[:, None] & ~np.isnan(difference.value) & (self.best_control >= 0)
-        beats[asked] = np.where(self.sign > 0, low > 0, high < 0)[asked]
-        return beats
+        p = np.full(self.own.value.shape, np.nan)
+        for row in np.flatnonzero(self.block.controls):
+            found = self.common - self.common.only(int(row))
+            worse = (found.value * self.sign < 0) & ~np.isnan(found.p_value)
+            p = np.fmax(p, np.where(worse, 1.0, found.p_value))
+        p[self.block.controls] = np.nan
+        p[:, self.sign == 0] = np.nan
+        return holm(p)
+
+    @property
+    def beats_control(self) -> np.ndarray:
+        """1 where it is shown that a method beats the best control (:attr:`control_p` below 0.05), else 0.
+
+        NaN where that cannot be asked.
+        """
+        return np.where(np.isnan(self.control_p), np.nan, self.control_p < 1 - LEVEL)
 
     @cached_property
     def blind_winners(self) -> dict[str, str]:
@@ -133,8 +144,10 @@ class Comparison:
     Attributes:
         baseline: row of the method compared with.
         difference: method minus baseline; `low`, `high`: ends of its 95 % interval.
-        p: two-sided, Holm-corrected over all methods and scores of the block; NaN for the baseline, and
-            where there is nothing to tell: no score of one of the two, or a score without a better side.
+        p: two-sided, Holm-corrected over all methods and scores of the block; NaN where it is not asked, and
+            with one image.
+        asked: whether there is something to tell: not of the baseline, where one of the two has no score, or
+            of a score without a better side.
         won, tied: shares of images on which the method's score is better, or the same.
         same: no image's score differs by more than rounding.
     """
@@ -145,28 +158,24 @@ class Comparison:
     low: np.ndarray
     high: np.ndarray
     p: np.ndarray
+    asked: np.ndarray
     won: np.ndarray
     tied: np.ndarray
     same: np.ndarray
 
     @property
-    def asked(self) -> np.ndarray:
-        """True where it can be asked whether a method differs from the baseline."""
-        return ~np.isnan(self.p)
-
-    @property
     def apart(self) -> np.ndarray:
         """True where a method can be told from the baseline (corrected p below 0.05, and not the same)."""
-        return (self.p < 0.05) & ~self.same
+        return (self.p < 1 - LEVEL) & ~self.same
 
 
 def compare(analysis: Analysis, baseline: int) -> Comparison:
     """Compare every method of a block with the one in row `baseline`, image by image."""
-    difference = analysis.common - analysis.common[baseline : baseline + 1]
-    low, high = difference.interval()
-    p = difference.p_value()
-    p[baseline] = np.nan
-    p[:, analysis.sign == 0] = np.nan
+    difference = analysis.common - analysis.common.only(baseline)
+    low, high = difference.interval
+    asked = ~np.isnan(difference.value) & (analysis.sign != 0)
+    asked[baseline] = False
+    p = np.where(asked, difference.p_value, np.nan)
     values = analysis.shared_values
     better = np.where(analysis.sign == 0, np.nan, analysis.sign)
     gain = (values - values[:, baseline : baseline + 1]) * better
@@ -175,4 +184,4 @@ def compare(analysis: Analysis, baseline: int) -> Comparison:
     with np.errstate(invalid="ignore"):
         won, tied = ((gain > 0).sum(axis=0) / images, (gain == 0).sum(axis=0) / images)
     same = (np.where(compared, np.abs(gain), 0).max(axis=0) < SAME) & (images > 0)
-    return Comparison(analysis, baseline, difference.value, low, high, holm(p), won, tied, same)
+    return Comparison(analysis, baseline, difference.value, low, high, holm(p), asked, won, tied, same)

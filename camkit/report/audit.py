@@ -37,9 +37,15 @@ def _images(analysis: Analysis, named: Naming) -> list[str]:
     lines = []
     if analysis.few:
         fewest = int(block.counts[block.counts > 0].min())
-        lines.append(
-            f"Only {fewest} images: the intervals rest on fewer than {FEW_IMAGES} and are not to be trusted."
-        )
+        if block.counts.max() == 1:
+            lines.append("Only one image: there are no intervals, and nothing can be tested.")
+        elif fewest == 1:
+            lines.append("Some scores rest on one image: they have no interval, and are not tested.")
+        else:
+            lines.append(
+                f"Only {fewest} images: the intervals rest on fewer than {FEW_IMAGES} and are not to be "
+                "trusted."
+            )
     most = block.counts.max(axis=0)
     short = {
         name: [s.short for s, have, all_ in zip(block.scores, counts, most, strict=True) if 0 < have < all_]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from camkit.report.statistics import LEVEL
+from camkit.report.intervals import LEVEL
 from camkit.report.study import Block
 from camkit.results.arrays import curve_paths, read_curves, thin
 from camkit.results.folder import file_name
@@ -19,7 +19,7 @@ class MeanCurve:
 
     Attributes:
         mean: (points,), at equally spaced shares of the pixels from 0 to 1.
-        half: (points,), half the 95 % interval of the mean (Student's t), point by point.
+        half: (points,), half the 95 % interval of the mean (Student's t), point by point; NaN of one image.
         images: how many.
     """
 
@@ -44,6 +44,6 @@ def mean_curves(block: Block) -> dict[str, dict[str, MeanCurve]]:
 def _mean(curves: np.ndarray) -> MeanCurve:
     images = len(curves)
     if images == 1:
-        return MeanCurve(curves[0], np.zeros(curves.shape[1]), 1)
+        return MeanCurve(curves[0], np.full(curves.shape[1], np.nan), 1)
     error = curves.std(axis=0, ddof=1) / np.sqrt(images)
     return MeanCurve(curves.mean(axis=0), stats.t.isf((1 - LEVEL) / 2, images - 1) * error, images)

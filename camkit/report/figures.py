@@ -5,19 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import torch
 from matplotlib.animation import FuncAnimation, PillowWriter
 from matplotlib.figure import Figure
 
 from camkit.errors import CamkitError
-from camkit.metrics.causal import pixel_ranks
+from camkit.metrics.subject import pixel_ranks
 from camkit.report.scores import known_scores, title_of
 
 # Perceptually even, unlike the field's usual jet, whose bands draw edges that are not in the map.
 COLOUR_MAPS = ("inferno", "viridis", "jet")
 FRAMES_A_SECOND = 6
+# Names of methods, models and classes are text; matplotlib takes what is between dollar signs for formulas.
+PLAIN_TEXT: dict[Any, Any] = {"text.parse_math": False}
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,7 @@ class Explained:
     curves: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
 
 
+@mpl.rc_context(PLAIN_TEXT)
 def saliency_figure(
     rows: Sequence[Explained], colour_map: str = COLOUR_MAPS[0], with_scores: bool = True
 ) -> Figure:
@@ -76,11 +81,13 @@ def _score_lines(scores: Mapping[str, float]) -> list[str]:
     return ["   ".join(words[place : place + 2]) for place in range(0, len(words), 2)]
 
 
+@mpl.rc_context(PLAIN_TEXT)
 def save_figure(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
 
 
+@mpl.rc_context(PLAIN_TEXT)
 def save_changes(rows: Sequence[Explained], path: Path) -> None:
     """A GIF: pixels deleted from each photo, and put into its blurred version, the most salient first.
 

@@ -6,7 +6,6 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +13,7 @@ from PIL import Image
 
 from camkit.data import class_name, find_images
 from camkit.data.pixels import PAPER_CROP, Preprocess, read_file
-from camkit.data.sources import Source
+from camkit.data.sources import Source, parts_of
 from camkit.errors import CamkitError, UsageError
 from camkit.network.loading import load_model
 from camkit.network.models import ROWS
@@ -189,14 +188,13 @@ def within_limit(selections: Sequence[Selection]) -> list[Selection]:
 
 
 def find_photos(
-    selections: Sequence[Selection], data: str | None, layout: str | None, labels: Path | None, say: Say
+    selections: Sequence[Selection], data: str | None, reading: Mapping[str, Any], say: Say
 ) -> dict[Photo, str]:
     """The photos as JPEG data URIs, each the crop that the model saw.
 
     Args:
         data: where the photos lie; None: not known. The sample photos are found without it.
-        layout: how they lie; None: as when the run had them.
-        labels: the label file that the run had, if any.
+        reading: options of :func:`find_images`, as the run had them; without a layout it is the run's.
 
     Raises:
         UsageError: `data` holds no images, or not in that layout.
@@ -208,22 +206,23 @@ def find_photos(
             continue
         if sample:
             try:
-                photos |= _read_photos(members, "sample", None, None, say)
+                photos |= _read_photos(members, "sample", {}, say)
             except CamkitError as error:  # nobody asked for them: the page does without
                 say(f"no photos: {error}")
         elif data is None:
             say("no photos: --data PATH says where they lie (--no-photos: none are wanted)")
         else:
             known = None if data == "sample" else _segment(members[0].block).get("layout")
-            photos |= _read_photos(members, data, layout or known, labels, say)
+            layout = reading.get("layout") or known
+            photos |= _read_photos(members, data, {**reading, "layout": layout}, say)
     return photos
 
 
 def _read_photos(
-    selections: Sequence[Selection], data: str, layout: str | None, labels: Path | None, say: Say
+    selections: Sequence[Selection], data: str, reading: Mapping[str, Any], say: Say
 ) -> dict[Photo, str]:
     try:
-        found = find_images(data, seed=0, layout=layout, labels=labels)
+        found = find_images(data, seed=0, **reading)
     except UsageError as error:
         raise UsageError(f"--data {data}: {error}") from error
     blocks = [one.block for one in selections]
@@ -262,7 +261,8 @@ def _preprocess(block: Block) -> Preprocess:
 
 
 def _jpeg(preprocess: Preprocess, source: Source) -> str:
-    pixels = preprocess.pixels(read_file(source))
+    crops = [preprocess.pixels(read_file(photo)) for photo in parts_of(source)]
+    pixels = preprocess.assemble(crops)
     photo = Image.fromarray(pixels.permute(1, 2, 0).numpy())
     photo.thumbnail((PHOTO_SIDE, PHOTO_SIDE), Image.Resampling.LANCZOS)
     file = io.BytesIO()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import re
+import textwrap
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import click
-from tabulate import SEPARATING_LINE, tabulate
+from tabulate import MIN_PADDING, SEPARATING_LINE, tabulate
 
 
 @dataclass(frozen=True)
@@ -53,30 +54,80 @@ class Grid:
     sortable: bool = True
 
 
-def terminal(grids: Sequence[Grid], legend: Sequence[str] = (), remarks: Sequence[str] = ()) -> str:
-    """Text with ANSI styles; :func:`click.unstyle` takes them out."""
+def terminal(
+    grids: Sequence[Grid],
+    legend: Sequence[str] = (),
+    remarks: Sequence[str] = (),
+    width: int | None = None,
+) -> str:
+    """Text with ANSI styles; :func:`click.unstyle` takes them out.
+
+    Args:
+        width: in letters. A table that is wider goes on below, with the first column again; a column that is
+            too wide beside the first one stays so. None: as wide as it is.
+    """
 
     def styled(cell: Entry) -> str:
         style = cell.bold or cell.underline
         text = click.style(cell.text, bold=cell.bold, underline=cell.underline) if style else cell.text
         return f"{text} {cell.detail}" if cell.detail else text
 
+    def filled(text: str, indent: str = "") -> str:
+        if width is None:
+            return indent + text
+        wrapper = textwrap.TextWrapper(width, break_long_words=False, break_on_hyphens=False)
+        wrapper.initial_indent = wrapper.subsequent_indent = indent
+        return wrapper.fill(text)
+
     blocks = []
     for grid in grids:
-        rows = _rows(grid, styled, line=[SEPARATING_LINE])
-        table = tabulate(
-            rows,
-            grid.headings,
-            tablefmt="simple",
-            disable_numparse=True,
-            stralign="right",
-            colalign=("left",),
-        )
-        blocks.append(
-            "\n".join([click.style(grid.title, bold=True), table, *(f"  {note}" for note in grid.notes)])
-        )
-    words = "\n".join([*legend, *remarks])
+        parts = [
+            tabulate(
+                _rows(part, styled, line=[SEPARATING_LINE]),
+                part.headings,
+                tablefmt="simple",
+                disable_numparse=True,
+                stralign="right",
+                colalign=("left",),
+            )
+            for part in _narrow(grid, width)
+        ]
+        title = click.style(filled(grid.title), bold=True)
+        notes = [filled(note, "  ") for note in grid.notes]
+        blocks.append("\n".join([title, "\n\n".join(parts), *notes]))
+    words = "\n".join(map(filled, (*legend, *remarks)))
     return "\n\n".join([*blocks, *([words] if words else [])]) + "\n"
+
+
+BETWEEN = 2  # blanks between two columns of a table in the terminal
+
+
+def _narrow(grid: Grid, width: int | None) -> list[Grid]:
+    """The grid in parts of its columns that are at most `width` letters wide, the first column in each."""
+    rows = [row for group in grid.groups for row in group]
+    widths = [
+        max(
+            [
+                len(heading) + MIN_PADDING,
+                *(len(f"{row[place].text} {row[place].detail}".rstrip()) for row in rows),
+            ]
+        )
+        for place, heading in enumerate(grid.headings)
+    ]
+    parts: list[list[int]] = [[0]]
+    for place in range(1, len(widths)):
+        needed = sum(widths[one] + BETWEEN for one in parts[-1]) + widths[place]
+        if width is not None and needed > width and len(parts[-1]) > 1:
+            parts.append([0])
+        parts[-1].append(place)
+    return [
+        replace(
+            grid,
+            headings=tuple(grid.headings[place] for place in part),
+            groups=tuple(tuple(tuple(row[place] for place in part) for row in g) for g in grid.groups),
+        )
+        for part in parts
+    ]
 
 
 def markdown(grids: Sequence[Grid], legend: Sequence[str] = (), remarks: Sequence[str] = ()) -> str:

@@ -30,6 +30,8 @@ def page(
     legend: Sequence[str],
     selections: Sequence[Selection],
     photos: Mapping[Photo, str],
+    grades: Sequence[Grid] = (),
+    grade_legend: Sequence[str] = (),
 ) -> str:
     """The page's HTML.
 
@@ -57,6 +59,8 @@ def page(
         summary=_summary(study),
         grids=grids,
         legend=legend,
+        grades=grades,
+        grade_legend=grade_legend,
         scores=list(scores.values()),
         provenance=[_provenance(block) for block in study],
         has_ends=any(cell.hint for grid in grids for group in grid.groups for row in group for cell in row),

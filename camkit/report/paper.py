@@ -62,7 +62,7 @@ class Check:
     Attributes:
         rows: the block's rows that have a published figure; `columns`: its columns.
         ours, paper: means as fractions.
-        low, high: where the paper's figure may lie.
+        low, high: where the paper's figure may lie; NaN where one image cannot say.
         images: that each of our means rests on; `full`: they are the full set, but for at most 1 % of it.
         artefact: (methods,), why a row is none to compare with, or empty.
     """
@@ -81,7 +81,7 @@ class Check:
     @property
     def compared(self) -> np.ndarray:
         sound = np.array([not reason for reason in self.artefact])[:, None]
-        return ~np.isnan(self.paper) & ~np.isnan(self.ours) & sound
+        return ~np.isnan(self.paper) & ~np.isnan(self.low) & sound
 
     @property
     def off(self) -> np.ndarray:
@@ -229,7 +229,9 @@ def verdict(checks: Sequence[Check]) -> list[str]:
         )
         if fewest < FEW_IMAGES:
             lines.append(f"Fewer than {FEW_IMAGES} images: this says next to nothing.")
-    return lines
+    return lines or [
+        "No figure is compared: one image has no interval, and an artefact is none to compare with."
+    ]
 
 
 def strict(checks: Sequence[Check]) -> None:

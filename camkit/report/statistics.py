@@ -3,162 +3,143 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from scipy import stats
 
-from camkit.entries import Mean
+from camkit.entries import Column
+from camkit.report import intervals
 
-RESAMPLES = 10_000
-
-
-LEVEL = 0.95
-
-
-# Below this an interval is shown with a warning: the resamples know too little of the scores' tails.
+# Below this an interval is shown with a warning: the images say too little of the scores' tails.
 FEW_IMAGES = 30
 
-
-COUNTS = 2**22  # counts of images in resamples that are in memory at a time
-
-
-# Resampled differences are rounded here: equal methods differ by the last bits of a matrix product.
+# Deviations are rounded here: scores that are the same for every image have a mean that differs from them in
+# the last bits, as have equal methods.
 DECIMALS = 12
 
 
-def resampled_means(values: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
-    """Column means (resamples, columns) of bootstrap samples of the rows of (images, columns).
+@dataclass(frozen=True)
+class Estimates:
+    """Statistics of methods and columns, with what is needed for their intervals and differences.
 
-    All columns share their resamples, so differences of two of them are paired. NaN is left out of a mean.
-    Memory: :data:`COUNTS` counts, beside what comes back.
+    Attributes:
+        scores: (images, methods, columns), as they are; NaN where there is none.
+        value: (methods, columns).
+        influence: (images, methods, columns), the empirical influence of each image on the statistic.
+        images: (methods, columns), how many images the statistic rests on.
+        shares: (columns,), true for shares of images: scores of 0 and 1.
+        bounds: (2, columns), between which a value must lie, infinite where that is not known.
     """
-    images = len(values)
-    present = ~np.isnan(values)
-    filled = np.where(present, values, 0.0)
-    whole = present.all(axis=0)
-    means = np.empty((resamples, values.shape[1]))
-    chunk = min(resamples, max(1, COUNTS // images))
-    rng = np.random.default_rng(seed)
-    for start in range(0, resamples, chunk):
-        size = min(chunk, resamples - start)
-        counts = _draw(rng, size, images)
-        total = np.full((size, values.shape[1]), float(images))
-        total[:, ~whole] = counts @ present[:, ~whole]
-        with np.errstate(invalid="ignore"):
-            means[start : start + size] = counts @ filled / total
-    return means
 
+    scores: np.ndarray
+    value: np.ndarray
+    influence: np.ndarray
+    images: np.ndarray
+    shares: np.ndarray
+    bounds: np.ndarray
 
-def _draw(rng: np.random.Generator, samples: int, images: int) -> np.ndarray:
-    """How often each image is in each bootstrap sample, (samples, images)."""
-    counts = np.empty((samples, images))
-    rows = max(
-        1, 2**16 // images
-    )  # in one go: few enough to stay in the cache, many enough to be worth a call
-    for start in range(0, samples, rows):
-        block = counts[start : start + rows]
-        drawn = rng.integers(0, images, block.shape) + images * np.arange(len(block))[:, None]
-        block[:] = np.bincount(drawn.ravel(), minlength=block.size).reshape(block.shape)
-    return counts
+    @cached_property
+    def interval(self) -> tuple[np.ndarray, np.ndarray]:
+        """Ends (methods, columns) of the 95 % intervals, within the bounds; NaN with fewer than two images.
+
+        Shares have Wilson's, all else that of :func:`camkit.report.intervals.mean_interval`.
+        """
+        low, high = intervals.mean_interval(self.value, intervals.spread(self.influence, self.images))
+        low, high = np.maximum(low, self.bounds[0]), np.minimum(high, self.bounds[1])
+        hits = np.nansum(self.scores[..., self.shares], axis=0)
+        low[:, self.shares], high[:, self.shares] = intervals.share_interval(
+            hits, self.images[:, self.shares]
+        )
+        return low, high
+
+    def only(self, row: int) -> Estimates:
+        """Those of one method, (1, columns)."""
+        one = slice(row, row + 1)
+        return replace(
+            self,
+            scores=self.scores[:, one],
+            value=self.value[one],
+            influence=self.influence[:, one],
+            images=self.images[one],
+        )
+
+    def __sub__(self, other: Estimates) -> Differences:
+        """Differences to methods of the same images, or to :meth:`only` one: NaN where one has no score."""
+        first, second = (one.scores[..., self.shares] for one in (self, other))
+        known = ~np.isnan(first) & ~np.isnan(second)
+        pairs = [((first == x) & (second == y) & known).sum(axis=0) for x in (1, 0) for y in (1, 0)]
+        influence = np.round(self.influence - other.influence, DECIMALS)
+        return Differences(
+            np.round(self.value - other.value, DECIMALS),
+            intervals.spread(influence, np.minimum(self.images, other.images)),
+            self.shares,
+            np.stack(pairs),
+        )
 
 
 @dataclass(frozen=True)
-class Sampled:
-    """Statistics with what is needed for their intervals; any shape `...`, such as (methods, scores).
+class Differences:
+    """Paired differences of methods.
 
     Attributes:
-        value: (...), of the images as they are.
-        resampled: (resamples, ...), of bootstrap samples.
-        influence: (images, ...), the empirical influence of each image on the statistic.
-        images: (...), how many images the statistic rests on.
+        value: (methods, columns).
+        spread: of each.
+        shares: (columns,), true for shares of images.
+        pairs: (4, methods, shares), see :func:`camkit.report.intervals.paired_share_interval`.
     """
 
     value: np.ndarray
-    resampled: np.ndarray
-    influence: np.ndarray
-    images: np.ndarray
+    spread: intervals.Spread
+    shares: np.ndarray
+    pairs: np.ndarray
 
-    def __getitem__(self, place: tuple | slice | int) -> Sampled:
-        place = place if isinstance(place, tuple) else (place,)
-        return Sampled(
-            self.value[place],
-            self.resampled[(slice(None), *place)],
-            self.influence[(slice(None), *place)],
-            self.images[place],
-        )
+    @cached_property
+    def interval(self) -> tuple[np.ndarray, np.ndarray]:
+        """Ends (methods, columns) of the 95 % intervals; NaN with fewer than two images."""
+        low, high = intervals.mean_interval(self.value, self.spread)
+        low[:, self.shares], high[:, self.shares] = intervals.paired_share_interval(self.pairs)
+        return low, high
 
-    def __sub__(self, other: Sampled) -> Sampled:
-        """Paired differences: both must come from one bootstrap. Shapes broadcast from the right."""
-        return Sampled(
-            np.round(self.value - other.value, DECIMALS),
-            np.round(self.resampled - other.resampled, DECIMALS),
-            np.round(self.influence - other.influence, DECIMALS),
-            np.minimum(self.images, other.images),
-        )
-
-    def interval(self, level: float = LEVEL) -> tuple[np.ndarray, np.ndarray]:
-        """Ends (...) of the expanded percentile interval; NaN where the value is.
-
-        Quantiles of the resamples, a little further out than (1 -+ level) / 2: as much as Student's t is
-        wider than the normal distribution (Hesterberg, The American Statistician 2015).
-        """
-        images = np.maximum(self.images, 2)
-        tail = stats.norm.sf(np.sqrt(images / (images - 1)) * stats.t.isf((1 - level) / 2, images - 1))
-        ordered = np.sort(self.resampled, axis=0)
-        return _quantiles(ordered, tail), _quantiles(ordered, 1 - tail)
-
+    @cached_property
     def p_value(self) -> np.ndarray:
-        """Two-sided p (...) for the value 0, by t: value over its standard error from the influence.
+        """Two-sided p (methods, columns) for no difference; NaN with fewer than two images.
 
-        For a mean of paired differences it is the paired t-test; for ADCC the standard error is that of the
-        infinitesimal jackknife. Unlike a share of resamples it has no floor, which Holm's correction of a
-        hundred comparisons would run into. 1 where value and error are 0.
+        McNemar's exact test for shares. For all else the paired t test, or, where the differences are skewed
+        and it says less, the test by Hall's transformation; for ADCC with the standard error of the
+        infinitesimal jackknife. Neither has a floor, as a share of resamples has, which Holm's correction of
+        a hundred comparisons would run into.
         """
-        total = len(self.influence)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            error = np.sqrt((self.influence**2).sum(axis=0) / total**2 * self.images / (self.images - 1))
-            t = np.where(self.value == 0, 0.0, self.value / error)
-        return 2 * stats.t.sf(np.abs(t), self.images - 1)
+        p = intervals.mean_p(self.value, self.spread)
+        p[:, self.shares] = intervals.paired_share_p(self.pairs)
+        return p
 
 
-def _quantiles(ordered: np.ndarray, quantile: np.ndarray) -> np.ndarray:
-    """A quantile of its own for each column of (resamples, ...), which are sorted; linear in between."""
-    place = quantile * (len(ordered) - 1)
-    low = np.floor(place).astype(int)
-    high = np.minimum(low + 1, len(ordered) - 1)
-    below, above = (np.take_along_axis(ordered, index[None], axis=0)[0] for index in (low, high))
-    return below + (place - low) * (above - below)
+def estimates(values: np.ndarray, columns: Mapping[str, Column]) -> Estimates:
+    """The statistics (methods, columns) of scores (images, methods, columns).
 
-
-def bootstrap(
-    values: np.ndarray,
-    columns: Sequence[str],
-    own: Mapping[str, Mean] | None = None,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-) -> Sampled:
-    """The statistics (methods, columns) of scores (images, methods, columns), from one set of resamples.
-
-    Each statistic is the mean of its column; a column of `own` has a mean of its own (ADCC: the harmonic mean
-    of the means of its parts) and is resampled as such. NaN is left out of means.
+    Each is the mean of its column, or the function of other columns' means that the column declares (ADCC:
+    the harmonic mean of the means of its parts). NaN is left out of means. A column that declares `share` and
+    yet holds other values than 0 and 1 has the interval of a mean.
     """
-    images, methods, scores = values.shape
-    flat = values.reshape(images, methods * scores)
+    values = values.astype(np.float64)
+    images = len(values)
     with np.errstate(invalid="ignore", divide="ignore"):
         count = (~np.isnan(values)).sum(axis=0)
         value = np.nansum(values, axis=0) / count
-        influence = np.nan_to_num(values - value) * (images / count)
-    resampled = resampled_means(flat, resamples, seed).reshape(resamples, methods, scores)
-    for place, name in enumerate(columns):
-        mean = (own or {}).get(name)
-        if mean is not None:
-            parts = [columns.index(part) for part in mean.parts]
-            slopes = mean.slopes(value[:, parts])
-            value[:, place] = mean.of(value[:, parts])
-            resampled[..., place] = mean.of(resampled[..., parts])
+        influence = np.round(np.nan_to_num(values - value), DECIMALS) * (images / np.maximum(count, 1))
+    names = list(columns)
+    for place, column in enumerate(columns.values()):
+        if column.mean is not None:
+            parts = [names.index(part) for part in column.mean.parts]
+            slopes = column.mean.slopes(value[:, parts])
+            value[:, place] = column.mean.of(value[:, parts])
             influence[..., place] = (influence[..., parts] * slopes).sum(axis=-1)
-    return Sampled(value, resampled, influence, count)
+    binary = (np.isnan(values) | (values == 0) | (values == 1)).all(axis=(0, 1))
+    declared = np.array([column.share for column in columns.values()], dtype=bool)
+    bounds = np.array([column.bounds for column in columns.values()], dtype=float).reshape(-1, 2).T
+    return Estimates(values, value, influence, count, binary & declared, bounds)
 
 
 def holm(p: np.ndarray) -> np.ndarray:
@@ -174,12 +155,13 @@ def holm(p: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Ranks:
-    """Average ranks of methods over several models (Demsar, JMLR 2006).
+    """Average ranks of methods over several families of models (Demsar, JMLR 2006).
 
     Attributes:
         average: (methods,), 1 the best; ties share their ranks.
-        p: of Friedman's test that all methods rank alike; NaN with fewer than three methods.
-        critical_difference: Nemenyi's: average ranks closer than this cannot be told apart.
+        p: of Friedman's test that all methods rank alike; NaN with fewer than three methods or two families.
+        critical_difference: Nemenyi's: average ranks closer than this cannot be told apart; NaN with fewer
+            than two families.
     """
 
     average: np.ndarray
@@ -187,11 +169,26 @@ class Ranks:
     critical_difference: float
 
 
-def ranks(scores: np.ndarray, level: float = LEVEL) -> Ranks:
-    """Ranks of (models, methods), the highest score being rank 1."""
-    models, methods = scores.shape
-    average = stats.rankdata(-scores, axis=1).mean(axis=0)
-    with np.errstate(invalid="ignore"):  # NaN where all methods tie on all models
-        p = float(stats.friedmanchisquare(*scores.T).pvalue) if methods > 2 else float("nan")
-    q = stats.studentized_range.ppf(level, methods, np.inf) / np.sqrt(2)
-    return Ranks(average, p, float(q * np.sqrt(methods * (methods + 1) / (6 * models))))
+def ranks(scores: np.ndarray, families: Sequence[str] | None = None) -> Ranks:
+    """Ranks of (models, methods), the highest score being rank 1.
+
+    The blocks of both tests have to be independent, which models of one architecture are not: the ranks in
+    the models of a family are averaged first, and the methods ranked by these averages; a family is a block.
+
+    Args:
+        families: the models' families; None: each model is one of its own.
+    """
+    of_models = stats.rankdata(-scores, axis=1)
+    names = list(range(len(scores))) if families is None else list(families)
+    blocks = np.stack(
+        [of_models[[other == name for other in names]].mean(axis=0) for name in dict.fromkeys(names)]
+    )
+    of_families = stats.rankdata(np.round(blocks, DECIMALS), axis=1)
+    number, methods = of_families.shape
+    average = of_families.mean(axis=0)
+    if number == 1:
+        return Ranks(average, float("nan"), float("nan"))
+    with np.errstate(invalid="ignore"):  # NaN where all methods tie in all families
+        p = float(stats.friedmanchisquare(*of_families.T).pvalue) if methods > 2 else float("nan")
+    q = stats.studentized_range.ppf(intervals.LEVEL, methods, np.inf) / np.sqrt(2)
+    return Ranks(average, p, float(q * np.sqrt(methods * (methods + 1) / (6 * number))))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from camkit.errors import UsageError
+from camkit.methods.altered import is_altered
 from camkit.report.scores import Score, is_control, known_scores, table_place
 from camkit.results.folder import (
     FAILURES,
@@ -89,10 +90,55 @@ class Block:
         """(methods,), true for controls."""
         return np.array([is_control(name) for name in self.methods])
 
+    @property
+    def of_mosaics(self) -> bool:
+        """Whether the images are tiles of mosaics."""
+        return self.protocol.get("mosaic") is not None
+
+    @cached_property
+    def units(self) -> tuple[str, ...]:
+        """What was sampled, and is independent: the images, or the mosaics that they are tiles of."""
+        if not self.of_mosaics:
+            return self.images
+        return tuple(dict.fromkeys(image.rpartition("#")[0] for image in self.images))
+
+    @cached_property
+    def sampled(self) -> np.ndarray:
+        """Scores of the units, (units, methods, scores): a mosaic's are the means of its tiles'."""
+        if not self.of_mosaics:
+            return self.values
+        place = {unit: number for number, unit in enumerate(self.units)}
+        members = np.array([place[image.rpartition("#")[0]] for image in self.images])
+        known = ~np.isnan(self.values)
+        total, count = np.zeros((2, len(place), *self.values.shape[1:]))
+        np.add.at(total, members, np.where(known, self.values, 0))
+        np.add.at(count, members, known)
+        return np.divide(total, count, where=count > 0, out=np.full(total.shape, np.nan))
+
     @cached_property
     def counts(self) -> np.ndarray:
-        """Images that have each score, (methods, scores)."""
-        return (~np.isnan(self.values)).sum(axis=0)
+        """Units that have each score, (methods, scores)."""
+        return (~np.isnan(self.sampled)).sum(axis=0)
+
+    def only_units(self, units: Collection[str]) -> Block:
+        """The same of some units."""
+        kept = [
+            place
+            for place, image in enumerate(self.images)
+            if (image.rpartition("#")[0] if self.of_mosaics else image) in units
+        ]
+        return replace(
+            self,
+            images=tuple(self.images[place] for place in kept),
+            values=self.values[kept],
+            explained=self.explained[kept],
+        )
+
+    def only_methods(self, keep: Callable[[str], bool]) -> Block | None:
+        """The same of some methods; None where there are none."""
+        rows = [row for row, name in enumerate(self.methods) if keep(name)]
+        methods = tuple(self.methods[row] for row in rows)
+        return replace(self, methods=methods, values=self.values[:, rows]) if rows else None
 
     @property
     def name(self) -> str:
@@ -101,22 +147,35 @@ class Block:
     @property
     def title(self) -> str:
         accuracy = "" if np.isnan(self.top1) else f", top-1 {100 * self.top1:.2f} %"
-        return f"{self.name} ({len(self.images)} images{accuracy})"
+        return f"{self.name} ({self.size}{accuracy})"
+
+    @property
+    def size(self) -> str:
+        """How many images, and of mosaics how many these are."""
+        images = count_of(len(self.images))
+        return f"{len(self.units)} mosaics, {images}" if self.of_mosaics else images
 
     def describe(self) -> str:
         """The protocol in one line, for a caption."""
         p = self.protocol
         words = [f"layer {self.layer}", f"utility {self.utility}", f"target {p.get('target_rule')}"]
-        words.append(f"{len(self.images)} images")
+        words.append(self.size)
         if {"deletion_auc", "insertion_auc"} & set(self.columns):
             words.append(f"{p.get('steps')} steps")
         return ", ".join(words)
 
 
-def load_study(folders: Sequence[Path], say: Say = lambda line: None) -> list[Block]:
+def count_of(images: int) -> str:
+    return "1 image" if images == 1 else f"{images} images"
+
+
+def load_study(
+    folders: Sequence[Path], say: Say = lambda line: None, *, altered: bool = False
+) -> list[Block]:
     """All blocks below some results folders; a folder that is named twice counts once.
 
     Args:
+        altered: with methods whose maps were changed on purpose (:mod:`camkit.methods.altered`).
         say: takes a line for each block that is left out, having no score that a metric here declares.
 
     Raises:
@@ -131,6 +190,8 @@ def load_study(folders: Sequence[Path], say: Say = lambda line: None) -> list[Bl
         alone = len(folders) == 1
         check_agreement(folder)
         found = [block for cells in run_folders(folder) if (block := _load_block(cells, source, alone))]
+        if not altered:
+            found = [one for block in found if (one := block.only_methods(lambda name: not is_altered(name)))]
         if not found:
             raise UsageError(f"{folder}: no results found (camkit bench --out {folder} makes some)")
         blocks += found

@@ -13,16 +13,18 @@ from camkit.registry import first_line
 from camkit.report.analysis import Analysis
 from camkit.report.audit import audit, no_values
 from camkit.report.grid import Entry, Grid, terminal
+from camkit.report.intervals import LEVEL
 from camkit.report.scores import Naming, identifier, is_control, known_scores
-from camkit.report.statistics import LEVEL, RESAMPLES
-from camkit.report.study import Block
+from camkit.report.study import Block, count_of
 from camkit.results.summary import columns_of_values, is_value
 
 INTERVAL = f"{100 * LEVEL:.0f} %"
+NO_INTERVAL = "–"
 LEGEND = (
     "Bold: best method; underlined: second.",
-    f"±: half the {INTERVAL} interval (paired bootstrap over images, {RESAMPLES:,} resamples).",
-    f"†: does not beat the best control (paired, {INTERVAL}).",
+    f"±: as far as the {INTERVAL} interval reaches on its longer side; {NO_INTERVAL}: one image gives none.",
+    "†: not shown to beat the best control (paired tests against every control at 5 %, corrected (Holm) over "
+    "the methods and scores of the table).",
 )
 
 
@@ -35,8 +37,12 @@ def signed(value: float) -> str:
     return f"{100 * value:+.2f}".replace("-", "−").replace("−0.00", "0.00").replace("+0.00", "0.00")
 
 
-def terminal_table(summary: pd.DataFrame) -> str:
-    """The means of a summary.csv: one block a model, layer and utility, the controls below a line."""
+def terminal_table(summary: pd.DataFrame, width: int | None = None) -> str:
+    """The means of a summary.csv: one block a model, layer and utility, the controls below a line.
+
+    Args:
+        width: see :func:`camkit.report.grid.terminal`.
+    """
     grids = []
     scores = [score for score in known_scores(summary) if summary[score.name].notna().any()]
     for (model, layer, utility), block in summary.groupby(["model", "layer", "utility"], sort=False):
@@ -50,12 +56,12 @@ def terminal_table(summary: pd.DataFrame) -> str:
             )
             for chosen in (~controls, controls)
         )
-        title = f"{model} · {layer} · {utility} ({block['images'].iloc[0]} images{accuracy})"
+        title = f"{model} · {layer} · {utility} ({count_of(block['images'].iloc[0])}{accuracy})"
         grids.append(Grid(title, "", ("method", *(score.heading for score in scores)), groups))
     judged = columns_of_values(score.name for score in scores)
     filled = summary.loc[summary[judged].notna().any(axis=1), "method"] if judged else ()
     others = [name for name in dict.fromkeys(filled) if not is_value(name)]
-    return terminal(grids, [no_values(others, judged)] if others else [])
+    return terminal(grids, [no_values(others, judged)] if others else [], width=width)
 
 
 def score_grid(analysis: Analysis, study: Sequence[Block], named: Naming = identifier) -> Grid:
@@ -85,14 +91,16 @@ def _score_cell(analysis: Analysis, row: int, column: int) -> Entry:
     if np.isnan(value):
         return Entry("")
     low, high = (ends[row, column] for ends in analysis.intervals)
+    known = not np.isnan(low)
+    reach = percent(max(high - value, value - low)) if known else NO_INTERVAL
     unbeaten = analysis.beats_control[row, column] == 0
     return Entry(
         f"{'†' if unbeaten else ''}{percent(value)}",
         value,
         bold=analysis.place[row, column] == 1,
         underline=analysis.place[row, column] == 2,
-        detail=f"± {50 * (high - low):5.2f}",
-        hint=f"{percent(low)} to {percent(high)}",
+        detail=f"± {reach:>5}",
+        hint=f"{percent(low)} to {percent(high)}" if known else "",
     )
 
 
@@ -124,6 +132,7 @@ def score_frame(analyses: Sequence[Analysis]) -> pd.DataFrame:
                         "beats_best_control": ""
                         if np.isnan(beats[row, column])
                         else bool(beats[row, column]),
+                        "p_holm": analysis.control_p[row, column],
                     }
                 )
     return pd.DataFrame(rows)
@@ -140,6 +149,7 @@ def listing(what: str) -> pd.DataFrame:
         rows = [
             {
                 "name": row.name,
+                "family": row.family,
                 "library": f"{row.library}/{row.entry}",
                 "weights": row.package or row.tag,
                 "conv": row.conv,
@@ -153,16 +163,21 @@ def listing(what: str) -> pd.DataFrame:
             {
                 "name": m.name,
                 "groups": ",".join(m.groups),
-                "value": "yes" if m.value else "",
+                "cost": m.cost,
                 "map": first_line(m.function),
-                "source": m.origin or m.source,
             }
             for m in METHODS.values()
         ]
         rows += [{"name": form, "map": text} for form, text in METHODS.forms.items()]
     elif what == "metrics":
         rows = [
-            {"name": m.name, "column": name, "better": column.better, "source": m.source}
+            {
+                "name": m.name,
+                "column": name,
+                "better": column.better,
+                "passes": m.passes,
+                "source": m.source,
+            }  # fmt: skip
             for m in METRICS.values()
             for name, column in m.columns.items()
         ]

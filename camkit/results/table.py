@@ -152,6 +152,11 @@ class Table:
         fields = frozenset(name for name, value in row.items() if value) | known.get(key, NO_FIELDS)
         known[_KEYS.setdefault(key, key)] = _FIELDS.setdefault(fields, fields)
 
+    @property
+    def keys_there(self) -> set[Key]:
+        """The keys that have a row, here or elsewhere."""
+        return self.known.keys() | self.elsewhere.keys()
+
     def has(self, key: Key, columns: Iterable[str] = ()) -> bool:
         """Whether there is a row, and it has a value in every one of `columns`."""
         if key not in self.known and key not in self.elsewhere:

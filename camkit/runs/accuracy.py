@@ -7,12 +7,11 @@ from dataclasses import dataclass
 
 import torch
 from scipy.stats import binomtest
-from tqdm import tqdm
 
 from camkit.config import RunConfig
+from camkit.console import Bar
 from camkit.data import DataSet
 from camkit.data.batches import affordable_workers, batches
-from camkit.data.classes import CLASSES
 from camkit.errors import CamkitError, UsageError
 from camkit.network.numerics import numerics
 from camkit.network.prepare import prepare
@@ -59,14 +58,15 @@ def measure_top1(
     preprocess, network = prepared.loaded.preprocess, prepared.network
     affordable_workers(preprocess, batch_size, len(items), config.workers, say)
     hits = images = 0
-    with tqdm(total=len(items), desc=model, unit="img") as bar:
+    with Bar(len(items), model) as bar:
         for batch in batches(items, preprocess, batch_size, config.workers):
             bar.update(len(batch.items) + len(batch.errors))
             if batch.pixels is None:
                 continue
             logits = network.logits(preprocess.normalise(batch.pixels.to(network.device)))
-            if logits.shape[1] != CLASSES:
-                raise UsageError(f"{model} has {logits.shape[1]} classes, ImageNet {CLASSES}")
+            if logits.shape[1] != len(data.classes):
+                listed = f"{data.classes.title} {len(data.classes)}"
+                raise UsageError(f"{model} has {logits.shape[1]} classes, {listed} (--classes)")
             truth = torch.tensor([item.label for item in batch.items], device=logits.device)
             hits += int((logits.argmax(dim=1) == truth).sum())
             images += len(batch.items)

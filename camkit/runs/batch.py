@@ -58,6 +58,8 @@ class Explained:
         kept: positions in the batch of the images whose scores are wanted.
         classes: their target classes.
         traced, trace: the pass, and the view of it, that the last cell had.
+        changed: (module path, name of a change) -> the pass of the network that is changed behind the layer.
+        regions: where the target classes are, bool (B, H, W).
         shared: what the metrics of all cells make once.
     """
 
@@ -68,7 +70,9 @@ class Explained:
     kept: list[int]
     classes: tuple[int, ...]
     traced: TracedPass
+    regions: Tensor | None = None
     trace: Trace | None = None
+    changed: dict[tuple[str, str], TracedPass] = field(default_factory=dict)
     shared: dict[str, Tensor] = field(default_factory=dict)
 
     @property
@@ -88,11 +92,13 @@ class Made:
     Attributes:
         probability: p_c of the pass that the maps come from, (B,).
         found: what a metric gave; under its name, with the cell's module and utility where it sees them.
+        shared: what several metrics make of the maps once.
     """
 
     probability: Tensor
     make: Callable[[], tuple[Tensor, Tensor]]
     found: dict[tuple[str, ...], dict[str, Tensor]] = field(default_factory=dict)
+    shared: dict[str, Tensor] = field(default_factory=dict)
 
     @cached_property
     def maps(self) -> tuple[Tensor, Tensor]:

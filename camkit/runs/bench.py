@@ -52,9 +52,11 @@ def bench(config: RunConfig, say: Say = print) -> pd.DataFrame | None:
             raise
         summary = refresh_summary(config.out)
         stop.check()
-    if run.failed or run.failures:
-        raise what_failed(run.failed, run.failures, len(run.models), config.out)
-    return summary if run.is_whole() else None
+    whole = run.is_whole()
+    # Of several processes the last to end speaks of plugins: an exit code of 1 would end the others too.
+    if run.failed or (run.failures and whole):
+        raise what_failed(run.failed, run.failures, len(run.models), config.out if whole else None)
+    return summary if whole else None
 
 
 class _Run:
@@ -84,7 +86,17 @@ class _Run:
             CamkitError: the only model failed.
         """
         config = self.config
-        self.models, self.data, self.items = select(config, self.say)
+        if config.out.is_symlink() and not config.out.exists():
+            raise UsageError(f"--out {config.out} is a link to {config.out.readlink()}, which does not exist")
+        selected = select(config, self.say)
+        self.config = config = selected.config
+        self.models, self.data, self.items = selected.models, selected.data, selected.items
+        if self.share.world > 1:
+            mine = len(self.share.of(self.items))
+            self.warn(
+                f"process {self.share.rank} of {self.share.world} (RANK and WORLD_SIZE in the environment, "
+                f"as torchrun sets them): {mine} of {len(self.items)} images"
+            )
         if config.force:
             _start_afresh(config.out, self.share, self.say)
         for name in self.models:
@@ -96,7 +108,7 @@ class _Run:
             except (UsageError, RunError):
                 raise
             except CamkitError as error:
-                if len(self.models) == 1:
+                if len(self.models) == 1 and self.share.world == 1:
                     raise
                 self.failed.append(name)
                 process = f"process {self.share.rank}: " if self.share.rank else ""
@@ -113,12 +125,13 @@ class _Run:
         )
 
 
-def what_failed(failed: Sequence[str], failures: Sequence[str], models: int, out: Path) -> CamkitError:
+def what_failed(failed: Sequence[str], failures: Sequence[str], models: int, out: Path | None) -> CamkitError:
     """The error that a run ends with of which everything else is finished.
 
     Args:
         failed: the models that failed, of `models`.
         failures: plugin errors, a line each.
+        out: the results folder, where all else is finished.
     """
     lines = []
     if failed:
@@ -126,7 +139,7 @@ def what_failed(failed: Sequence[str], failures: Sequence[str], models: int, out
     if failures:
         others = f"\n({len(failures) - 1} more; all in failures.csv)" if len(failures) > 1 else ""
         lines.append(failures[0] + others)
-    if (out / "summary.csv").exists():
+    if out is not None and (out / "summary.csv").exists():
         lines.append(f"All else is finished: {out / 'summary.csv'}")
     return (CamkitError if failed else PluginError)("\n".join(lines))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
@@ -10,9 +11,10 @@ import camkit.methods
 import camkit.metrics
 import camkit.network.utilities  # noqa: F401  (all three fill registries)
 from camkit.config import RunConfig
-from camkit.data import DataSet, Item, find_images
+from camkit.data import DataSet, Item, data_of
 from camkit.entries import METHODS, METRICS, UTILITIES, Method
-from camkit.errors import Say, UsageError
+from camkit.errors import CamkitError, Say, UsageError
+from camkit.methods.altered import expand
 from camkit.network.models import PAPER_ROWS, find_row
 from camkit.network.prepare import Prepared
 from camkit.network.targets import find_target
@@ -29,7 +31,7 @@ def find_methods(names: Iterable[str]) -> list[Method]:
     """
     groups = METHODS.groups
     found: dict[str, Method] = {}
-    for name in names:
+    for name in (each for given in names for each in expand(given)):
         if not METHODS.knows(name) and name not in groups:
             also = f"; and {', '.join(METHODS.forms)}; groups: {', '.join(sorted(groups - {ALL}))}, {ALL}"
             raise unknown_name("method", name, METHODS, also)
@@ -75,21 +77,55 @@ def cells_of(summary: pd.DataFrame, config: RunConfig) -> pd.DataFrame:
     ]
 
 
-def cells_of_model(prepared: Prepared, config: RunConfig) -> list[Cell]:
+def cells_of_model(prepared: Prepared, config: RunConfig, say: Say = lambda line: None) -> list[Cell]:
     """All cells of one model in a run: its layers by its utilities by its methods.
+
+    Methods that this model or layer cannot have are left out, and said; one that was named is refused.
 
     Raises:
         UsageError: a method does not exist.
+        CamkitError: a method was named that the model cannot have.
     """
-    return [
-        Cell(layer, prepared.paths[layer], utility, method)
-        for layer in config.layer
-        for utility in config.utility
-        for method in find_methods(config.method)
-    ]
+    cells = []
+    for layer in config.layer:
+        for method in find_methods(config.method):
+            why = without_regions(method, config)
+            if not why and method.lacks:
+                why = method.lacks(prepared.network, prepared.paths[layer])
+                line = f"{prepared.loaded.row.name}, layer {layer}: {method.name}: {why}"
+                if why and method.name in config.method:
+                    raise CamkitError(line)
+                if why:
+                    say(f"{line}; left out")
+            if not why:
+                cells += [Cell(layer, prepared.paths[layer], utility, method) for utility in config.utility]
+    order = {utility: place for place, utility in enumerate(config.utility)}
+    layers = {layer: place for place, layer in enumerate(config.layer)}
+    return sorted(cells, key=lambda cell: (layers[cell.layer], order[cell.utility]))
 
 
-def select(config: RunConfig, say: Say) -> tuple[list[str], DataSet, list[Item]]:
+def without_regions(method: Method, config: RunConfig) -> str:
+    """Why a run over these data cannot have a method; "" where it can."""
+    lacks = "regions" in method.uses and not config.has_regions
+    return "these data do not say where the class is (--regions, or --data mosaic:PATH)" if lacks else ""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What the names of a run stand for.
+
+    Attributes:
+        config: of the run, its target a rule or an index.
+        items: the images of the data set that the run takes; of mosaics the photos.
+    """
+
+    config: RunConfig
+    models: list[str]
+    data: DataSet
+    items: list[Item]
+
+
+def select(config: RunConfig, say: Say) -> Selection:
     """The models, the data set, and the images of it that a run takes.
 
     Raises:
@@ -98,12 +134,26 @@ def select(config: RunConfig, say: Say) -> tuple[list[str], DataSet, list[Item]]
     load_plugins(config.plugin)
     models = find_models(config.model)
     check_names(config.method, config.utility, config.metrics)
-    target = find_target(config.target)
-    data = find_images(config.data, config.seed, config.layout, config.labels)
+    for method in find_methods(config.method):
+        why = without_regions(method, config)
+        if method.name in config.method and why:
+            raise UsageError(f"method {method.name!r}: {why}")
+        if why:
+            say(f"{method.name} is left out: {why}")
+    data = data_of(config)
     for note in data.notes:
         say(note)
+    if len(data.classes.indices_named(config.target)) == 1:
+        config = replace(config, target=str(data.classes.index_of(config.target)))
+    target = find_target(config.target)
     if config.data == "sample":
         say("The data are scikit-image's six sample photos: a demonstration, not a benchmark (see --data).")
+    if config.of_mosaics:
+        if config.regions is not None:
+            raise UsageError("--regions: in a mosaic the region is the photo's tile")
+        if config.target != "predicted":
+            raise UsageError(f"--target {config.target}: in a mosaic each photo's own class is explained")
+        return Selection(config, models, data, list(data.items))
     items = list(data.items[: config.limit])
     if target.needs_labels:
         labelled = [item for item in items if item.label is not None]
@@ -116,4 +166,4 @@ def select(config: RunConfig, say: Say) -> tuple[list[str], DataSet, list[Item]]
                 f"{len(items) - len(labelled)} images without a label are left out (--target {config.target})"
             )
         items = labelled
-    return models, data, items
+    return Selection(config, models, data, items)

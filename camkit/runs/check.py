@@ -12,13 +12,14 @@ from typing import Any
 
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from camkit.config import RunConfig
-from camkit.data import DataSet, Item, class_name, find_images
-from camkit.data.classes import CLASSES, index_to_wnid
+from camkit.console import Bar
+from camkit.data import ClassList, DataSet, Item, data_of
+from camkit.data.classes import CLASSES, IMAGENET
 from camkit.data.items import in_storage_order
 from camkit.data.pixels import decode, read_file
+from camkit.data.sources import parts_of
 from camkit.errors import CamkitError
 from camkit.runs.accuracy import measure_top1
 from camkit.runs.cells import find_models
@@ -48,18 +49,21 @@ class Report:
         facts: in the order in which they are shown.
         classes: class index -> number of images, for classes that have any.
         faults: sorted by image.
+        class_list: what the indices stand for.
     """
 
     facts: Mapping[str, Any]
     classes: Mapping[int, int]
     faults: Sequence[Fault]
+    class_list: ClassList
 
     def as_dict(self) -> dict[str, Any]:
+        listed = self.class_list
         classes = [
             {
                 "class": index,
-                "wnid": index_to_wnid(index),
-                "name": class_name(index, CLASSES),
+                "wnid": listed.wnids[index] if listed.wnids else None,
+                "name": listed.short_name(index),
                 "images": number,
             }
             for index, number in self.classes.items()
@@ -68,9 +72,10 @@ class Report:
 
     def rows(self) -> list[tuple[str, str, Any]]:
         """(section, name, value) for a CSV file."""
+        names = self.class_list.wnids or self.class_list.names
         return [
             *(("fact", name, value) for name, value in self.facts.items()),
-            *(("class", f"{index} {index_to_wnid(index)}", number) for index, number in self.classes.items()),
+            *(("class", f"{index} {names[index]}", number) for index, number in self.classes.items()),
             *((fault.kind, fault.image, fault.reason) for fault in self.faults),
         ]
 
@@ -87,7 +92,8 @@ class Content:
 def inspect(item: Item) -> Content:
     """Read and decode one image."""
     try:
-        content = read_file(item.source)
+        (photo,) = parts_of(item.source)
+        content = read_file(photo)
         decode(content)
     except CamkitError as error:
         return Content(reason=str(error))
@@ -114,31 +120,34 @@ def check_data(
     labels: Path | None = None,
     *,
     model: str | None = None,
-    weights: str = "pretrained",
-    device: str = "auto",
     batch_size: int = 32,
-    workers: int = 0,
     say: Callable[[str], None] = print,
+    **options: Any,
 ) -> Report:
     """Check a data set, and measure a model's top-1 on it where one is named.
 
     Args:
         say: takes each line that the user should see before the report.
+        options: further ones of :class:`RunConfig`, as `classes`, `weights`, `device` and `workers`.
 
     Raises:
         UsageError: there are no images, or no labels to measure top-1 by.
         CamkitError: an archive is refused, or weights cannot be had.
     """
     config = RunConfig(
-        model=() if model is None else (model,), weights=weights, device=device, workers=workers
+        model=() if model is None else (model,), data=path, layout=layout, labels=labels, **options
     )
     find_models(config.model)
-    data = find_images(path, config.seed, layout, labels)
+    data = data_of(config)
     for note in data.notes:
         say(note)
     items = in_storage_order(data.items)
-    loader = DataLoader(_Contents(items), batch_size=None, num_workers=min(workers, len(items)))
-    contents = list(tqdm(loader, total=len(items), desc="reading", unit="img"))
+    loader = DataLoader(_Contents(items), batch_size=None, num_workers=min(config.workers, len(items)))
+    contents = []
+    with Bar(len(items), "reading") as bar:
+        for content in loader:
+            contents.append(content)
+            bar.update()
     found = dict(zip((item.id for item in items), contents, strict=True))
     faults = sorted(
         [*_unreadable(found), *_duplicates(items, found), *_wrong_endings(items, found), *_unlabelled(data)],
@@ -148,7 +157,7 @@ def check_data(
     facts = _facts(data, classes, faults)
     if model is not None:
         facts |= asdict(measure_top1(model, data, config, batch_size, say))
-    return Report(facts, classes, faults)
+    return Report(facts, classes, faults, data.classes)
 
 
 def _unreadable(found: Mapping[str, Content]) -> Iterator[Fault]:
@@ -158,19 +167,23 @@ def _unreadable(found: Mapping[str, Content]) -> Iterator[Fault]:
 
 
 def _duplicates(items: Sequence[Item], found: Mapping[str, Content]) -> Iterator[Fault]:
-    """Images whose bytes another one has: all but the first of them by name."""
+    """Images whose bytes another one has: all but the first of them by name.
+
+    One with a label is compared with the first that has one: a copy without a label contradicts nothing.
+    """
     same: dict[str, list[Item]] = defaultdict(list)
     for item in sorted(items, key=lambda item: item.id):
         if found[item.id].reason is None:
             same[found[item.id].sha256].append(item)
-    for first, *others in same.values():
+    for copies in same.values():
+        first, *others = copies
+        labelled = next((item for item in copies if item.label is not None), first)
         for item in others:
-            reason = f"the same bytes as {first.id}"
-            if item.label == first.label:
-                yield Fault(item.id, "duplicate", reason)
+            if item.label in (None, labelled.label):
+                yield Fault(item.id, "duplicate", f"the same bytes as {first.id}")
             else:
-                reason += f", with another label: {item.label}, not {first.label}"
-                yield Fault(item.id, "contradiction", reason)
+                labels = f"with another label: {item.label}, not {labelled.label}"
+                yield Fault(item.id, "contradiction", f"the same bytes as {labelled.id}, {labels}")
 
 
 def _wrong_endings(items: Sequence[Item], found: Mapping[str, Content]) -> Iterator[Fault]:
@@ -193,7 +206,8 @@ def _unlabelled(data: DataSet) -> Iterator[Fault]:
 def _facts(data: DataSet, classes: Mapping[int, int], faults: Sequence[Fault]) -> dict[str, Any]:
     kinds = Counter(fault.kind for fault in faults)
     numbers = set(classes.values())
-    complete = len(classes) == CLASSES and numbers == {COMPLETE} and len(data.items) == CLASSES * COMPLETE
+    full = len(classes) == CLASSES and numbers == {COMPLETE} and len(data.items) == CLASSES * COMPLETE
+    complete = full and data.classes.name == IMAGENET
     return {
         "data": data.name,
         "layout": data.layout,

@@ -27,6 +27,7 @@ from camkit.results.rows import ModelRows
 from camkit.results.table import number
 from camkit.runs.cells import cells_of_model, select
 from camkit.runs.describe import describe_protocol
+from camkit.runs.job import images_of
 from camkit.runs.loop import Loop, Wanted, at_a_size_that_fits, first_batch_size, load_batches
 from camkit.share import Share
 
@@ -55,7 +56,8 @@ def dry_run(config: RunConfig, say: Say) -> tuple[pd.DataFrame, list[str]]:
     Raises:
         UsageError, CamkitError: as :func:`camkit.runs.bench.bench`.
     """
-    models, data, items = select(config, say)
+    selected = select(config, say)
+    config, models = selected.config, selected.models
     if find_target(config.target).keeps is not keeps_all:
         say(f"--target {config.target}: upper bounds, as if no image were left out that was not seen yet")
     if config.force:  # a folder that is not there: the old results would be out of the way
@@ -64,7 +66,9 @@ def dry_run(config: RunConfig, say: Say) -> tuple[pd.DataFrame, list[str]]:
     for name in models:
         try:
             with numerics(config.tf32, config.deterministic):
-                estimates.append({"model": name, **_estimate(name, config, data, items, say)})
+                estimates.append(
+                    {"model": name, **_estimate(name, config, selected.data, selected.items, say)}
+                )
         except UsageError:
             raise
         except CamkitError as error:
@@ -83,7 +87,7 @@ def _estimate(
     cells = {
         cell: describe_protocol(prepared, cell, config, data) for cell in cells_of_model(prepared, config)
     }
-    order = {item.id: place for place, item in enumerate(data.items)}
+    items, order = images_of(prepared, config, data, items, say)
     rows = ModelRows(name, cells, config, order, items, Share())
     rows.check_protocols()
     rows.read()

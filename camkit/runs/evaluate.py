@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,7 +17,7 @@ from camkit.entries import METRICS, UTILITIES, Method
 from camkit.errors import PluginError, UsageError
 from camkit.methods.saliency import is_degenerate
 from camkit.metrics import Subject
-from camkit.network.passes import TracedPass
+from camkit.network.passes import Change, TracedPass
 from camkit.network.prepare import Prepared
 from camkit.network.targets import Target, find_target
 from camkit.network.trace import ImageView, Trace
@@ -73,7 +74,7 @@ class Evaluation:
         logits = traced.logits.detach()
         predictions, predicted = self._predictions(batch, logits, predicted_before or {})
         yield predictions
-        target = self.target.class_of(predicted, self._labels(batch, predicted, logits.shape[1]))
+        target = self._targets(batch, logits, predicted)
         kept = [
             position
             for position, item in enumerate(batch.items)
@@ -90,6 +91,7 @@ class Evaluation:
             kept,
             tuple(classes[position] for position in kept),
             traced,
+            self._regions(batch, target),
         )
         made: dict[tuple[Any, ...], Made] = {}
         for cell, metrics in together(wanted):
@@ -125,15 +127,31 @@ class Evaluation:
         )
         return Predictions(batch.items, classes, probability, classes_here, probability_here), predicted
 
-    def _labels(self, batch: Batch, predicted: Tensor, classes: int) -> Tensor:
-        """Labels (B,) of the padded batch, -1 where there is none."""
-        labels = [-1 if item.label is None else item.label for item in batch.items]
-        if self.target.needs_labels and max(labels) >= classes:
+    def _targets(self, batch: Batch, logits: Tensor, predicted: Tensor) -> Tensor:
+        """The classes to explain, (B,) of the padded batch: the images' own, else by the rule."""
+        labels = self._column([item.label for item in batch.items], predicted)
+        own = self._column([item.target for item in batch.items], predicted)
+        target = own.where(own >= 0, self.target.class_of(logits, predicted, labels))
+        if target.max() >= logits.shape[1]:
             raise UsageError(
-                f"the data has class {max(labels)}, the model gives {classes} classes: use --target predicted"
+                f"--target {self.target.name}: class {target.max()} of a model that gives {logits.shape[1]}"
             )
-        labels += labels[-1:] * (self.batch_size - len(labels))
-        return torch.tensor(labels, device=predicted.device)
+        return target
+
+    def _regions(self, batch: Batch, target: Tensor) -> Tensor | None:
+        """Regions (B, H, W) of the padded batch; empty where another class is explained than lies there."""
+        if batch.regions is None:
+            return None
+        regions = pad(batch.regions, self.batch_size).to(target.device)
+        of = [item.label if item.target is None else item.target for item in batch.items]
+        classes = self._column(of, target)
+        return regions & ((classes < 0) | (classes == target))[:, None, None]
+
+    def _column(self, values: Sequence[int | None], like: Tensor) -> Tensor:
+        """Whole numbers (B,) of the padded batch, -1 for None."""
+        numbers = [-1 if value is None else value for value in values]
+        numbers += numbers[-1:] * (self.batch_size - len(numbers))
+        return torch.tensor(numbers, device=like.device)
 
     def _make(self, explained: Explained, cell: Cell) -> Made:
         if cell.method.of_image:
@@ -160,15 +178,26 @@ class Evaluation:
         maps, saliency = made.maps
         return Subject(
             images=explained.images,
+            target=explained.target,
+            logits=explained.traced.logits.detach(),
             probability=made.probability,
             score=lambda images: self.network.score(images, explained.target),
             logit=lambda images: self.network.logit(images, explained.target),
             steps=self.config.steps,
+            patches=self.config.grid,
             saliency=saliency,
             maps=None if cell.method.saliency else maps,
+            regions=explained.regions,
+            image_ids=self._ids(explained),
+            seed=self.config.seed,
+            ties=self.config.ties,
+            grid=None if cell.method.of_image or cell.method.of_pixels else self._grid(explained, cell),
             explain_again=partial(self._explain_again, explained, cell),
+            explain_behind=partial(self._explain_behind, explained, cell),
+            explain_as=partial(self._explain_as, explained, cell),
             _find_trace=partial(self._trace, explained, cell),
             _made=explained.shared,
+            _of_maps=made.shared,
         )
 
     def _cell(
@@ -217,16 +246,25 @@ class Evaluation:
 
     def _seen(self, explained: Explained, images: Tensor, draw: int) -> dict[str, Any]:
         """The fields of an image view."""
-        ids = [item.id for item in explained.batch.items]
         return {
             "images": images,
-            "image_ids": ids + ids[-1:] * (self.batch_size - len(ids)),
+            "image_ids": self._ids(explained),
             "pixels": partial(self.preprocess.denormalise, images),
             "target": explained.target,
             "seed": self.config.seed,
             "draw": draw,
             "network": self.network,
+            "regions": explained.regions,
         }
+
+    def _ids(self, explained: Explained) -> list[str]:
+        """Names (B,) of the padded batch."""
+        ids = [item.id for item in explained.batch.items]
+        return ids + ids[-1:] * (self.batch_size - len(ids))
+
+    def _grid(self, explained: Explained, cell: Cell) -> tuple[int, int]:
+        height, width = self._trace(explained, cell).activation.shape[2:]
+        return height, width
 
     def _view(self, explained: Explained, cell: Cell, images: Tensor, traced: TracedPass, draw: int) -> Trace:
         return Trace(
@@ -246,3 +284,27 @@ class Evaluation:
         traced = self.network.trace(images, [cell.path])
         view = self._view(explained, cell, images, traced, draw=1)
         return of_target(traced.logits, explained.target), self.make_maps(cell.method, view)[1]
+
+    def _explain_behind(
+        self, explained: Explained, cell: Cell, name: str, change: Change, traced: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Maps and saliency maps of a network that is changed behind the layer."""
+        key = (cell.path, name)
+        with self.network.changed(cell.path, change, traced):
+            if key not in explained.changed:
+                explained.changed[key] = self.network.trace(explained.images, [cell.path])
+            view = self._view(explained, cell, explained.images, explained.changed[key], draw=0)
+            return self.make_maps(cell.method, view)
+
+    def _explain_as(
+        self, explained: Explained, cell: Cell, target: Tensor | None = None, utility: str | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Maps and saliency maps of other classes (B,) or of another utility, from the same pass."""
+        target = explained.target if target is None else target
+        if cell.method.of_image:
+            view = ImageView(**self._seen(explained, explained.images, draw=0) | {"target": target})
+            return self.make_maps(cell.method, view)
+        function = UTILITIES[utility or cell.utility].function
+        return self.make_maps(
+            cell.method, replace(self._trace(explained, cell), target=target, utility=function)
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -91,6 +92,8 @@ def compute_scores(metric: Metric, subject: Subject) -> dict[str, Tensor]:
         PluginError: a plugin's metric, or a plugin's method that it calls again, fails or gives something
             else than it declares.
     """
+    if not metric.sees_layer:
+        subject = replace(subject, _find_trace=_undeclared)
     with blamed("metric", metric):
         found = metric.function(_lent(subject) if metric.origin else subject)
         if not isinstance(found, Mapping):
@@ -99,6 +102,10 @@ def compute_scores(metric: Metric, subject: Subject) -> dict[str, Tensor]:
             if name not in found:
                 raise PluginError(f"gives {', '.join(map(repr, found)) or 'nothing'}, expected {name!r}")
         return {name: _checked(metric, name, value, subject.probability) for name, value in found.items()}
+
+
+def _undeclared() -> Trace:
+    raise PluginError("reads subject.trace: register it with sees_layer=True")
 
 
 def _checked(metric: Metric, name: str, value: object, like: Tensor) -> Tensor:

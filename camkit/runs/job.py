@@ -2,45 +2,86 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from tqdm import tqdm
-
 from camkit.config import RunConfig
+from camkit.console import Bar
 from camkit.data import DataSet, Item
 from camkit.data.batches import affordable_workers
 from camkit.errors import CamkitError, RunError, Say
 from camkit.network.prepare import Prepared, prepare
+from camkit.network.targets import find_target
 from camkit.results.cells import CellScores
-from camkit.results.folder import ERRORS, file_name
+from camkit.results.folder import ERRORS, FLAGS, file_name, flag_counts
 from camkit.results.lock import hold
 from camkit.results.merge import PATIENCE, fold, is_whole
 from camkit.results.model_run import ModelRun
 from camkit.runs.cells import cells_of_model
 from camkit.runs.describe import describe_protocol, describe_segment
-from camkit.runs.loop import Groups, Loop, at_a_size_that_fits, first_batch_size
+from camkit.runs.loop import Loop, at_a_size_that_fits, first_batch_size
+from camkit.runs.mosaics import mosaic_items
 from camkit.runs.stop import Stop
 from camkit.share import Share
 
 # Without --max-errors: 1 % of a process's images, and where that is less than three, three.
 DEFAULT_MAX_ERRORS, FEW_ERRORS = 0.01, 3
-BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total} [{elapsed}<{remaining}, {rate_fmt}]"
+# What a classifier with so many outputs usually tells apart.
+OUTPUTS = {
+    1001: "a background class before ImageNet's thousand, in TensorFlow's numbering",
+    21841: "ImageNet-21k", 21843: "ImageNet-21k", 11221: "ImageNet-21k, cleaned",
+    10450: "ImageNet-21k, cleaned", 11821: "ImageNet-12k",
+}  # fmt: skip
 # Seconds that a process waits at its start for who holds a model's folder: others may be folding their parts.
 FOLDING = 10
 
 
+def images_of(
+    prepared: Prepared, config: RunConfig, data: DataSet, items: Sequence[Item], say: Say
+) -> tuple[Sequence[Item], dict[str, int]]:
+    """The images that a model scores, and the place of each image in the order of the run.
+
+    Args:
+        items: the photos of the run.
+
+    Raises:
+        CamkitError: labels are needed, and the model has another number of classes; or no mosaic can be made.
+    """
+    if prepared.classes != len(data.classes) and any(item.label is not None for item in items):
+        items = _without_labels(prepared, config, data, items, say)
+        data = replace(data, items=tuple(replace(item, label=None) for item in data.items))
+    if not config.of_mosaics:
+        return items, {item.id: place for place, item in enumerate(data.items)}
+    mosaics = mosaic_items(prepared, config, data, config.out / file_name(prepared.loaded.row.name), say)
+    return mosaics, {item.id: place for place, item in enumerate(mosaics)}
+
+
+def _without_labels(
+    prepared: Prepared, config: RunConfig, data: DataSet, items: Sequence[Item], say: Say
+) -> list[Item]:
+    """The same images: labels of other classes than the model's say nothing of it."""
+    name, known = prepared.loaded.row.name, OUTPUTS.get(prepared.classes, "")
+    why = (
+        f"{name} tells {prepared.classes} classes apart{known and f' ({known})'}, the labels are of "
+        f"{len(data.classes)} ({data.classes.title}; --classes)"
+    )
+    if find_target(config.target).needs_labels:
+        raise CamkitError(f"--target {config.target}: {why}")
+    say(f"{why}: they are left aside, and no top-1 is shown")
+    return [replace(item, label=None) for item in items]
+
+
 def open_run(
-    prepared: Prepared, config: RunConfig, data: DataSet, items: Sequence[Item], share: Share
+    prepared: Prepared, config: RunConfig, data: DataSet, items: Sequence[Item], share: Share, say: Say
 ) -> ModelRun:
     """The rows of one model, ready to be added to; see :class:`camkit.results.model_run.ModelRun`."""
     cells = {
-        cell: describe_protocol(prepared, cell, config, data) for cell in cells_of_model(prepared, config)
+        cell: describe_protocol(prepared, cell, config, data)
+        for cell in cells_of_model(prepared, config, say)
     }
-    order = {item.id: place for place, item in enumerate(data.items)}
+    items, order = images_of(prepared, config, data, items, say)
     segment = describe_segment(prepared, config, data)
     return ModelRun(prepared.loaded.row.name, cells, config, order, items, share, segment)
 
@@ -74,7 +115,7 @@ class Job:
                 pass
         with hold(self.share.folder(self.config.out) / file_name(self.name)):
             prepared = prepare(self.name, self.config.layer, self.data.items, self.config, self.say)
-            run = open_run(prepared, self.config, self.data, self.items, self.share)
+            run = open_run(prepared, self.config, self.data, self.items, self.share, self.say)
             try:
                 self._make_missing(run, prepared, numeric_record)
             except RunError:
@@ -84,7 +125,7 @@ class Job:
         complete = self.share.world == 1 or self._fold(run)
         if failure:
             raise failure
-        return self._conclude(run, self.items if complete else self.share.of(self.items))
+        return self._conclude(run, run.items if complete else self.share.of(run.items))
 
     def _make_missing(self, run: ModelRun, prepared: Prepared, numeric_record: Mapping[str, Any]) -> None:
         """Make the rows of this process's images that are not there, and finish the tables.
@@ -122,17 +163,24 @@ class Job:
             CamkitError: see :meth:`_make_missing`; what it took is then in run.json.
         """
         todo = run.todo()
+        images = sum(len(items) for items, _ in todo)
         faults = 0
         try:
-            with self._progress(todo) as bar, self.stop.patiently(), loop.failures_named():
+            with (
+                Bar(images, file_name(self.name), self.share.rank > 0) as bar,
+                self.stop.patiently(),
+                loop.failures_named(),
+            ):
                 for batch, wanted, results in loop.run(todo, run.predicted):
                     run.write_errors(batch.errors)
+                    for item, reason in batch.notes:
+                        self.say(f"{item.id}: {reason}: no localisation")
                     for result in results:
                         run.write(result)
                         if isinstance(result, CellScores):
-                            bar.update(len(batch.items) / len(wanted))
+                            bar.reach(bar.n + len(batch.items) / len(wanted))
                     faults += len(batch.errors)
-                    bar.n = loop.images + faults  # exact again after fractions
+                    bar.reach(loop.images + len(batch.items) + faults)  # exact again after fractions
                     _check_errors(run, faults)
                     if self.stop.asked:
                         break
@@ -144,24 +192,13 @@ class Job:
             raise
         return loop.took()
 
-    def _progress(self, todo: Groups) -> tqdm:
-        terminal = sys.stderr.isatty()
-        return tqdm(
-            total=sum(len(items) for items, _ in todo),
-            desc=file_name(self.name),
-            disable=self.share.rank > 0,
-            unit="img",
-            mininterval=0.2 if terminal else 10,  # a log file needs no moving bar
-            bar_format=BAR,
-        )
-
     def _fold(self, run: ModelRun) -> bool:
         """Fold this process's part and those of processes that have ended; whether nothing is left."""
         with hold(run.merged, PATIENCE):
             fold(self.config.out, run.folder.name, run.order, busy=True)
             run.reload()
             run.settle()
-            return is_whole(self.config.out, run.folder.name, [item.id for item in self.items])
+            return is_whole(self.config.out, run.folder.name, [item.id for item in run.items])
 
     def _conclude(self, run: ModelRun, items: Sequence[Item]) -> list[str]:
         """Say what is odd about a finished model; plugin errors on these images, a line each."""
@@ -176,7 +213,25 @@ class Job:
                 f"{self.name}: the model classifies none of these images correctly; nothing to explain "
                 f"(--target {self.config.target})"
             )
+        self._say_degenerate(run)
         return run.failure_lines(items)
+
+    def _say_degenerate(self, run: ModelRun) -> None:
+        """Name the cells in which no map, or no score, says anything."""
+        counts = flag_counts(run.merged / FLAGS)
+        for flag, words in (
+            ("degenerate", "every map is constant or not finite"),
+            ("not_finite", "no image has all of its scores: logits that are not finite"),
+        ):
+            cells = [
+                cell for cell in run.cells if 0 < len(run.tables[cell].keys_there) <= counts[*cell.key, flag]
+            ]
+            places = dict.fromkeys((cell.layer, cell.utility) for cell in cells)
+            for layer, utility in places:
+                methods = [cell.method.name for cell in cells if cell.key[:2] == (layer, utility)]
+                self.say(
+                    f"{self.name}, {layer}, {utility}: {words}: {', '.join(methods)}. These rows say nothing."
+                )
 
 
 def _check_errors(run: ModelRun, faults: int) -> None:

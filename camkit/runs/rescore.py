@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from camkit.config import RunConfig
-from camkit.data import DataSet, Item, find_images
+from camkit.data import DataSet, Item, data_of
 from camkit.entries import METRICS, Method
 from camkit.errors import PluginError, Say, UsageError
 from camkit.methods.saliency import to_saliency
@@ -43,6 +43,9 @@ def rescore(
     say: Say,
     layout: str | None = None,
     labels: Path | None = None,
+    classes: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
     weights: str = "pretrained",
     batch_size: int = 32,
     device: str = "auto",
@@ -52,7 +55,8 @@ def rescore(
 
     Args:
         metrics: groups of scores; those that explain changed images (`adcc`) cannot be had from saved maps.
-        data, layout, labels: the images of the run; they are compared with its fingerprint.
+        data, layout, labels, classes, image_column, label_column: the images of the run, as they were read
+            there; they are compared with its fingerprint.
         weights: the file, where the run's weights came from one.
 
     Returns:
@@ -71,6 +75,9 @@ def rescore(
         data=data,
         layout=layout,
         labels=labels,
+        classes=classes,
+        image_column=image_column,
+        label_column=label_column,
         device=device,
         plugin=tuple(plugin),
         out=out,
@@ -125,7 +132,7 @@ def _rescore_model(
 ) -> list[str]:
     """Score the maps of the folders that one loaded model serves; plugin errors, a line each."""
     config = next(iter(folders.values()))
-    data = find_images(config.data, config.seed, config.layout, config.labels)
+    data = data_of(config)
     for folder in folders:
         if data.fingerprint != read_run(folder)["protocol"]["data_fingerprint"]:
             raise UsageError(f"--data {config.data} is not the data of this run (another fingerprint)")
@@ -149,7 +156,7 @@ def _rescore_folder(
     numeric_record: Mapping[str, Any],
     say: Say,
 ) -> list[str]:
-    run = open_run(prepared, config, data, data.items, Share())
+    run = open_run(prepared, config, data, data.items, Share(), say)
     groups = _with_maps(run.todo(), saved)
     images = sum(len(items) for items, _ in groups)
     if not images:

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from camkit.config import RunConfig
-from camkit.data import DataSet, Item, find_images
+from camkit.data import DataSet, Item, data_of
 from camkit.entries import METHODS, METRICS
 from camkit.errors import CamkitError, Say, UsageError
 from camkit.network.numerics import numerics
@@ -151,7 +151,7 @@ def _expect_known(folder: Path) -> None:
 def _verify_model(folders: Mapping[Path, RunConfig], seed: int, say: Say) -> Iterator[Checked]:
     """The folders of cells that one loaded model serves, with the settings of their runs."""
     config = next(iter(folders.values()))
-    data = find_images(config.data, config.seed, config.layout, config.labels)
+    data = data_of(config)
     for folder in folders:
         run = read_run(folder)
         if data.fingerprint != run["protocol"]["data_fingerprint"]:

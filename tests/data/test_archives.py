@@ -129,8 +129,8 @@ def test_huge_sidecars_are_no_labels(tmp_path: Path, monkeypatch: pytest.MonkeyP
         tmp_path / "a.tar", {"a.jpg": photos()[0], "a.cls": b"340", "b.jpg": photos()[1], "b.cls": b"3"}
     )
     monkeypatch.setattr(archives, "MAX_SIDECAR", 2)
-    found = {item.id: item.label for item in find_images(str(tmp_path / "a.tar"), seed=0).items}
-    assert found == {"a.jpg": None, "b.jpg": 3}
+    data = find_images(str(tmp_path / "a.tar"), seed=0, classes="imagenet")
+    assert {item.id: item.label for item in data.items} == {"a.jpg": None, "b.jpg": 3}
 
 
 @pytest.mark.parametrize(
@@ -146,14 +146,14 @@ def test_huge_sidecars_are_no_labels(tmp_path: Path, monkeypatch: pytest.MonkeyP
 )
 def test_what_a_json_sidecar_says(sidecar: bytes, label: int | None, tmp_path: Path) -> None:
     members = {"a.jpg": photos()[0], "a.json": sidecar, "b.jpg": photos()[1], "b.json": b'{"label": 954}'}
-    data = find_images(str(small.make_tar(tmp_path / "a.tar", members)), seed=0)
+    data = find_images(str(small.make_tar(tmp_path / "a.tar", members)), seed=0, classes="imagenet")
     assert data.layout == "webdataset"
     assert {item.id: item.label for item in data.items} == {"a.jpg": label, "b.jpg": 954}
 
 
 def test_keys_go_to_the_first_dot(tmp_path: Path) -> None:
     members = {"a.b/x.y.jpg": photos()[0], "a.b/x.cls": b"340", "a.b/z.jpg": photos()[1], "a.b/z.cls": b"1"}
-    data = find_images(str(small.make_tar(tmp_path / "a.tar", members)), seed=0)
+    data = find_images(str(small.make_tar(tmp_path / "a.tar", members)), seed=0, classes="imagenet")
     assert {item.id: item.label for item in data.items} == {"a.b/x.y.jpg": 340, "a.b/z.jpg": 1}
 
 
@@ -199,7 +199,7 @@ def test_nothing_is_unpacked(
 
 def test_a_sample_of_an_archive_stays_in_its_folder(tmp_path: Path) -> None:
     members = {"a/x.jpg": photos()[0], "a/x.cls": b"340", "b/x.jpg": photos()[1], "b/x.cls": b"340"}
-    data = find_images(str(small.make_tar(tmp_path / "a.tar", members)), seed=0)
+    data = find_images(str(small.make_tar(tmp_path / "a.tar", members)), seed=0, classes="imagenet")
     take(data, 5, tmp_path / "out", seed=0, copy=False, say=lambda line: None)
     files = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
     assert files == {"a.tar", "out/n02391049/a__x.jpg", "out/n02391049/b__x.jpg"}

@@ -11,8 +11,7 @@ from pictures import write
 from small_imagenet import CLASSES, LABELS, WNIDS, official_name, photos
 from timm.data import ImageNetInfo
 
-from camkit.data import DataSet, class_name, find_images, wnid_to_index
-from camkit.data.classes import class_list, own_numbering, parse_label
+from camkit.data import DataSet, class_name, find_images, imagenet, wnid_to_index
 from camkit.errors import UsageError
 
 
@@ -38,6 +37,8 @@ def test_class_names() -> None:
     [
         ("0", 0),
         (" 999 ", 999),
+        ("5.0", 5),
+        ("007", 7),
         ("n02391049", 340),
         ("zebra", 340),
         ("Zebra", 340),
@@ -47,7 +48,7 @@ def test_class_names() -> None:
     ],
 )
 def test_what_stands_for_a_class(text: str, index: int) -> None:
-    assert parse_label(text) == index
+    assert imagenet().index_of(text) == index
 
 
 @pytest.mark.parametrize(
@@ -59,29 +60,20 @@ def test_what_stands_for_a_class(text: str, index: int) -> None:
         ("-1", "from 0 to 999"),
         ("n00007846", "none of ImageNet-1k's wnids"),
         ("unicorn", "no index, wnid or name"),
-        ("3.0", "no index, wnid or name"),
+        ("3.5", "no index, wnid or name"),
         ("9" * 5000, "no index, wnid or name"),
     ],
 )
 def test_what_stands_for_no_class_or_for_two(text: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        parse_label(text)
+        imagenet().index_of(text)
 
 
 def test_a_list_of_a_thousand_names_in_another_order_is_not_imagenets() -> None:
     names = [name.split(",")[0] for name in ImageNetInfo().label_descriptions()]
     with pytest.raises(UsageError, match="is the name of classes"):
-        class_list(names[::-1])
-    assert class_list(ImageNetInfo().label_names()[::-1]) == list(range(999, -1, -1))
-
-
-def test_numbers_of_their_own() -> None:
-    assert own_numbering([2, 0, 1, 1])
-    assert own_numbering([0])
-    assert not own_numbering([0, 2])
-    assert not own_numbering([1, 2])
-    assert not own_numbering(range(1000))
-    assert not own_numbering([])
+        imagenet().indices_of(names[::-1])
+    assert imagenet().indices_of(ImageNetInfo().label_names()[::-1]) == list(range(999, -1, -1))
 
 
 # -- --labels FILE ----------------------------------------------------------------------------------------
@@ -93,7 +85,7 @@ def test_numbers_of_their_own() -> None:
 def test_a_label_file_takes_indices_wnids_and_names(labels: tuple, tmp_path: Path) -> None:
     small.flat(tmp_path / "val")
     path = small.label_file(tmp_path / "labels.csv", labels)
-    found = labels_of(find_images(str(tmp_path / "val"), seed=0, labels=path))
+    found = labels_of(find_images(str(tmp_path / "val"), seed=0, labels=path, classes="imagenet"))
     assert found == {official_name(place): label for place, label in enumerate(LABELS)}
 
 
@@ -104,7 +96,7 @@ def test_a_label_file_stands_above_devkit_kaggle_and_folders(tmp_path: Path) -> 
     path = small.label_file(tmp_path / "labels.csv", other)
     for build in (small.flat, small.wnid_folders):
         build(tmp_path / build.__name__)
-        data = find_images(str(tmp_path / build.__name__), seed=0, labels=path)
+        data = find_images(str(tmp_path / build.__name__), seed=0, labels=path, classes="imagenet")
         assert sorted(item.label or 0 for item in data.items) == sorted(other)
         assert data.labels == "labels.csv"
 
@@ -112,10 +104,10 @@ def test_a_label_file_stands_above_devkit_kaggle_and_folders(tmp_path: Path) -> 
 def test_a_label_file_takes_paths_where_names_are_shared(tmp_path: Path) -> None:
     for folder in ("a", "b"):
         write(tmp_path / "photos" / folder / "x.jpg", photos()[0])
-    path = write(tmp_path / "labels.csv", "image,label\na/x.jpg,1\nb/x.jpg,2\n")
+    path = write(tmp_path / "labels.csv", "image,label\na/x.jpg,n01443537\nb/x.jpg,n01484850\n")
     found = labels_of(find_images(str(tmp_path / "photos"), seed=0, labels=path))
     assert found == {"a/x.jpg": 1, "b/x.jpg": 2}
-    write(path, "image,label\nx.jpg,1\n")
+    write(path, "image,label\nx.jpg,n01443537\n")
     with pytest.raises(UsageError, match="2 images are called 'x.jpg'"):
         find_images(str(tmp_path / "photos"), seed=0, labels=path)
 
@@ -146,7 +138,7 @@ def test_a_label_file_that_is_not_there(tmp_path: Path) -> None:
 
 def test_a_label_file_for_some_of_the_images(tmp_path: Path) -> None:
     small.flat(tmp_path / "val")
-    text = f"\ufeffimage,label\r\n{official_name(2)},954\r\n{official_name(3)},\r\nother.JPEG,3\r\n"
+    text = f"\ufeffimage,label\r\n{official_name(2)},banana\r\n{official_name(3)},\r\nother.JPEG,3\r\n"
     data = find_images(str(tmp_path / "val"), seed=0, labels=write(tmp_path / "labels.csv", text))
     assert {name: label for name, label in labels_of(data).items() if label is not None} == {
         official_name(2): 954

@@ -90,6 +90,8 @@ LABELLED: dict[str, tuple[str, Callable[[Path], Path]]] = {
     "webdataset, txt": ("webdataset", lambda root: small.shards(root, "txt")),
     "imagenet-v2": ("imagenet-v2", small.index_folders),
 }
+# Those whose labels are bare numbers: whose they are has to be said.
+BARE = {"webdataset, cls": "imagenet", "webdataset, json": "imagenet"}
 
 
 def by_content(data: DataSet) -> dict[bytes, int | None]:
@@ -99,7 +101,7 @@ def by_content(data: DataSet) -> dict[bytes, int | None]:
 @pytest.mark.parametrize("case", LABELLED)
 def test_the_same_photos_have_the_same_labels_in_every_layout(case: str, tmp_path: Path) -> None:
     layout, build = LABELLED[case]
-    data = find_images(str(build(tmp_path)), seed=0)
+    data = find_images(str(build(tmp_path)), seed=0, classes=BARE.get(case))
     found = by_content(data)
     assert data.layout == layout
     assert {photo: found.get(photo) for photo in photos()} == dict(zip(photos(), LABELS, strict=True))
@@ -108,7 +110,7 @@ def test_the_same_photos_have_the_same_labels_in_every_layout(case: str, tmp_pat
 
 
 def test_every_layout_of_the_table_has_a_case() -> None:
-    assert {layout for layout, _ in LABELLED.values()} | {"photos"} == set(LAYOUTS)
+    assert {layout for layout, _ in LABELLED.values()} | {"photos", "folders"} == set(LAYOUTS)
 
 
 @pytest.mark.parametrize("case", LABELLED)
@@ -124,7 +126,7 @@ def test_the_same_scores_in_every_layout(
     case: str, tmp_path: Path, wnid_scores: dict[bytes, list[float]]
 ) -> None:
     data = LABELLED[case][1](tmp_path / "data")
-    found = scores(str(data), tmp_path / "out")
+    found = scores(str(data), tmp_path / "out", classes=BARE.get(case))
     assert found.keys() == wnid_scores.keys()
     for photo, row in found.items():
         assert row == pytest.approx(wnid_scores[photo], abs=2e-5)
@@ -239,7 +241,7 @@ def test_number_folders_are_classes_only_when_all_are_there_or_named(tmp_path: P
     looked = find_images(str(tmp_path), seed=0)
     assert looked.layout == "photos"
     assert {item.label for item in looked.items} == {None}
-    assert any("--layout imagenet-v2" in note for note in looked.notes)
+    assert any("--classes imagenet" in note for note in looked.notes)
     named = find_images(str(tmp_path), seed=0, layout="imagenet-v2")
     assert {item.id: item.label for item in named.items} == {"0/a.jpeg": 0, "7/a.jpeg": 7, "340/a.jpeg": 340}
 
@@ -295,13 +297,13 @@ def test_numbers_from_zero_without_a_gap_are_not_taken_for_imagenets(
 ) -> None:
     numbers = [0, 1, 2, 3, 1, 0]
     if build is small.shards:
-        root, layout = small.shards(tmp_path, numbers=numbers), "webdataset"
+        root = small.shards(tmp_path, numbers=numbers)
     else:
-        root, layout = small.parquet(tmp_path, labels=numbers), "parquet"
+        root = small.parquet(tmp_path, labels=numbers, classes=(), paths=[None] * 6)
     looked = find_images(str(root), seed=0)
     assert {item.label for item in looked.items} == {None}
-    assert any(f"--layout {layout}" in note for note in looked.notes)
-    named = by_content(find_images(str(root), seed=0, layout=layout))
+    assert any("--classes imagenet" in note for note in looked.notes)
+    named = by_content(find_images(str(root), seed=0, classes="imagenet"))
     assert [named[photo] for photo in photos()] == numbers
 
 
@@ -397,7 +399,7 @@ def test_the_fingerprint_knows_labels_and_sizes_and_not_the_place(tmp_path: Path
     first = find_images(str(small.named_flat(tmp_path / "a")), seed=0)
     again = find_images(str(small.named_flat(tmp_path / "b")), seed=7)
     assert first.fingerprint == again.fingerprint
-    labels = write(tmp_path / "labels.csv", f"image,label\n{first.items[0].id},3\n")
+    labels = write(tmp_path / "labels.csv", f"image,label\n{first.items[0].id},n01491361\n")
     other = find_images(str(tmp_path / "a"), seed=0, labels=labels)
     assert other.fingerprint != first.fingerprint
     write(tmp_path / "b" / first.items[0].id, photos()[0] + b"more")

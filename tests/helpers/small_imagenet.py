@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from pictures import jpeg, picture, write
 from PIL import Image
 from scipy.io import savemat
+from timm.data import ImageNetInfo
 
 # ImageNet's index and wnid, checked against timm in test_labels.py. Not in the order of either, and far
 # from 0 to 5: whoever numbers what is there gets other labels.
@@ -125,10 +126,16 @@ def parquet(
     classes: Sequence[str] | None = None,
     paths: Sequence[str | None] | None = None,
 ) -> Path:
-    """Two parquet files of two row groups each, as HF's library writes them."""
+    """Two parquet files of two row groups each, as HF's library writes them.
+
+    Args:
+        classes: the names that go with the numbers, None for ImageNet's, empty for none.
+    """
+    if classes is None:
+        classes = ImageNetInfo().label_descriptions()
     image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     features: dict = {"image": {"_type": "Image"}, "label": {"dtype": "int64", "_type": "Value"}}
-    if classes is not None:
+    if classes:
         features["label"] = {"names": list(classes), "_type": "ClassLabel"}
     kept = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
     schema = pa.schema([("image", image), ("label", pa.int64())], metadata=kept)

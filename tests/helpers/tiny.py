@@ -15,8 +15,8 @@ from camkit.config import RunConfig
 from camkit.entries import METHODS, UTILITIES
 from camkit.network.loading import load_model
 from camkit.network.passes import Network
+from camkit.network.random import calibrate
 from camkit.network.trace import Trace
-from camkit.network.weights import calibrate
 from camkit.runs.bench import bench
 from camkit.runs.guard import make_maps
 

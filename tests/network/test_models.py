@@ -23,7 +23,7 @@ from camkit.errors import CamkitError, UsageError
 from camkit.network.loading import load_model
 from camkit.network.models import PAPER_ROWS, ROWS, find_row
 from camkit.network.passes import Network
-from camkit.network.weights import calibrate
+from camkit.network.random import calibrate
 from camkit.runs.bench import bench
 
 SHAPES = {  # conv, prepool at 224

@@ -20,7 +20,8 @@ from camkit.config import RunConfig
 from camkit.errors import CamkitError, UsageError
 from camkit.network.loading import load_model
 from camkit.network.models import PAPER_ROWS, ModelRow, find_row
-from camkit.network.weights import calibrate, published_file
+from camkit.network.random import calibrate
+from camkit.network.weights import published_file
 from camkit.runs.bench import bench
 
 BUFFER = "num_batches_tracked"

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from camkit.entries import METHODS
 from camkit.network.layers import find_module
 from camkit.network.loading import load_model
-from camkit.network.weights import calibrate
+from camkit.network.random import calibrate
 
 pytestmark = pytest.mark.peers
 

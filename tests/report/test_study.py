@@ -265,7 +265,7 @@ def test_a_model_in_two_folders_counts_once_in_a_ranking(tmp_path):
     tables = [one for one in rank_tables([Analysis(block) for block in study]) if one.score.short == "ADCC"]
     assert [one.models for one in tables] == [("resnet18", "vgg16")] * 2
     assert [one.title for one in tables] == [
-        f"conv · rest · {folder}/run · ADCC ↑, average rank over 2 models" for folder in "ab"
+        f"conv · rest · {folder}/run · ADCC ↑, average rank over 2 families of 2 models" for folder in "ab"
     ]
 
 

@@ -159,11 +159,11 @@ def test_compare_with_an_unknown_baseline(results):
 
 def test_average_ranks_over_models(tmp_path):
     base = made_up(IMAGES, 0)
-    for model, first in (("resnet18", 0.01), ("resnet50", 0.02), ("vgg16", -0.01)):
+    for model, first in (("resnet18", 0.01), ("swin_t", 0.02), ("vgg16", -0.01)):
         cells = {"gradcam": base, "layercam": base | {"complexity": base["complexity"] - first}}
         write_results(tmp_path, cells, model=model)
     text = run("compare", tmp_path)
-    block = text[text.index("conv · rest · Com ↓, average rank over 3 models") :]
+    block = text[text.index("conv · rest · Com ↓, average rank over 3 families of 3 models") :]
     rows = {line.split()[0]: line.split()[1] for line in block.splitlines()[3:5]}
     assert rows == {"layercam": "1.33", "gradcam": "1.67"}
 

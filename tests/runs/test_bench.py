@@ -430,19 +430,22 @@ class TestTargets:
         wrong = {"photo_2.png": (predicted["photo_2.png"] + 1) % 1000}
         table = "".join(f"{name},{label}\n" for name, label in (predicted | wrong).items())
         labels.write_text(f"image,label\n{table}")
-        run(tmp_path / "flat", tmp_path / "out", target="correct", labels=labels, metrics=("adcc",))
+        correct = {"target": "correct", "classes": "imagenet", "metrics": ("adcc",)}
+        run(tmp_path / "flat", tmp_path / "out", labels=labels, **correct)
         rows = read(cell(tmp_path / "out"))
         assert sorted(row["image"] for row in rows) == ["photo_0.png", "photo_1.png", "photo_3.png"]
         assert all(row["target"] == row["label"] for row in rows)
         (summary,) = read(tmp_path / "out" / "summary.csv")
         assert (summary["images"], float(summary["top1"])) == ("3", 0.75)
-        lines = run(tmp_path / "flat", tmp_path / "out", target="correct", labels=labels, metrics=("adcc",))
+        lines = run(tmp_path / "flat", tmp_path / "out", labels=labels, **correct)
         assert any("nothing to do" in line for line in lines)
         labels.write_text(
             "image,label\n" + "".join(f"{name},{(predicted[name] + 1) % 1000}\n" for name in predicted)
         )
-        lines = run(tmp_path / "flat", tmp_path / "none", target="correct", labels=labels, metrics=("adcc",))
-        assert "none of these images correctly" in lines[-1] and "(--target correct)" in lines[-1]
+        lines = run(tmp_path / "flat", tmp_path / "none", labels=labels, **correct)
+        assert lines[-1].endswith(
+            "no image's predicted class is its own, so there is none to explain (--target correct)"
+        )
 
 
 def test_an_empty_list_of_methods_is_said(photos: Path, tmp_path: Path) -> None:

@@ -21,8 +21,7 @@ from tiny import TINY
 
 from camkit.cli import main
 from camkit.config import RunConfig
-from camkit.data import DataSet, find_images
-from camkit.data.classes import index_to_wnid
+from camkit.data import DataSet, find_images, imagenet
 from camkit.errors import UsageError
 from camkit.network.numerics import numerics
 from camkit.network.passes import Network
@@ -145,7 +144,7 @@ def test_a_good_data_set_has_no_faults(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("build", [small.parquet, small.shards, small.flat])
 def test_archives_and_unlabelled_images_are_checked_too(build: object, tmp_path: Path) -> None:
-    report = check_data(str(build(tmp_path)), say=silent)  # type: ignore[operator]
+    report = check_data(str(build(tmp_path)), classes="imagenet", say=silent)  # type: ignore[operator]
     assert report.faults == []
     assert report.facts["images"] == 6
     assert report.facts["without_label"] == (6 if build is small.flat else 0)
@@ -168,7 +167,7 @@ def test_the_complete_validation_set(
     for index in range(1000):
         for number in range(2):
             write(
-                tmp_path / index_to_wnid(index) / f"{number}.ppm",
+                tmp_path / imagenet().wnids[index] / f"{number}.ppm",
                 b"P6 1 1 255\n%c%c%c" % (index // 4, index % 4, number),
             )
     first = tmp_path / "n01440764" / "0.ppm"
@@ -226,7 +225,7 @@ def test_top1_counts_hits(tmp_path: Path) -> None:
     for wrong, expected in ((0, 100.0), (2, 66.67)):
         labels = [(label + (place < wrong)) % 1000 for place, label in enumerate(predicted)]
         path = small.label_file(tmp_path / "labels.csv", labels)
-        data = find_images(str(tmp_path / "val"), 0, labels=path)
+        data = find_images(str(tmp_path / "val"), 0, labels=path, classes="imagenet")
         accuracy = measure_top1("timm/test_resnet", data, config, 4, silent)
         assert (accuracy.labelled, accuracy.top1_percent) == (6, expected)
     # Wilson's interval for 4 of 6, by its formula with z = 1.959964.
@@ -345,9 +344,9 @@ def test_a_sample_has_n_of_each_class_with_their_labels(tmp_path: Path) -> None:
 @pytest.mark.parametrize("build", [small.shards, small.parquet, small.wnid_folders])
 def test_a_copied_sample_has_the_same_bytes(build: object, tmp_path: Path) -> None:
     build(tmp_path / "data")  # type: ignore[operator]
-    result = cli(
-        "sample", tmp_path / "data", "--per-class", 9, "-o", tmp_path / "out", "--copy", "--format", "json"
-    )
+    named = ("--classes", "imagenet") if build is small.shards else ()
+    words = ("--per-class", 9, "-o", tmp_path / "out", "--copy", "--format", "json", *named)
+    result = cli("sample", tmp_path / "data", *words)
     rows = json.loads(result.stdout)
     assert len(rows) == len(LABELS)
     for row in rows:

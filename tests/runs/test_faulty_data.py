@@ -206,7 +206,7 @@ def test_one_results_folder_holds_one_reading_of_the_data(changed: str, tmp_path
     root = small.named_flat(tmp_path / "val")
     run(root, tmp_path / "out")
     first = sorted(path.name for path in root.iterdir())[0]
-    labels = write(tmp_path / "labels.csv", f"image,label\n{first},3\n")
+    labels = write(tmp_path / "labels.csv", f"image,label\n{first},n01491361\n")
     settings = {"exif": {"exif": "apply"}, "labels": {"labels": labels}}[changed]
     with pytest.raises(UsageError, match="exif" if changed == "exif" else "data fingerprint"):
         run(root, tmp_path / "out", **settings)

@@ -126,10 +126,14 @@
     if (!shown.length) return $("scatter-figure").replaceChildren();
     // Phones get a figure of their own width: scaled down, its letters could not be read.
     const width = Math.min(760, Math.max(320, $("scatter-figure").clientWidth));
-    const height = Math.min(480, width * 0.9);
+    // As high as the column of names beside it, and as much narrower as its longest name wants.
+    const letters = Math.max(...shown.map((m) => methods[m].title.length));
+    const box = { left: 56, right: width - Math.min(width / 2, Math.max(104, 16 + 7.5 * letters)), top: 12 };
+    const height = Math.max(Math.min(480, width * 0.9), 14 * shown.length + box.top + 44);
+    box.bottom = height - 44;
     const svg = figure(width, height, `${scores[j].short} against ${scores[i].short}; the table has the values`);
-    const ends = (c) => shown.flatMap((m) => [100 * low[m][c], 100 * high[m][c]]);
-    const box = { left: 56, right: width - 104, top: 12, bottom: height - 44 };
+    // One image has no interval.
+    const ends = (c) => shown.flatMap((m) => [low[m][c] ?? value[m][c], high[m][c] ?? value[m][c]]).map((v) => 100 * v);
     const [toX, toY] = axes(svg, box, range(ends(i)), range(ends(j)),
       `${scores[i].heading}, percent`, `${scores[j].heading}, percent`);
     const labels = [];
@@ -138,8 +142,8 @@
       const { stroke } = style(methods, m);
       const group = draw(svg, "g", { stroke, fill: stroke });
       draw(group, "title", {}, `${methods[m].title}: ${scores[i].short} ${percent(value[m][i])}, ${scores[j].short} ${percent(value[m][j])}`);
-      draw(group, "line", { x1: toX(100 * low[m][i]), x2: toX(100 * high[m][i]), y1: y, y2: y, "stroke-opacity": 0.5 });
-      draw(group, "line", { x1: x, x2: x, y1: toY(100 * low[m][j]), y2: toY(100 * high[m][j]), "stroke-opacity": 0.5 });
+      if (low[m][i] !== null) draw(group, "line", { x1: toX(100 * low[m][i]), x2: toX(100 * high[m][i]), y1: y, y2: y, "stroke-opacity": 0.5 });
+      if (low[m][j] !== null) draw(group, "line", { x1: x, x2: x, y1: toY(100 * low[m][j]), y2: toY(100 * high[m][j]), "stroke-opacity": 0.5 });
       if (methods[m].control) draw(group, "rect", { x: x - 4, y: y - 4, width: 8, height: 8, fill: "var(--ground)", "stroke-width": 2 });
       else draw(group, "circle", { cx: x, cy: y, r: 4.5 });
       labels.push({ x, y, at: y, stroke, name: methods[m].title });
@@ -174,7 +178,7 @@
         const { stroke, dash } = style(methods, m);
         const above = line.mean.map((v, k) => `${x(k).toFixed(1)},${y(v + line.half[k]).toFixed(1)}`);
         const below = line.mean.map((v, k) => `${x(k).toFixed(1)},${y(v - line.half[k]).toFixed(1)}`);
-        draw(svg, "polygon", { points: [...above, ...below.reverse()].join(" "), fill: stroke, "fill-opacity": 0.12 });
+        if (line.half[0] !== null) draw(svg, "polygon", { points: [...above, ...below.reverse()].join(" "), fill: stroke, "fill-opacity": 0.12 });
         const points = line.mean.map((v, k) => `${x(k).toFixed(1)},${y(v).toFixed(1)}`).join(" ");
         const path = draw(svg, "polyline", { points, fill: "none", stroke, "stroke-width": 1.8, "stroke-dasharray": dash });
         draw(path, "title", {}, method.title);

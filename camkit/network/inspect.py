@@ -1,0 +1,173 @@
+"""What a model does, seen on noise before anything is explained; what camkit cannot explain is refused."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
+
+from camkit.errors import CamkitError, Say, UsageError, is_out_of_memory
+from camkit.network.models import ModelRow
+from camkit.network.passes import Network
+
+# How far one image's logits may be from those that it has in a batch, over the largest.
+ALONE = {torch.float32: 1e-2, torch.bfloat16: 0.2, torch.float16: 0.05}
+# Numbers of classes in published classifiers: of ImageNet-1k, with a background class, and of its supersets.
+CLASSIFIERS = {1000, 1001, 11221, 11821, 19168, 21841, 21842, 21843, 115217}
+
+
+def noise_like(count: int, shape: tuple[int, int, int], device: torch.device) -> Tensor:
+    """Seeded normal noise, (count, C, H, W)."""
+    return torch.randn(count, *shape, generator=torch.Generator().manual_seed(0)).to(device)
+
+
+def open_network(
+    name: str,
+    model: nn.Module,
+    shape: tuple[int, int, int],
+    device: torch.device,
+    dtype: torch.dtype,
+    advice: str,
+) -> Network:
+    """A network that has passed an image of this shape (C, H, W).
+
+    Args:
+        advice: what to try where the size may be the cause of a failure; "" where it cannot be.
+
+    Raises:
+        UsageError: the model does not take such images, or what it gives are no logits (B, classes).
+        CamkitError: it does not fit into the device's memory.
+    """
+    reason = _cannot_be_run(model)
+    if reason:
+        raise UsageError(f"{name} {reason}")
+    probe = noise_like(1, shape, device)
+    try:
+        network = Network(model, device, dtype)
+        with torch.no_grad(), network.precision():
+            given = probe.clone()
+            logits = network.run(given)
+    except UsageError as error:
+        raise UsageError(f"{name}: {error}") from error
+    except Exception as error:  # a forward raises nearly anything on images that it does not expect
+        if is_out_of_memory(error):
+            raise CamkitError(f"{name} does not fit into the memory of {device}") from error
+        raise UsageError(_failed(name, model, shape, advice, error)) from error
+    network.copies_input = given._version != probe._version or not torch.equal(given, probe)
+    expect_logits(name, logits)
+    return network
+
+
+def takes(model: nn.Module, shape: tuple[int, int, int], device: torch.device) -> bool:
+    """Whether a model takes images of a shape (C, H, W)."""
+    try:
+        with torch.no_grad():
+            model.eval().to(device)(noise_like(1, shape, device))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
+        return False
+    return True
+
+
+def expect_logits(name: str, logits: Tensor) -> None:
+    """They are logits (B, K) of two classes or more.
+
+    Raises:
+        UsageError: they are not.
+    """
+    if logits.ndim != 2:
+        kind = " (segmentation?)" if logits.ndim == 4 else ""
+        raise UsageError(
+            f"{name} gives {tuple(logits.shape)}, expected logits (B, classes): not a classifier{kind}"
+        )
+    if logits.shape[1] == 1:
+        raise UsageError(
+            f"{name} has one output, and the softmax of one class is 1 for every image: give it two (0 and y)"
+        )
+
+
+def _cannot_be_run(model: nn.Module) -> str:
+    """Why a model cannot be explained whatever it is given, or ""."""
+    modules = list(model.modules())
+    if any(isinstance(module, torch.jit.ScriptModule) for module in modules):
+        return "is TorchScript, whose layers can be neither seen nor replaced: load the Python model"
+    if any(isinstance(one, LazyModuleMixin) and one.has_uninitialized_params() for one in modules):
+        return "has lazy modules without weights: pass an image through it first"
+    if any("quantized" in type(module).__module__ for module in modules):
+        return "is quantised, and whole numbers have no derivatives: load the model before quantisation"
+    formats = {one.dtype for one in model.parameters() if one.is_floating_point()}
+    if formats - {torch.float32}:
+        found = ", ".join(sorted(str(one).removeprefix("torch.") for one in formats))
+        return (
+            f"has weights in {found}, expected float32: call model.float() (--dtype chooses the format of "
+            "the "
+            "passes)"
+        )
+    return ""
+
+
+def _failed(name: str, model: nn.Module, shape: tuple[int, int, int], advice: str, error: Exception) -> str:
+    """The message of a forward that failed on one image."""
+    first = next((one for one in model.modules() if isinstance(one, nn.Conv1d | nn.Conv2d | nn.Conv3d)), None)
+    said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if isinstance(first, nn.Conv2d) and first.in_channels != shape[0]:
+        return f"{name} takes images of {first.in_channels} channels, and these have {shape[0]}"
+    if isinstance(first, nn.Conv1d | nn.Conv3d):
+        kind = type(first).__name__
+        return f"{name} begins with a {kind}, and images (B, C, H, W) are no input of it: {said}"
+    size = f"{shape[1]}x{shape[2]}"
+    return f"{name} cannot take {size} images: {said}" + (f"\n{advice}" if advice else "")
+
+
+def expect_classes(name: str, row: ModelRow, model: nn.Module, outputs: int) -> None:
+    """The outputs are classes.
+
+    Raises:
+        UsageError: they are features, or the coordinates of an embedding.
+    """
+    if getattr(model, "num_classes", outputs) == 0:
+        raise UsageError(
+            f"{name} has no classifier: its {outputs} outputs are features, not classes. Name a model with "
+            "a head, "
+            "or add one in a plugin (docs/extend.md)"
+        )
+    if row.library == "timm" and "clip" in row.tagged and outputs not in CLASSIFIERS:
+        raise UsageError(
+            f"{name} is the image tower of a CLIP model: its {outputs} outputs are its projection, the "
+            "coordinates "
+            "of an embedding, not classes. With the embeddings of some prompts it is a classifier: see "
+            "docs/extend.md"
+        )
+
+
+def inspect(name: str, network: Network, shape: tuple[int, int, int], say: Say) -> None:
+    """Pass two images of noise together and one of them alone.
+
+    Args:
+        shape: of an image, (C, H, W).
+        say: takes a line about outputs that look like probabilities.
+
+    Raises:
+        UsageError: the images of a batch see each other, or all images have the same logits.
+    """
+    noise = noise_like(2, shape, network.device)
+    together, alone = network.logits(noise), network.logits(noise[:1])
+    scale = together.abs().amax()
+    if (together[:1] - alone).abs().amax() > ALONE[network.dtype] * scale:
+        raise UsageError(
+            f"{name}: an image has other logits in a batch than alone, so its scores would depend on its "
+            "neighbours. A batch norm on batch statistics (track_running_stats=False, or in training mode)?"
+        )
+    if torch.equal(together[0], together[1]):
+        raise UsageError(
+            f"{name} gives the same logits for every image: there is nothing to explain. Is its classifier "
+            "zero?"
+        )
+    if together.amin() >= 0 and ((together.sum(dim=1) - 1).abs() < 1e-3).all():
+        say(
+            f"{name}: its outputs look like probabilities (none is negative, they sum to 1), and camkit "
+            "takes "
+            "outputs as logits: a softmax of a softmax. Take the softmax out of the model, or return its "
+            "logarithm"
+        )

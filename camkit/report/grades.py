@@ -1,0 +1,222 @@
+"""What a score is worth: what it says of place, whether it agrees with the truth, whether chance beats it.
+
+docs/scores.md has the definitions and the thresholds, which were written down before the study.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+
+from camkit.entries import METRICS
+from camkit.methods.altered import MARK, is_altered
+from camkit.report.analysis import Analysis
+from camkit.report.exchange import Truth
+from camkit.report.scores import Score
+from camkit.report.statistics import holm
+from camkit.report.study import Block
+
+SHAPE = ("complexity", "roughness")  # what a score should not be a function of
+STABLE = 0.9  # rank correlation of two halves
+SPLITS = 20  # random halves
+SIZES = (10, 20, 30, 50, 70, 100, 150, 200, 300, 500, 1000, 2000, 5000)
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """What a score has to reach; a grade without one of the parts is not asked for it."""
+
+    noticed: float = 0.25
+    paid: float = 0.1
+    agreement: float = 0.9
+    chance: float = 0.95
+    area: float = 0.25
+    images: int = 100
+
+
+THRESHOLDS = Thresholds()
+
+
+@dataclass(frozen=True)
+class Grade:
+    """One score of one model, layer and utility. NaN where that cannot be said of these results.
+
+    Attributes:
+        noticed: smallest share t of a map in the wrong tile that lowers the score in 95 % of the mosaics;
+            infinite where none does.
+        paid: the t whose mean loss the largest gain of a change of histogram makes up for; infinite where
+            that is more than a whole map in the wrong tile loses. `paid_low`, `paid_high`: its 95 % interval
+            over mosaics.
+        mosaics: on which both rest.
+        agreement: share of pairs of methods, their energies more than 0.1 apart, that the score orders alike.
+        pairs: their number.
+        chance: share of random halves of the images on which the method that is best on the other half beats
+            every control (paired tests, Holm).
+        area: share of the score's variance within images that the map's mean and roughness explain.
+        images: from how many images on two samples rank the methods alike (rank correlation 0.9); infinite
+            where half of the images is not enough.
+    """
+
+    score: Score
+    base: str = ""
+    noticed: float = np.nan
+    paid: float = np.nan
+    paid_low: float = np.nan
+    paid_high: float = np.nan
+    mosaics: int = 0
+    agreement: float = np.nan
+    pairs: int = 0
+    chance: float = np.nan
+    area: float = np.nan
+    images: float = np.nan
+
+    @property
+    def passed(self) -> dict[str, bool]:
+        """Part -> whether it reaches its threshold; parts that are not known are left out."""
+        t = THRESHOLDS
+        parts = {
+            "noticed": (self.noticed, self.noticed <= t.noticed),
+            "paid": (self.paid, self.paid <= t.paid),
+            "agreement": (self.agreement, self.agreement >= t.agreement),
+            "chance": (self.chance, self.chance >= t.chance),
+            "area": (self.area, self.area <= t.area),
+            "images": (self.images, self.images <= t.images),
+        }
+        return {name: bool(good) for name, (value, good) in parts.items() if not np.isnan(value)}
+
+
+@dataclass(frozen=True)
+class Report:
+    """The grades of one model, layer and utility.
+
+    Attributes:
+        mosaics, photos: the results that they rest on.
+        notes: what is missing, in words.
+    """
+
+    mosaics: Block | None
+    photos: Block | None
+    grades: list[Grade] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def block(self) -> Block:
+        found = self.mosaics or self.photos
+        assert found is not None
+        return found
+
+
+def grade(study: Sequence[Block]) -> list[Report]:
+    """Grades by model, layer and utility: from mosaics what has a truth, from photos the rest.
+
+    Args:
+        study: with altered methods, see :func:`camkit.report.study.load_study`.
+    """
+    places: dict[tuple[str, str, str], dict[bool, Block]] = {}
+    for block in study:
+        places.setdefault((block.model, block.layer, block.utility), {})[block.of_mosaics] = block
+    return [_report(found.get(True), found.get(False)) for found in places.values()]
+
+
+def _report(mosaics: Block | None, photos: Block | None) -> Report:
+    report = Report(mosaics, photos)
+    rest = photos or mosaics
+    assert rest is not None
+    plain = rest.only_methods(lambda name: not is_altered(name))
+    truth = None if mosaics is None else Truth(mosaics)
+    if truth is None:
+        report.notes.append("No mosaics here (--data mosaic:PATH): nothing is said of place.")
+    elif not truth.bases:
+        report.notes.append(f"No changed maps here (--method hirescam{MARK}all): no exchange rate.")
+    chosen = {score.name: score for block in (mosaics, photos) if block for score in block.scores}
+    for name, score in chosen.items():
+        if score.sign == 0 or (truth and score.name in LOCATED):
+            continue
+        parts: dict[str, object] = {}
+        if truth is not None and name in truth.block.columns:
+            parts |= truth.exchange(score) | truth.agreement(score)
+        if plain is not None and name in plain.columns:
+            analysis = Analysis(plain)
+            parts |= {
+                "chance": chance(analysis, name),
+                "area": area(plain, name),
+                "images": reliability(analysis, name),
+            }
+        report.grades.append(Grade(score, **parts))  # type: ignore[arg-type]
+    return report
+
+
+LOCATED = tuple(METRICS["localisation"].columns)  # these are the truth, and not graded by it
+
+
+def _halves(units: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    order = np.random.default_rng(seed).permutation(units)
+    return order[: units // 2], order[units // 2 :]
+
+
+def chance(analysis: Analysis, name: str) -> float:
+    """Share of random halves on which the method that is best on the other half beats every control.
+
+    Which method is the best is found on images that do not test it. Paired tests against all controls, Holm.
+    """
+    block, column = analysis.block, analysis.block.columns.index(name)
+    controls = np.flatnonzero(block.controls)
+    methods = np.flatnonzero(~block.controls & np.array([one != "region" for one in block.methods]))
+    sign = block.scores[column].sign
+    units = np.array(block.units)
+    if not len(controls) or not len(methods) or len(units) < 4:
+        return np.nan
+    beaten = []
+    for seed in range(SPLITS):
+        first, second = _halves(len(units), seed)
+        means = Analysis(block.only_units(set(units[first]))).common.value[methods, column] * sign
+        if np.isnan(means).all():
+            return np.nan
+        best = int(methods[np.nanargmax(means)])
+        test = Analysis(block.only_units(set(units[second]))).common
+        found = test.only(best) - test  # (methods, scores): the best one less each
+        p = np.where(found.value[:, column] * sign > 0, found.p_value[:, column], 1.0)[controls]
+        beaten.append(bool((holm(p) < 0.05).all()))
+    return float(np.mean(beaten))
+
+
+def area(block: Block, name: str) -> float:
+    """R^2 of a linear fit to the score by the map's mean and roughness, both within images."""
+    if not {*SHAPE} <= {*block.columns}:
+        return np.nan
+    columns = [block.columns.index(one) for one in (name, *SHAPE)]
+    values = block.values[:, :, columns].astype(np.float64)
+    values = values[:, ~np.isnan(values).all(axis=(0, 2))]
+    values = values[~np.isnan(values).any(axis=(1, 2))]
+    within = (values - values.mean(axis=1, keepdims=True)).reshape(-1, len(columns))
+    score, shape = within[:, 0], within[:, 1:]
+    total = (score**2).sum()
+    if len(score) < 10 or total == 0:
+        return np.nan
+    fit = shape @ np.linalg.lstsq(shape, score, rcond=None)[0]
+    return float((fit**2).sum() / total)
+
+
+def reliability(analysis: Analysis, name: str) -> float:
+    """From how many images on two disjoint samples rank the methods alike: mean rank correlation 0.9."""
+    block, column = analysis.block, analysis.block.columns.index(name)
+    methods = np.flatnonzero(~block.controls)
+    values = analysis.shared_values[:, methods, column]
+    values = values[:, ~np.isnan(values).all(axis=0)]
+    values = values[~np.isnan(values).any(axis=1)]
+    if values.shape[1] < 3 or len(values) < 2 * SIZES[0]:
+        return np.nan
+    for size in SIZES:
+        if 2 * size > len(values):
+            return np.inf
+        correlations = []
+        for seed in range(SPLITS):
+            order = np.random.default_rng(seed).permutation(len(values))
+            means = [values[part].mean(axis=0) for part in (order[:size], order[size : 2 * size])]
+            correlations.append(pd.Series(means[0]).corr(pd.Series(means[1]), method="spearman"))
+        if np.mean(correlations) >= STABLE:
+            return float(size)
+    return np.inf

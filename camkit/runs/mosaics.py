@@ -1,0 +1,167 @@
+"""Mosaics of confidently classified photos: whose map shows the photo that it explains?
+
+The Grid Pointing Game (2104.00032, 2205.10435): photos of different classes are set side by side, the class
+of each is explained, and the saliency should lie in its tile. Which photos may be set together belongs to the
+model; which are tried does not, so that models can be compared on the mosaics that qualify for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from camkit.config import RunConfig
+from camkit.console import Bar
+from camkit.data import DataSet, Item
+from camkit.data.regions import Tile
+from camkit.data.sources import Mosaic
+from camkit.errors import CamkitError, Say
+from camkit.network.loading import load_preprocess
+from camkit.network.prepare import Prepared
+from camkit.results.files import write_atomically
+from camkit.results.table import merge_rows, number, render
+from camkit.runs.loop import load_batches
+
+MOSAICS = "mosaics.csv"
+COLUMNS = ("mosaic", "place", "image", "target", "probability")
+# A photo's probability of each other class in its mosaic is below this.
+OTHERS = 0.001
+# Rounds of candidates: in each one every photo is tried once.
+ROUNDS = 400
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a model says of photos, (N,) and (N, K), in the order of their names."""
+
+    items: Sequence[Item]
+    target: np.ndarray
+    probability: np.ndarray
+    all_probabilities: np.ndarray
+    confident: np.ndarray
+
+
+def mosaic_items(prepared: Prepared, config: RunConfig, data: DataSet, folder: Path, say: Say) -> list[Item]:
+    """The images of a run over mosaics: each mosaic once for each of its tiles.
+
+    Args:
+        data: the photos.
+        folder: OUT/<model>, where the choice is kept.
+
+    Raises:
+        CamkitError: no photos of this model can be set together.
+    """
+    path = folder / MOSAICS
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, render(COLUMNS, _rows(prepared, config, data, say)))
+    sources = {item.id: item.source for item in data.items}
+    chosen: dict[str, list[dict[str, str]]] = {}
+    for row in merge_rows([path], ("mosaic", "place"))[1].values():
+        chosen.setdefault(row["mosaic"], []).append(row)
+    items = []
+    for name, rows in list(chosen.items())[: config.limit]:
+        mosaic = Mosaic(tuple(sources[row["image"]] for row in rows), config.mosaic)  # type: ignore[misc]
+        items += [
+            Item(
+                f"mosaic/{name}#{place + 1}",
+                mosaic,
+                None,
+                name,
+                int(row["target"]),
+                Tile(config.mosaic, place),
+            )
+            for place, row in enumerate(rows)
+        ]
+    return items
+
+
+def _rows(prepared: Prepared, config: RunConfig, data: DataSet, say: Say) -> list[dict[str, str]]:
+    known = classify(prepared, config, data)
+    mosaics = choose(known, config.mosaic**2, config.seed, config.limit)
+    if not mosaics:
+        raise CamkitError(
+            f"no mosaic of {config.mosaic}x{config.mosaic}: of {len(known.items)} photos "
+            f"{known.confident.sum()} are classified with a probability of {config.confidence:g} or more, "
+            "and too few of them have different classes: more photos, or a lower --confidence"
+        )
+    if config.limit is not None and len(mosaics) < config.limit:
+        say(
+            f"{prepared.loaded.row.name}: {len(mosaics)} mosaics, the photos give no more "
+            f"(--limit {config.limit})"
+        )
+    return [
+        {
+            "mosaic": f"{candidate:05d}",
+            "place": str(place),
+            "image": known.items[photo].id,
+            "target": str(known.target[photo]),
+            "probability": number(known.probability[photo]),
+        }
+        for candidate, photos in mosaics
+        for place, photo in enumerate(photos)
+    ]
+
+
+def classify(prepared: Prepared, config: RunConfig, data: DataSet) -> Known:
+    """What the model says of each photo by itself: one pass per batch.
+
+    A photo is confident where its class has the probability `--confidence` and is its label, if it has one.
+    """
+    loaded = prepared.loaded
+    alone = replace(
+        load_preprocess(loaded.row, loaded.model, config.preprocess), orient=loaded.preprocess.orient
+    )
+    view = replace(prepared, loaded=replace(loaded, preprocess=alone))
+    photos = sorted(data.items, key=lambda item: item.id)
+    items: list[Item] = []
+    probabilities = []
+    with Bar(len(photos), f"{loaded.row.name}, photos") as bar:
+        for batch in load_batches(view, config, photos, BATCH):
+            bar.update(len(batch.items) + len(batch.errors))
+            if batch.pixels is not None:
+                images = alone.normalise(batch.pixels.to(prepared.network.device))
+                probabilities.append(prepared.network.logits(images).softmax(dim=1).cpu().numpy())
+                items += batch.items
+    if not items:
+        raise CamkitError(f"none of the {len(photos)} photos could be read")
+    everything = np.concatenate(probabilities)
+    target = everything.argmax(axis=1)
+    probability = everything[np.arange(len(items)), target]
+    right = np.array([item.label in (None, int(best)) for item, best in zip(items, target, strict=True)])
+    return Known(items, target, probability, everything, right & (probability >= config.confidence))
+
+
+def choose(known: Known, tiles: int, seed: int, wanted: int | None) -> list[tuple[int, tuple[int, ...]]]:
+    """Candidates that qualify: (number, indices of the photos in raster order).
+
+    Their photos are confident and of different classes, none of them sees another's class, and no photo
+    stands twice in a place.
+    """
+    found: list[tuple[int, tuple[int, ...]]] = []
+    used = np.zeros((tiles, len(known.items)), dtype=bool)  # (place, photo)
+    for candidate, group in candidates(len(known.items), tiles, seed):
+        photos = np.array(group)
+        if wanted is not None and len(found) == wanted:
+            break
+        if used[range(tiles), photos].any() or not known.confident[photos].all():
+            continue
+        others = known.all_probabilities[np.ix_(photos, known.target[photos])]  # (tiles, tiles)
+        if (others[~np.eye(tiles, dtype=bool)] < OTHERS).all():
+            found.append((candidate, group))
+            used[range(tiles), photos] = True
+    return found
+
+
+def candidates(photos: int, tiles: int, seed: int) -> Iterator[tuple[int, tuple[int, ...]]]:
+    """Numbered groups of photos, whatever the model: in each round every photo stands in one group."""
+    count = 0
+    for turn in range(ROUNDS):
+        order = np.random.default_rng([seed, turn]).permutation(photos)
+        for start in range(0, photos - tiles + 1, tiles):
+            yield count, tuple(int(photo) for photo in order[start : start + tiles])
+            count += 1
