@@ -17,18 +17,26 @@ from PIL import Image
 from torch import Tensor, nn
 
 import camkit.runs.bench
-from camkit.config import DEFAULT_BUDGET, RunConfig, check_options
+from camkit.config import (
+    DEFAULT_BUDGET,
+    DEFAULT_REFERENCE_WEIGHT,
+    DEFAULT_REFERENCES,
+    RunConfig,
+    check_options,
+)
 from camkit.console import say
 from camkit.data import sample_items
 from camkit.data.pixels import read_file
-from camkit.entries import METHODS, UTILITIES
-from camkit.errors import UsageError
+from camkit.entries import METHODS
+from camkit.errors import CamkitError, UsageError
+from camkit.network.activation import ACTIVATIONS, SOFTMAX
 from camkit.network.inspect import expect_logits
 from camkit.network.passes import CHECKPOINTING, Network
 from camkit.network.prepare import Prepared, find_device, prepare
 from camkit.network.trace import Trace
+from camkit.network.utilities import find_utility
 from camkit.plugins import load_plugins
-from camkit.runs.cells import cells_of
+from camkit.runs.cells import cells_of, what_is_lacking
 from camkit.runs.guard import make_maps
 
 Images = Tensor | str | Path | Image.Image | Sequence[str | Path | Image.Image]
@@ -56,6 +64,7 @@ def load_model(
     *,
     weights: str = "pretrained",
     preprocess: str = "paper",
+    activation: str = SOFTMAX.name,
     device: str = "auto",
     seed: int = 0,
 ) -> Prepared:
@@ -70,7 +79,9 @@ def load_model(
         CamkitError: the weights cannot be had.
     """
     load_plugins()
-    config = RunConfig(model=(name,), weights=weights, preprocess=preprocess, device=device, seed=seed)
+    config = RunConfig(
+        model=(name,), weights=weights, preprocess=preprocess, activation=activation, device=device, seed=seed
+    )
     return prepare(name, ("conv", "prepool"), sample_items() if weights == "random" else [], config, say)
 
 
@@ -85,6 +96,10 @@ def explain(
     seed: int = 0,
     absent: str = "zero",
     budget: int = DEFAULT_BUDGET,
+    channels: int | None = None,
+    references: int = DEFAULT_REFERENCES,
+    reference_weight: float = DEFAULT_REFERENCE_WEIGHT,
+    activation: str = SOFTMAX.name,
 ) -> Explanation:
     """Explain images.
 
@@ -93,15 +108,21 @@ def explain(
             its layer is named by its module path. It is explained in eval mode, and comes back as it was.
         images: normalised images (B, 3, H, W); or photos, as paths or PIL images, which are preprocessed.
         target: class indices, one or one an image; None: the predicted ones.
-        seed, absent, budget: of random methods and of Shapley values, see :class:`camkit.config.RunConfig`.
+        seed, absent, budget, channels, references, reference_weight: of random methods, Shapley values,
+            ScoreCAM and FinerCAM, see :class:`camkit.config.RunConfig`.
+        activation: of a module, `softmax` or `sigmoid`; a model from :func:`load_model` has its own.
 
     Raises:
-        UsageError: a name does not exist, `images` are not what the model takes, or `budget` is too small.
+        UsageError: a name does not exist, `images` are not what the model takes, or an option is none.
+        CamkitError: the model or its layer cannot have the method.
         PluginError: a plugin's method failed.
     """
     load_plugins()
-    check_options({"absent": absent, "budget": budget})
-    found_utility = UTILITIES[utility].function
+    of_methods: dict[str, Any] = {
+        "absent": absent, "budget": budget, "channels": channels, "references": references,
+        "reference_weight": reference_weight,
+    }  # fmt: skip
+    check_options(of_methods | {"activation": activation})
     found = METHODS[method]
     with ExitStack() as after:
         after.enter_context(torch.inference_mode(False))
@@ -110,7 +131,7 @@ def explain(
         else:
             device = next((one.device for one in model.parameters()), find_device("cpu"))
             after.enter_context(_as_it_came(model))
-            network, path = Network(model, device), layer
+            network, path = Network(model, device, activation=ACTIVATIONS[activation]), layer
             network.copies_input = True  # whether it changes its input is not known
         batch = _batch(images, model if isinstance(model, Prepared) else None).to(network.device)
         passed = network.trace(batch, [path])
@@ -122,18 +143,20 @@ def explain(
             image_ids=[str(place) for place in range(len(batch))],
             pixels=lambda: preprocess.denormalise(batch) if preprocess else batch.clone(),
             target=classes,
-            utility=found_utility,
+            utility=find_utility(utility, network.activation.name),
             seed=seed,
             draw=0,
             network=network,
             layer=path,
-            absent=absent,
-            budget=budget,
             passed=passed,
             regions=None,
+            **of_methods,
         )
+        why = what_is_lacking(found, network, path)
+        if why:
+            raise CamkitError(f"method {method!r}: {why}")
         maps, saliency = make_maps(found, trace)
-        probability = trace.logits.softmax(dim=1).gather(1, classes[:, None])[:, 0]
+        probability = network.probability(trace.logits, classes)
         return Explanation(saliency, None if found.saliency else maps, classes, probability)
 
 

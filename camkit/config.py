@@ -12,6 +12,9 @@ from camkit.errors import UsageError
 
 DEFAULT_METRICS = ("adcc", "deletion", "insertion")
 DEFAULT_BUDGET = 128  # permutations
+DEFAULT_REFERENCES, DEFAULT_REFERENCE_WEIGHT = 3, 0.6
+# Fields of :class:`RunConfig` that methods are given.
+OF_METHODS = ("absent", "budget", "channels", "references", "reference_weight")
 RUN, DATA, SCORES, HOW, OUTPUT = GROUPS = ("What to run", "Data", "Scores", "How it runs", "Output")
 # Options whose value is a path, or may be one: the command of a run shows the last part only.
 MOSAIC = "mosaic:"
@@ -69,11 +72,15 @@ class RunConfig:
         "Models (camkit list models), `all`, timm/NAME[.TAG] or torchvision/NAME[.TAG].",
         RUN, kind="names")
     method: tuple[str, ...] = option(("shapleycam",),
-        "CAM methods, or groups: paper (the ten), controls (the seven), aumann, all.",
+        "CAM methods, or groups: paper (the ten), cheap, perturbation, controls (the seven), aumann; all: "
+        "but perturbation.",
         RUN, kind="names")
     layer: tuple[str, ...] = option(("conv",), "Target layers: conv, prepool or MODULE.PATH.",
         RUN, kind="names")
     utility: tuple[str, ...] = option(("rest",), "rest, logit, softmax, log-softmax.", RUN, kind="names")
+    activation: str = option("softmax",
+        "softmax: one class of all; sigmoid: each class by itself, or one output that tells two apart.",
+        RUN, kind="choice", choices=("softmax", "sigmoid"), decides="activation")
     target: str = option("predicted",
         "Class to explain; correct: the label, on images that the model gets right; or one class for all.",
         RUN, metavar="predicted|label|correct|runner-up|INDEX|NAME", decides="target_rule")
@@ -139,6 +146,14 @@ class RunConfig:
         SCORES, kind="count", least=4, decides="budget")
     absent: str = option("zero", "Activation of an absent position: of Shapley values and of aumann-N.",
         SCORES, kind="choice", choices=("zero", "mean", "blur"), decides="absent")
+    channels: int | None = option(None,
+        "Of ScoreCAM: only the N channels that vary most over positions, so N passes, not one per channel.",
+        SCORES, kind="count", least=1, decides="channels", shown="all")
+    references: int = option(DEFAULT_REFERENCES, "Classes that FinerCAM compares with, the most similar.",
+        SCORES, kind="count", least=1, decides="references")
+    reference_weight: float = option(DEFAULT_REFERENCE_WEIGHT,
+        "How much their mean utility counts in FinerCAM: 0 (as GradCAM) to 1.",
+        SCORES, kind="share", metavar="WEIGHT", decides="reference_weight")
     seed: int = option(0, "Of the order of images, random methods and random weights.",
         SCORES, kind="count", decides="seed")
     device: str = option("auto", "Where the network runs.", HOW, metavar="auto|cpu|cuda[:N]|mps")
@@ -196,6 +211,11 @@ class RunConfig:
     def has_regions(self) -> bool:
         """Whether it is known where the class is in some images."""
         return self.of_mosaics or self.regions is not None
+
+    @property
+    def of_methods(self) -> dict[str, Any]:
+        """The options that methods are given."""
+        return {name: getattr(self, name) for name in OF_METHODS}
 
     @property
     def protocol(self) -> dict[str, Any]:
@@ -259,6 +279,8 @@ def check_options(options: Mapping[str, Any]) -> None:
         if value is not known[name].default and (wrong or not isinstance(value, expected)):
             raise UsageError(f"--{name.replace('_', '-')} {value!r}: expected {words}")
         for one in value if isinstance(value, tuple) else (value,):
+            if meta["kind"] == "share" and one is not None and not 0 <= one <= 1:
+                raise UsageError(f"{said}: expected {words}")
             if meta["choices"] and one not in meta["choices"]:
                 raise UsageError(
                     f"--{name.replace('_', '-')} {one}: expected one of {', '.join(meta['choices'])}"

@@ -21,6 +21,7 @@ SUMMARY_FIELDS = (
 )  # fmt: skip
 # Ends the name of a plain mean in summary.csv, beside a column with a mean of its own.
 IMAGE_MEAN = "_image_mean"
+COSTLY = "perturbation"  # the group of methods that take many passes
 CURVE = "_curve"  # ends the name of a curve
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -33,15 +34,16 @@ class Method:
         function: takes a :class:`camkit.network.trace.Trace`; returns signed maps (B, h, w) at the layer's
             resolution or, where `saliency` is true, finished saliency maps (B, H, W) in [0, 1].
         title: its name in tables and pictures for people.
-        groups: the collective names it goes by (`paper`, `controls`).
+        groups: the collective names it goes by (`paper`, `controls`); `all` leaves out :data:`COSTLY`.
         source: the paper, or where the method is defined.
         saliency: the result is taken as it stands: no ReLU, resize or min-max.
         value: the map divides the utility among the positions, as a Shapley value does.
         of_image: the map is the same for every layer and utility, and made once for all; the function takes a
             :class:`camkit.network.trace.ImageView`, which has neither.
-        of_pixels: the map is an attribution to pixels, whatever the layer.
-        uses: what it takes beside the images: `activation`, `gradient`, `Hessian term`, `head`, `attention`,
-            `regions`.
+        of_pixels: the map is an attribution of the utility to pixels, the same for every layer, and made once
+            for all; the function takes a :class:`camkit.network.trace.PixelView`, which has no layer.
+        uses: what it takes beside the images: `activation`, `gradient`, `Hessian term`, `head`, `passes`,
+            `attention`, `regions`.
         cost: what it costs per image beside the pass that all methods share, as a formula: C channels, P
             positions; 1 grad, 1 head and 1 pass are a gradient at the layer, a pass through what follows the
             layer, and one through all.
@@ -214,10 +216,12 @@ def method(
     """Register a function as a CAM method; see :class:`Method` for what it takes and returns.
 
     Raises:
-        ValueError: the name is taken, or `of_image` without `saliency`: a map (B, h, w) has a layer's size.
+        ValueError: the name is taken, or `of_image` or `of_pixels` without `saliency`: a map (B, h, w) has a
+            layer's size.
     """
-    if of_image and not saliency:
-        raise ValueError(f"method {name!r}: of_image=True needs saliency=True, maps of the images' size")
+    if (of_image or of_pixels) and not saliency:
+        switch = "of_image" if of_image else "of_pixels"
+        raise ValueError(f"method {name!r}: {switch}=True needs saliency=True, maps of the images' size")
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         METHODS.add(

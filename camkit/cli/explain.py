@@ -36,7 +36,7 @@ def _single(name: str, **changes: Any) -> Callable:
 @_single("utility", default="rest")
 @config_options("weights", "preprocess", "plugin")
 @click.option("--scores", is_flag=True, cls=Option, group="Scores", help="ADCC and its parts below each map.")
-@config_options("budget", "absent", "seed", "device")
+@config_options("budget", "absent", "channels", "references", "reference_weight", "seed", "device")
 @click.option(
     "-o",
     "--out",

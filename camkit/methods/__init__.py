@@ -8,8 +8,17 @@ Passes through the network belong to network, scores to metrics.
 from camkit.methods import gradient
 from camkit.methods import shapley
 from camkit.methods import aumann
+from camkit.methods import activation
+from camkit.methods import channels
+from camkit.methods import positions
+from camkit.methods import images
+from camkit.methods import transformers
+from camkit.methods import fusion
 from camkit.methods import adapters
 from camkit.methods import controls
 from camkit.methods import altered
 
-__all__ = ["adapters", "altered", "aumann", "controls", "gradient", "shapley"]
+__all__ = [
+    "activation", "adapters", "altered", "aumann", "channels", "controls", "fusion", "gradient", "images",
+    "positions", "shapley", "transformers",
+]  # fmt: skip

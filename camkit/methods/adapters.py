@@ -182,7 +182,11 @@ def find_grad_cam(name: str, explainer: str) -> Method:
 
 def _grad_cam(explainer: Any, trace: Trace) -> Tensor:
     def target(place: int) -> Any:
-        return lambda logits: trace.utility(logits[None], trace.target[place : place + 1])[0]
+        def utility(outputs: Tensor) -> Tensor:
+            logits = trace.network.activation.logits(outputs[None], 1)  # it runs the model itself
+            return trace.utility(logits, trace.target[place : place + 1])[0]
+
+        return utility
 
     def channels_first(output: Tensor) -> Tensor:
         reshape = positions.reshape(output)

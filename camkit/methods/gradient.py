@@ -5,16 +5,26 @@ They are written for maps before the ReLU: negative values are kept here.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from camkit.entries import method
-from camkit.network.trace import Trace
+from camkit.errors import CamkitError
+from camkit.methods.activation import first_component
+from camkit.methods.saliency import min_max
+from camkit.network.head import classifier_weight
+from camkit.network.passes import Network
+from camkit.network.seeding import generator
+from camkit.network.trace import PixelView, Trace
+
+NOISE_SAMPLES, NOISE_SIGMA = 4, 0.3  # of Smooth GradCAM++; sigma in units of the normalised image
 
 
 @method(
     "gradcam",
     title="GradCAM",
-    groups=("paper",),
+    groups=("paper", "cheap"),
     source="arXiv 1610.02391, eq. 1 and 2",
     uses=("activation", "gradient"),
     cost="1 grad",
@@ -28,7 +38,7 @@ def gradcam(trace: Trace) -> Tensor:
 @method(
     "gradcam++",
     title="GradCAM++",
-    groups=("paper",),
+    groups=("paper", "cheap"),
     source="arXiv 1710.11063, eq. 19 and 7",
     uses=("activation", "gradient"),
     cost="1 grad",
@@ -38,17 +48,22 @@ def gradcam_plus_plus(trace: Trace) -> Tensor:
 
     alpha = G^2 / (2 G^2 + (sum over positions of A) G^3 + 1e-6), and 0 where G = 0.
     """
-    activation, gradient = trace.activation, trace.gradient
+    gradient = trace.gradient
+    return _plus_plus(trace.activation, gradient, gradient**2, gradient**3)
+
+
+def _plus_plus(activation: Tensor, first: Tensor, second: Tensor, third: Tensor) -> Tensor:
+    """GradCAM++'s map from its derivatives of order 1, 2 and 3: powers of G, for u = exp(y)."""
     total = activation.sum(dim=(2, 3), keepdim=True)  # (B, C, 1, 1)
-    alpha = gradient**2 / (2 * gradient**2 + total * gradient**3 + 1e-6)
-    weights = (alpha * gradient.relu()).sum(dim=(2, 3), keepdim=True)
+    alpha = second / (2 * second + total * third + 1e-6)
+    weights = (alpha * first.relu()).sum(dim=(2, 3), keepdim=True)
     return (weights * activation).sum(dim=1)
 
 
 @method(
     "xgradcam",
     title="XGradCAM",
-    groups=("paper",),
+    groups=("paper", "cheap"),
     source="arXiv 2008.02312, eq. 8",
     uses=("activation", "gradient"),
     cost="1 grad",
@@ -67,7 +82,7 @@ def xgradcam(trace: Trace) -> Tensor:
 @method(
     "layercam",
     title="LayerCAM",
-    groups=("paper",),
+    groups=("paper", "cheap"),
     source="LayerCAM, IEEE TIP 2021, eq. 4 and 5",
     uses=("activation", "gradient"),
     cost="1 grad",
@@ -80,7 +95,7 @@ def layercam(trace: Trace) -> Tensor:
 @method(
     "gradcam-e",
     title="GradCAM-E",
-    groups=("paper",),
+    groups=("paper", "cheap"),
     source="GradCAM element-wise, as in arXiv 2501.06261",
     uses=("activation", "gradient"),
     cost="1 grad",
@@ -93,7 +108,7 @@ def gradcam_e(trace: Trace) -> Tensor:
 @method(
     "hirescam",
     title="HiResCAM",
-    groups=("paper",),
+    groups=("paper", "cheap"),
     source="arXiv 2011.08891, eq. 4",
     value=True,
     uses=("activation", "gradient"),
@@ -102,3 +117,124 @@ def gradcam_e(trace: Trace) -> Tensor:
 def hirescam(trace: Trace) -> Tensor:
     """Sum over channels of G A."""
     return (trace.gradient * trace.activation).sum(dim=1)
+
+
+@method(
+    "eigengradcam",
+    title="EigenGradCAM",
+    groups=("cheap",),
+    source="EigenCAM (2008.00299) of G A, as in the grad-cam package",
+    uses=("activation", "gradient"),
+    cost="1 grad",
+)
+def eigengradcam(trace: Trace) -> Tensor:
+    """The first principal component over positions of G A, centred; no paper defines it.
+
+    The sign is such that the map correlates positively with the sum of G A over channels, HiResCAM's map.
+    """
+    return first_component(trace.gradient * trace.activation)
+
+
+@method(
+    "smoothgradcam++",
+    title="Smooth GradCAM++",
+    source="arXiv 1908.01224, eq. 9 and 10",
+    uses=("activation", "gradient", "passes"),
+    cost="4 passes, 4 grads",
+)
+def smooth_gradcam_plus_plus(trace: Trace) -> Tensor:
+    """GradCAM++ with the means D1, D2, D3 of G, G^2, G^3 over 4 noisy images in place of G, G^2 and G^3.
+
+    The noise, N(0, 0.3) on the normalised image, is drawn by (seed, image id, draw, sample). The paper fixes
+    neither number: they are torchcam's. It prints D1 in the numerator of alpha; D2 stands there in GradCAM++,
+    which without noise this is, and also in torchcam.
+    """
+    moments = [torch.zeros_like(trace.activation) for _ in range(3)]
+    for sample in range(NOISE_SAMPLES):
+        gradient = trace.at(trace.images + NOISE_SIGMA * _noise(trace, sample)).gradient
+        for order, moment in enumerate(moments, start=1):
+            moment += gradient**order / NOISE_SAMPLES
+    return _plus_plus(trace.activation, *moments)
+
+
+def _noise(trace: Trace, sample: int) -> Tensor:
+    """N(0, 1), (B, 3, H, W), of each image's own stream."""
+    return torch.stack(
+        [
+            torch.randn(
+                trace.images.shape[1:], generator=generator(trace.seed, name, trace.draw, "noise", sample)
+            )
+            for name in trace.image_ids
+        ]
+    ).to(trace.images)
+
+
+def no_similar_classes(network: Network, layer: str) -> str:
+    """Why a network has no classes that are similar to another; "" where it has."""
+    weight = classifier_weight(network)
+    return weight if isinstance(weight, str) else ""
+
+
+@method(
+    "finercam",
+    title="FinerCAM",
+    groups=("cheap",),
+    source="arXiv 2501.11309",
+    uses=("activation", "gradient"),
+    cost="1 grad",
+    lacks=no_similar_classes,
+)
+def finercam(trace: Trace) -> Tensor:
+    """GradCAM of u_c - gamma mean over references d of u_d, u_d being the utility of class d.
+
+    The references are the 3 classes (`--references`) whose weights in the last linear layer have the largest
+    cosine with those of c; gamma is 0.6 (`--reference-weight`). With the logit as the utility this is the
+    paper's. Both of its implementations that camkit knows choose the classes with the nearest logits instead;
+    grad-cam also weighs them by their probabilities, with gamma 1.
+    """
+    references = _similar_classes(trace)
+
+    def contrast(logits: Tensor) -> Tensor:
+        others = [trace.utility(logits, reference) for reference in references.unbind(dim=1)]
+        mean = torch.stack(others).mean(dim=0)
+        return trace.utility(logits, trace.target) - trace.reference_weight * mean
+
+    weights = trace.gradient_of(contrast).mean(dim=(2, 3), keepdim=True)
+    return (weights * trace.activation).sum(dim=1)
+
+
+def _similar_classes(trace: Trace) -> Tensor:
+    """The classes (B, n) that are most similar to the target, which is none of them."""
+    weight = classifier_weight(trace.network)
+    if isinstance(weight, str):
+        raise CamkitError(weight)
+    directions = F.normalize(weight, dim=1)
+    similarity = directions[trace.target] @ directions.T  # (B, K)
+    similarity = similarity.scatter(1, trace.target[:, None], -torch.inf)
+    return similarity.topk(min(trace.references, len(weight) - 1), dim=1).indices
+
+
+@method(
+    "fullgrad",
+    title="FullGrad",
+    source="arXiv 1905.00780, eq. 7",
+    saliency=True,
+    of_pixels=True,
+    uses=("gradient", "passes"),
+    cost="1 pass, 1 grad of all",
+)
+def fullgrad(view: PixelView) -> Tensor:
+    """psi(du/dx x) + sum over biases b and their channels of psi(du/dz b), scaled to [0, 1].
+
+    z is what has the bias b: outputs of convolutions, normalisations and linear maps that have positions; of
+    a batch norm b = beta - mu gamma / sigma. psi takes absolute values of a channel, scales them to [0, 1],
+    and resizes them to the image (bilinear). Biases without a position (behind the pooling) are left out, as
+    in the paper. Only in a piecewise linear network (ReLU) do the gradients account for the whole utility.
+    """
+    by_images, by_biases = view.full_gradient()
+    size = (view.images.shape[2], view.images.shape[3])
+    total = torch.zeros_like(view.images[:, 0])
+    for product in (by_images, *by_biases):
+        scaled = min_max(product.abs().flatten(0, 1)).view_as(product).sum(dim=1, keepdim=True)
+        total += F.interpolate(scaled, size, mode="bilinear", align_corners=False)[:, 0]
+    return min_max(total)

@@ -62,10 +62,11 @@ def shapleycam_e(trace: Trace) -> Tensor:
 @method(
     "shapley",
     title="Shapley value",
+    groups=("perturbation",),
     source="Shapley 1953; permutation sampling: Castro et al. 2009",
     value=True,
     uses=("activation", "head"),
-    cost="budget x P heads; P + 1 where affine",
+    cost="budget x P heads; 0 where linear",
 )
 def shapley(trace: Trace) -> Tensor:
     """Shapley values of the layer's positions: enumeration up to 16, else permutations (`--budget`)."""

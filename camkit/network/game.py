@@ -59,6 +59,8 @@ class Game:
         present, absent: the activation where a position is present and where it is not, (B, C, h, w).
         streams: purpose -> one random generator an image.
         budget: permutations from which a Shapley value is estimated (beyond 16 players).
+        affine: logits (B, 1, K) without any position and what each position adds, (B, P, K), where they are
+            known; None: whether the logits are affine is found out.
 
     Attributes:
         players: P = h * w.
@@ -74,6 +76,7 @@ class Game:
         absent: Tensor,
         streams: Callable[[str], Sequence[torch.Generator]],
         budget: int = DEFAULT_BUDGET,
+        affine: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         self._logits = logits
         self._utility = utility
@@ -85,7 +88,7 @@ class Game:
         self.players = present.shape[2] * present.shape[3]
         self._shapley: dict[str, tuple[Tensor, Tensor]] = {}
         with torch.inference_mode():
-            self._affine = self._affine_logits()
+            self._affine = self._affine_logits() if affine is None else affine
 
     @property
     def is_affine(self) -> bool:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from camkit.errors import CamkitError
-from camkit.network.layers import find_module, hooked
-from camkit.network.passes import Network, replace_forward, whole_attention
+from camkit.network.game import AFFINE_TOLERANCE
+from camkit.network.layers import find_module, hooked, replaced
+from camkit.network.numerics import numerics
+from camkit.network.passes import Network, whole_attention
 from camkit.network.precision import precise
 from camkit.network.reshape import Reshape, find_reshape
 
+PROBE_IMAGES = 4  # noise images from which a linear head is found
 # How far logits may be from those of a whole pass, over the largest: what follows a layer runs in float32.
 SAME = {torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float16: 0.05}
 
@@ -112,15 +116,18 @@ class Head:
             queues: dict[nn.Module, list[Tensor]] = {}
             for module, output in zip(self.modules, outputs, strict=True):
                 queues.setdefault(module, []).append(output)
-            with ExitStack() as replaced:
+            with ExitStack() as until:
                 for module, queue in queues.items():
-                    replace_forward(module, _hand_out(queue, module.forward), replaced)
-                replace_forward(self.module, substitute, replaced)
+                    until.enter_context(replaced(module, "forward", _hand_out(queue, module.forward)))
+                until.enter_context(replaced(self.module, "forward", substitute))
                 return precise(self.network.run(images))
 
 
-def head_after(network: Network, images: Tensor, layer: str) -> Head:
+def head_after(network: Network, images: Tensor, layer: str, reshape: Reshape | None = None) -> Head:
     """The rest of a network after `layer` (a module path) for `images`: one pass up to the layer.
+
+    Args:
+        reshape: what the head takes in place of the activation map that the layer's output becomes.
 
     Raises:
         UsageError: the layer does not exist or its output has no positions.
@@ -149,7 +156,8 @@ def head_after(network: Network, images: Tensor, layer: str) -> Head:
         network.passes += 1
         if not reached:
             raise CamkitError(f"layer {layer!r} does not run in a forward pass: choose another --layer")
-        reshape = find_reshape(layer, target, reached[0], network.positions.at(images))
+        if reshape is None:
+            reshape = find_reshape(layer, target, reached[0], network.positions.at(images))
         finished = [pair for frame in frames for pair in frame]
         return Head(network, layer, reshape, images, reached[0], finished)
 
@@ -167,3 +175,91 @@ def _hand_out(outputs: list[Tensor], forward: Callable[..., Tensor]) -> Callable
         return forward(*inputs, **options) if output is None else output
 
     return hand_out
+
+
+@dataclass(frozen=True)
+class LinearHead:
+    """What follows a layer, where that is global average pooling and a linear map: y = W GAP(A) + b.
+
+    Attributes:
+        weight: W, (K, C).
+        bias: b, (K,).
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def logits(self, activation: Tensor) -> Tensor:
+        """Logits (B, K) of an activation (B, C, h, w)."""
+        return activation.mean(dim=(2, 3)) @ self.weight.T + self.bias
+
+    def by_position(self, present: Tensor, absent: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (B, 1, K) of `absent` (B, C, h, w), and what each position of `present` adds, (B, P, K)."""
+        change = (present - absent).flatten(2).mT  # (B, P, C)
+        return self.logits(absent)[:, None], change @ self.weight.T / change.shape[1]
+
+
+def linear_head(network: Network, layer: str) -> LinearHead | str:
+    """The rest of a network after `layer` (a module path) as a linear head; why it is none.
+
+    Found once, from logits on noise of the size of the last pass's images: they are a function of the layer's
+    output alone, affine in it, and the same when its positions move. W is then their gradient.
+
+    Raises:
+        UsageError, CamkitError: see :func:`head_after`.
+    """
+    return network.once(("linear head", layer), lambda: _find_linear_head(network, layer))
+
+
+def _find_linear_head(network: Network, layer: str) -> LinearHead | str:
+    with numerics(tf32=False, deterministic=torch.are_deterministic_algorithms_enabled()):
+        head = head_after(network, network.noise(PROBE_IMAGES), layer)
+        own = precise(head.reshape.to_map(head.output))
+        drawn = torch.randn(2, *own.shape[1:], generator=torch.Generator().manual_seed(1))
+        # On the scale of the largest value: nothing that bends further out is taken for straight.
+        first, second = (own.abs().amax() * drawn.to(own)).unsqueeze(1).expand(2, *own.shape)
+        none, one, other, both = map(head, (torch.zeros_like(own), first, second, first + second))
+        rounding = AFFINE_TOLERANCE * max(logits.abs().amax().item() for logits in (none, one, other, both))
+        if head.bypassed or (none - none[:1]).abs().amax() > rounding:
+            return "the logits depend on more than the layer's output (a skip connection, a class token)"
+        if (one + other - none - both).abs().amax() > rounding:
+            return "what follows the layer is not linear (an activation function, a normalisation)"
+        moved = first.flatten(2).roll(1, dims=2).view_as(first)
+        if (head(moved) - one).abs().amax() > rounding:
+            return "what follows the layer gives each position weights of its own, and does not average"
+        found = LinearHead(_weight(head, torch.zeros_like(own)), none[0])
+        missed = max((found.logits(x) - y).abs().amax().item() for x, y in ((first, one), (own, head(own))))
+        return found if missed <= rounding else "what follows the layer is not linear"
+
+
+def _weight(head: Head, activation: Tensor) -> Tensor:
+    """W (K, C) of a linear head: each image of the batch gives the gradient of another logit."""
+    with torch.enable_grad():
+        leaf = activation.requires_grad_()
+        logits = head(leaf)
+        rows = []
+        for classes in torch.arange(logits.shape[1], device=leaf.device).split(len(leaf)):
+            picked = logits[torch.arange(len(classes), device=leaf.device), classes].sum()
+            (gradient,) = torch.autograd.grad(picked, leaf, retain_graph=True)
+            rows.append(gradient[: len(classes)].sum(dim=(2, 3)))
+    return torch.cat(rows)
+
+
+def classifier_weight(network: Network) -> Tensor | str:
+    """Weight (K, D) of the linear map that gives the logits; why there is none. Found once, on noise."""
+    return network.once("classifier weight", lambda: _find_classifier(network))
+
+
+def _find_classifier(network: Network) -> Tensor | str:
+    outputs: list[tuple[nn.Module, Tensor]] = []
+    linear = [one for one in network.model.modules() if isinstance(one, nn.Linear | nn.Conv2d)]
+    with hooked((one, lambda module, _, output: outputs.append((module, output))) for one in linear):
+        logits = network.run(network.noise(1))
+    for module, output in reversed(outputs):
+        if (
+            torch.equal(output.flatten(), logits.flatten())
+            and isinstance(weight := module.weight, Tensor)
+            and weight[0].numel() == weight.shape[1]
+        ):
+            return precise(weight.detach().flatten(1))
+    return "no linear layer gives the logits, so there are no weights that tell which classes are similar"

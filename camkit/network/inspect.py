@@ -7,11 +7,14 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from camkit.errors import CamkitError, Say, UsageError, is_out_of_memory
+from camkit.network.activation import SOFTMAX, Activation
 from camkit.network.models import ModelRow
 from camkit.network.passes import Network
 
 # How far one image's logits may be from those that it has in a batch, over the largest.
 ALONE = {torch.float32: 1e-2, torch.bfloat16: 0.2, torch.float16: 0.05}
+# What every refusal of another kind of model ends with.
+SUPPORTED = "camkit explains image classifiers: logits (B, classes), or one output with --activation sigmoid"
 # Numbers of classes in published classifiers: of ImageNet-1k, with a background class, and of its supersets.
 CLASSIFIERS = {1000, 1001, 11221, 11821, 19168, 21841, 21842, 21843, 115217}
 
@@ -28,6 +31,7 @@ def open_network(
     device: torch.device,
     dtype: torch.dtype,
     advice: str,
+    activation: Activation = SOFTMAX,
 ) -> Network:
     """A network that has passed an image of this shape (C, H, W).
 
@@ -43,7 +47,7 @@ def open_network(
         raise UsageError(f"{name} {reason}")
     probe = noise_like(1, shape, device)
     try:
-        network = Network(model, device, dtype)
+        network = Network(model, device, dtype, activation)
         with torch.no_grad(), network.precision():
             given = probe.clone()
             logits = network.run(given)
@@ -76,15 +80,16 @@ def expect_logits(name: str, logits: Tensor) -> None:
     Raises:
         UsageError: they are not.
     """
-    if logits.ndim != 2:
-        kind = " (segmentation?)" if logits.ndim == 4 else ""
+    if logits.ndim == 2 and logits.shape[1] > 1:
+        return
+    if logits.shape in ((1,), (1, 1)) or (logits.ndim == 2 and logits.shape[1] == 1):
         raise UsageError(
-            f"{name} gives {tuple(logits.shape)}, expected logits (B, classes): not a classifier{kind}"
+            f"{name} has one output, and the softmax of one class is 1 for every image. If it tells two "
+            "classes apart: --activation sigmoid (class 1 where the output is positive, else 0). If it is a "
+            f"number that was learnt by regression: {SUPPORTED}"
         )
-    if logits.shape[1] == 1:
-        raise UsageError(
-            f"{name} has one output, and the softmax of one class is 1 for every image: give it two (0 and y)"
-        )
+    kind = " (segmentation?)" if logits.ndim == 4 else ""
+    raise UsageError(f"{name} gives {tuple(logits.shape)}: not a classifier{kind}; {SUPPORTED}")
 
 
 def _cannot_be_run(model: nn.Module) -> str:
@@ -164,10 +169,22 @@ def inspect(name: str, network: Network, shape: tuple[int, int, int], say: Say) 
             f"{name} gives the same logits for every image: there is nothing to explain. Is its classifier "
             "zero?"
         )
-    if together.amin() >= 0 and ((together.sum(dim=1) - 1).abs() < 1e-3).all():
+    if _look_like_probabilities(network, noise, together):
+        name_of = network.activation.name
+        said = "none is negative, they sum to 1" if name_of == "softmax" else "all are between 0 and 1"
         say(
-            f"{name}: its outputs look like probabilities (none is negative, they sum to 1), and camkit "
-            "takes "
-            "outputs as logits: a softmax of a softmax. Take the softmax out of the model, or return its "
-            "logarithm"
+            f"{name}: its outputs look like probabilities ({said}), and camkit takes outputs as logits: a "
+            f"{name_of} of a {name_of}. Take the {name_of} out of the model, or return "
+            + ("its logarithm" if name_of == "softmax" else "ln(p / (1 - p))")
         )
+
+
+def _look_like_probabilities(network: Network, noise: Tensor, logits: Tensor) -> bool:
+    if not network.activation.independent:
+        return bool(logits.amin() >= 0 and ((logits.sum(dim=1) - 1).abs() < 1e-3).all())
+    # A few logits may lie there by chance; louder images drive them out, but no probability.
+    found = [network.logits(loudness * noise) for loudness in (1, 3, 10, 30)]
+    outputs = torch.cat(found)
+    if outputs.shape[1] == 2 and torch.equal(outputs[:, 0], -outputs[:, 1]):
+        outputs = outputs[:, 1:]  # what the model itself gives
+    return bool(outputs.amin() >= 0 and outputs.amax() <= 1)

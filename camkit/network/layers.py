@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from camkit.errors import UsageError
-from camkit.network.reshape import Positions
 from camkit.registry import unknown_name
 
+SEVERAL = "+"  # between the layers of one name: `layer3+layer4`
 Hooks = Iterable[tuple[nn.Module, Callable[..., Any]]]
+
+
+def parts_of(layer: str) -> list[str]:
+    """The single layers of a name or module path: `["layer3", "layer4"]` of `layer3+layer4`."""
+    return list(dict.fromkeys(layer.split(SEVERAL)))
 
 
 def find_module(model: nn.Module, path: str) -> nn.Module:
@@ -57,50 +59,17 @@ def hooked(after: Hooks, before: Hooks = ()) -> Iterator[None]:
         yield
 
 
-def last_feature_layer(model: nn.Module, images: Tensor) -> str | None:
-    """Path of the last module before pooling: its output has positions, and the logits depend on them.
-
-    A ViT's last blocks are passed over: after the last attention nothing but the class token counts. So are
-    the inner projections of an attention (they have another number of channels), what stands inside a
-    pooling by attention (the module around it gives no positions), and class logits per position.
-    """
-    outputs: list[tuple[str, Tensor, Tensor]] = []
-    without: set[str] = set()  # modules whose output has no positions
-    positions = Positions.of(model, images)
-
-    def keep(path: str, module: nn.Module, _: tuple, output: object) -> None:
-        reshape = positions.reshape(output, path)
-        if reshape is not None:
-            outputs.append((path, reshape.to_map(output), output))  # type: ignore[arg-type]
-        elif isinstance(output, Tensor):
-            without.add(path)
-
-    inner = ((module, partial(keep, path)) for path, module in model.named_modules() if path)
-    with hooked(inner), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
-        logits = logits_of(model(images.detach().clone().requires_grad_()))
-    heads = {
-        name
-        for name, one in model.named_children()
-        if isinstance(one, nn.Linear) and one.out_features == logits.shape[1]
-    }
-    outputs = [one for one in outputs if one[0] not in heads and not _parents(one[0]) & without]
-    top = logits.max(dim=1).values.sum()
-    for path, maps, output in reversed(outputs):
-        if maps.shape[1] != outputs[-1][1].shape[1] or not output.requires_grad:
-            continue
-        (gradient,) = torch.autograd.grad(top, output, retain_graph=True, allow_unused=True)
-        if gradient is not None:
-            reshape = positions.reshape(gradient)
-            assert reshape is not None  # it has the shape of the output
-            if (reshape.to_map(gradient) != 0).any():
-                return path
-    return None
-
-
-def _parents(path: str) -> set[str]:
-    """`{"a", "a.b"}` of `a.b.c`."""
-    steps = path.split(".")
-    return {".".join(steps[:count]) for count in range(1, len(steps))}
+@contextmanager
+def replaced(owner: Any, name: str, value: object) -> Iterator[None]:
+    """Let an attribute of a module, class or library be something else, until the end or an exception."""
+    own = {name: vars(owner)[name]} if name in vars(owner) else {}  # else it is the class's, or inherited
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        delattr(owner, name)
+        for one, before in own.items():
+            setattr(owner, one, before)
 
 
 def logits_of(output: object) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,12 +12,15 @@ from camkit.data import Item
 from camkit.data.batches import batches
 from camkit.data.pixels import Preprocess, shrunk
 from camkit.errors import CamkitError, Say, UsageError
+from camkit.network.activation import ACTIVATIONS
 from camkit.network.allocator import keep_freed_memory
 from camkit.network.inspect import expect_classes, inspect, noise_like, open_network, takes
-from camkit.network.layers import last_feature_layer
+from camkit.network.layers import SEVERAL, parts_of
 from camkit.network.loading import LoadedModel, load_model, load_preprocess
+from camkit.network.models import ModelRow
 from camkit.network.passes import Network
 from camkit.network.random import calibrate, fill_classifier
+from camkit.registry import ALL
 from camkit.share import Share
 
 # Random weights take their batch-norm statistics from this many images, whatever the batch size or limit.
@@ -46,7 +49,7 @@ class Prepared:
     """A loaded model, ready to be explained.
 
     Attributes:
-        paths: layer name -> module path.
+        paths: layer name -> module path, of several layers joined as their names are.
         classes: how many it tells apart.
     """
 
@@ -55,11 +58,17 @@ class Prepared:
     paths: Mapping[str, str]
     classes: int
 
+    def layers(self, names: Iterable[str]) -> list[str]:
+        """Layer names, `all` being the ends of the model's stages."""
+        listed = [layer for name in names for layer in (self.network.stages if name == ALL else [name])]
+        return list(dict.fromkeys(listed))
+
 
 def prepare(name: str, layers: Sequence[str], data: Sequence[Item], config: RunConfig, say: Say) -> Prepared:
     """Load a model and find its layers.
 
     Args:
+        layers: names of layers; `all` stands for the ends of its stages.
         data: images from which random weights take their batch-norm statistics.
 
     Raises:
@@ -81,7 +90,13 @@ def prepare(name: str, layers: Sequence[str], data: Sequence[Item], config: RunC
     if not 1 <= config.steps <= shape[1] * shape[2]:
         raise UsageError(f"--steps {config.steps}: expected 1 to {shape[1] * shape[2]}, the number of pixels")
     network = open_network(
-        name, loaded.model, shape, device, getattr(torch, config.dtype), _advice(config, loaded)
+        name,
+        loaded.model,
+        shape,
+        device,
+        getattr(torch, config.dtype),
+        _advice(config, loaded),
+        ACTIVATIONS[config.activation],
     )
     if config.weights == "random":
         fill_classifier(loaded.model, config.seed)
@@ -91,14 +106,34 @@ def prepare(name: str, layers: Sequence[str], data: Sequence[Item], config: RunC
     classes = network.logits(probe).shape[1]
     expect_classes(name, loaded.row, loaded.model, classes)
     inspect(name, network, shape, say)
-    named: Mapping[str, str | None] = {"conv": loaded.row.conv, "prepool": loaded.row.prepool}
-    if any(layer in named and named[layer] is None for layer in layers):
-        named = dict.fromkeys(named, _last_layer(network, probe, name, say))
-    paths = {layer: named.get(layer) or layer for layer in layers}
-    network.trace(probe, list(dict.fromkeys(paths.values())))
+    prepared = Prepared(loaded, network, _paths(loaded.row, network, layers, say), classes)
+    network.trace(probe, list({part for path in prepared.paths.values() for part in parts_of(path)}))
     if config.compile:
         network.compile()
-    return Prepared(loaded, network, paths, classes)
+    return prepared
+
+
+def _paths(row: ModelRow, network: Network, layers: Sequence[str], say: Say) -> dict[str, str]:
+    """Layer name -> module path.
+
+    Raises:
+        UsageError: there is no feature layer, or a name is empty.
+    """
+    named: Mapping[str, str | None] = {"conv": row.conv, "prepool": row.prepool}
+    parts = {name: parts_of(name) for name in layers if name != ALL}
+    if any(part in named and named[part] is None for name in parts for part in parts[name]):
+        named = dict.fromkeys(named, _last_layer(network, row.name, say))
+    paths: dict[str, str] = {}
+    for name in layers:
+        if name == ALL:
+            paths |= {stage: stage for stage in _stages(network, row.name, say)}
+            continue
+        if not all(parts[name]):
+            raise UsageError(
+                f"--layer {name}: a layer has no name. Several are written layer3{SEVERAL}layer4"
+            )
+        paths[name] = SEVERAL.join(dict.fromkeys(named.get(part) or part for part in parts[name]))
+    return paths
 
 
 def _advice(config: RunConfig, loaded: LoadedModel) -> str:
@@ -110,14 +145,21 @@ def _advice(config: RunConfig, loaded: LoadedModel) -> str:
     return f"Use --preprocess native, the transform that belongs to the weights ({height}x{width})."
 
 
-def _last_layer(network: Network, probe: torch.Tensor, name: str, say: Say) -> str:
-    path = last_feature_layer(network.model, probe)
+def _last_layer(network: Network, name: str, say: Say) -> str:
+    path = network.last_layer
     if path is None:
         raise UsageError(
             f"no feature layer before pooling was found in {name}: name one with --layer MODULE.PATH"
         )
     say(f"{name}: layer conv and prepool both stand for {path!r}, the last feature layer before pooling")
     return path
+
+
+def _stages(network: Network, name: str, say: Say) -> tuple[str, ...]:
+    if not network.stages:
+        raise UsageError(f"no stage was found in {name}: name layers with --layer MODULE.PATH")
+    say(f"{name}: layer {ALL} stands for the ends of its stages, {', '.join(network.stages)}")
+    return network.stages
 
 
 def _first_images(data: Sequence[Item], preprocess: Preprocess) -> torch.Tensor:

@@ -30,6 +30,7 @@ class Reshape:
 
 
 CHANNELS_FIRST = Reshape(lambda t: t.contiguous(), lambda m, _: m)
+AS_IT_IS = Reshape(lambda t: t, lambda m, _: m)
 CHANNELS_LAST = Reshape(lambda t: t.permute(0, 3, 1, 2), lambda m, _: m.permute(0, 2, 3, 1))
 
 

@@ -1,20 +1,24 @@
-"""What a method is given: images and, for one layer, utility and target, what one pass says of them."""
+"""What a method is given: images, and what passes through the network say of them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from camkit.config import DEFAULT_BUDGET
+from camkit.config import DEFAULT_BUDGET, DEFAULT_REFERENCE_WEIGHT, DEFAULT_REFERENCES
 from camkit.errors import CamkitError
+from camkit.network.attention import Attention
+from camkit.network.biases import full_gradient
 from camkit.network.game import Game, absent_activation
-from camkit.network.head import Head, head_after
-from camkit.network.layers import find_module, hooked
+from camkit.network.head import Head, LinearHead, head_after, linear_head
+from camkit.network.layers import find_module, hooked, parts_of
 from camkit.network.passes import Network, TracedPass
+from camkit.network.rescale import contributions, elementwise_modules
+from camkit.network.reshape import AS_IT_IS
 from camkit.network.seeding import generator
 
 
@@ -51,22 +55,47 @@ class ImageView:
 
 
 @dataclass(eq=False)
-class Trace(ImageView):
-    """What one pass through the network gives a method, for one layer, utility and target.
+class PixelView(ImageView):
+    """What a method has that attributes a utility to pixels, whatever the layer.
 
     Attributes:
         utility: takes logits (B, K) and classes (B,), gives (B,).
-        layer: where the activation comes from, a module path.
-        passed: the pass.
-        absent: what an absent position's activation is, see :func:`camkit.network.game.absent_activation`.
-        budget: permutations from which a Shapley value is estimated.
     """
 
     utility: Callable[[Tensor, Tensor], Tensor]
+
+    def utility_of(self, images: Tensor) -> Tensor:
+        """Utility (B,) of other images (B, 3, H, W): one pass."""
+        return self.utility(self.network.logits(images), self.target)
+
+    def full_gradient(self) -> tuple[Tensor, list[Tensor]]:
+        """du/dx times x, (B, 3, H, W), and du/dz times the bias that z has, (B, C, h, w), of every bias.
+
+        One pass and its gradient through the whole network, see :func:`camkit.network.biases.full_gradient`.
+        """
+        return full_gradient(self.network, self.images, lambda logits: self.utility(logits, self.target))
+
+
+@dataclass(eq=False)
+class Trace(PixelView):
+    """What one pass through the network gives a method, for one layer, utility and target.
+
+    Attributes:
+        layer: where the activation comes from, a module path; or several, see :attr:`layers`.
+        passed: the pass.
+        absent: what an absent position's activation is, see :func:`camkit.network.game.absent_activation`.
+        budget: permutations from which a Shapley value is estimated.
+        channels: how many channels ScoreCAM takes, the strongest; None: all.
+        references, reference_weight: how many classes FinerCAM compares with, and how much they count.
+    """
+
     layer: str
     passed: TracedPass
     absent: str = "zero"
     budget: int = DEFAULT_BUDGET
+    channels: int | None = None
+    references: int = DEFAULT_REFERENCES
+    reference_weight: float = DEFAULT_REFERENCE_WEIGHT
 
     @property
     def logits(self) -> Tensor:
@@ -80,7 +109,25 @@ class Trace(ImageView):
 
     @property
     def _leaf(self) -> Tensor:
+        if self.layer not in self.passed.leaves:
+            raise CamkitError(f"{self.layer} is several layers, and a single one is asked for")
         return self.passed.leaves[self.layer]
+
+    @cached_property
+    def layers(self) -> tuple[Trace, ...]:
+        """The trace of each layer of a name as `layer3+layer4`; of a single layer, this one."""
+        parts = parts_of(self.layer)
+        return tuple(replace(self, layer=part) for part in parts) if len(parts) > 1 else (self,)
+
+    @cached_property
+    def stages(self) -> tuple[Trace, ...]:
+        """The traces of several layers where they are named; else those of the ends of the model's stages.
+
+        For methods that are registered with `uses=("stages",)`.
+        """
+        if len(self.layers) > 1:
+            return self.layers
+        return tuple(replace(self, layer=stage) for stage in self.network.stages)
 
     @cached_property
     def _differentiable_gradient(self) -> Tensor:
@@ -120,6 +167,85 @@ class Trace(ImageView):
             )
         return torch.zeros_like(self.activation) if product is None else product.detach()
 
+    def gradient_of(self, utility: Callable[[Tensor], Tensor]) -> Tensor:
+        """The gradient at A, (B, C, h, w), of another utility: logits (B, K) -> (B,)."""
+        with torch.enable_grad():
+            return _gradient(utility(self.passed.logits), self._leaf, create_graph=False, retain_graph=True)
+
+    def at(self, images: Tensor) -> Trace:
+        """The trace of other images (B, 3, H, W) in place of these, for the same classes: one pass."""
+        return replace(self, images=images, passed=self.network.trace(images, [self.layer]))
+
+    @property
+    def linear_head(self) -> LinearHead | None:
+        """What follows the layer, where that is global average pooling and a linear map."""
+        if self.network.is_changed:
+            return None
+        found = linear_head(self.network, self.layer)
+        return found if isinstance(found, LinearHead) else None
+
+    @property
+    def _attention(self) -> list[Attention]:
+        if self.passed.attention is None:
+            raise CamkitError('the attention is not traced: register the method with uses=("attention",)')
+        return self.passed.attention
+
+    @property
+    def attention(self) -> tuple[Tensor, ...]:
+        """What the softmax of each block's attention gives, the first block first.
+
+        Each (B, heads, N, N), queries by keys, N the number of tokens; in [0, 1], rows sum to 1.
+        """
+        return tuple(one.weights.detach() for one in self._attention)
+
+    @cached_property
+    def attention_gradients(self) -> tuple[Tensor, ...]:
+        """du/d(attention) of each block, each (B, heads, N, N)."""
+        with torch.enable_grad():
+            utility = self.utility(self.passed.logits, self.target).sum()
+            weights = [one.weights for one in self._attention]
+            return torch.autograd.grad(utility, weights, retain_graph=True)
+
+    @cached_property
+    def block_gradients(self) -> tuple[Tensor, ...]:
+        """du_l/d(attention of block l) of each block l, each (B, heads, N, N).
+
+        u_l is the utility that the logits have where each token after the last block is the mean of the
+        tokens
+        after block l: what the block itself makes of the image, read as the model reads its last tokens. One
+        pass, and per block one through what follows the last block.
+        """
+        blocks = self._attention
+        rest = head_after(self.network, self.images, blocks[-1].block, AS_IT_IS)
+        gradients: list[Tensor] = []
+        with torch.enable_grad():
+            for one in blocks:
+                assert isinstance(one.tokens, Tensor)  # (B, N, C), see Transformer
+                mean = one.tokens.mean(dim=1, keepdim=True).expand_as(one.tokens)
+                utility = self.utility(rest(mean), self.target).sum()
+                gradients += torch.autograd.grad(utility, one.weights, retain_graph=True)
+        return tuple(gradients)
+
+    @cached_property
+    def readers(self) -> Tensor:
+        """Weights (B, N) of sum 1, equal for all tokens that the logits are read from after the last block.
+
+        The class token; of a model that averages its tokens, these. They are those whose queries in the last
+        attention have a gradient.
+        """
+        last = self._attention[-1].weights
+        with torch.enable_grad():
+            top = self.passed.logits.max(dim=1).values.sum()
+            (gradient,) = torch.autograd.grad(top, last, retain_graph=True)
+        read = (gradient != 0).any(dim=3).any(dim=1).to(last)
+        return read / read.sum(dim=1, keepdim=True)
+
+    def on_grid(self, tokens: Tensor) -> Tensor:
+        """Of values of tokens (B, N), those of tokens that have a position, as maps (B, h, w)."""
+        reshape = self.network.positions.at(self.images).reshape(tokens[..., None])
+        assert reshape is not None  # see Transformer
+        return reshape.to_map(tokens[..., None])[:, 0]
+
     @cached_property
     def _head(self) -> Head:
         return head_after(self.network, self.images, self.layer)
@@ -143,6 +269,20 @@ class Trace(ImageView):
             leaf = activation.detach().clone().requires_grad_()
             return _gradient(self.head(leaf), leaf, create_graph=False)
 
+    def contributions(self) -> Tensor:
+        """What each unit of A contributes to y_c by DeepLIFT's rescale rule, (B, C, h, w).
+
+        See :func:`camkit.network.rescale.contributions`. One pass up to the layer, where that was not made
+        yet, one head pass, and one head pass and back.
+
+        Raises:
+            CamkitError: the rule has no form for what follows the layer.
+        """
+        modules = elementwise_modules(self.network, self.layer)
+        if isinstance(modules, str):
+            raise CamkitError(modules)
+        return contributions(self._head, self.activation, self.target, modules)
+
     @cached_property
     def absent_activation(self) -> Tensor:
         """What A is where a position is absent, (B, C, h, w)."""
@@ -151,22 +291,30 @@ class Trace(ImageView):
     @cached_property
     def game(self) -> Game:
         """The game whose players are the positions of the layer."""
+        linear = self.linear_head
         return Game(
-            self._head,
+            lambda activation: self._head(activation),  # not made before it is needed: it costs a pass
             self.utility,
             self.target,
             present=self.activation,
             absent=self.absent_activation,
             streams=lambda purpose: [generator(self.seed, name, purpose) for name in self.image_ids],
             budget=self.budget,
+            affine=linear.by_position(self.activation, self.absent_activation) if linear else None,
         )
 
 
-def _gradient(utility: Tensor, leaf: Tensor, create_graph: bool) -> Tensor:
+def _gradient(utility: Tensor, leaf: Tensor, create_graph: bool, retain_graph: bool = False) -> Tensor:
     # Each utility is per image, so the sum's gradient is every image's own gradient.
     gradient = None
     if utility.requires_grad:
-        (gradient,) = torch.autograd.grad(utility.sum(), leaf, create_graph=create_graph, allow_unused=True)
+        (gradient,) = torch.autograd.grad(
+            utility.sum(),
+            leaf,
+            create_graph=create_graph,
+            retain_graph=create_graph or retain_graph,
+            allow_unused=True,
+        )
     if gradient is None:
         raise CamkitError("the logits do not depend on the layer's output: choose another --layer")
     return gradient

@@ -42,11 +42,6 @@ def defined(columns: Mapping[str, Tensor], optional: Container[str]) -> tuple[di
     return kept, torch.stack(required).any(dim=0)
 
 
-def of_target(logits: Tensor, target: Tensor) -> Tensor:
-    """p_c (B,) of logits (B, K)."""
-    return logits.detach().softmax(dim=1).gather(1, target[:, None])[:, 0]
-
-
 @dataclass
 class Explained:
     """What is explained of one batch, for every cell.

@@ -12,10 +12,11 @@ import camkit.metrics
 import camkit.network.utilities  # noqa: F401  (all three fill registries)
 from camkit.config import RunConfig
 from camkit.data import DataSet, Item, data_of
-from camkit.entries import METHODS, METRICS, UTILITIES, Method
+from camkit.entries import COSTLY, METHODS, METRICS, UTILITIES, Method
 from camkit.errors import CamkitError, Say, UsageError
 from camkit.methods.altered import expand
 from camkit.network.models import PAPER_ROWS, find_row
+from camkit.network.passes import Network
 from camkit.network.prepare import Prepared
 from camkit.network.targets import find_target
 from camkit.plugins import load_plugins
@@ -24,7 +25,7 @@ from camkit.results.cells import Cell
 
 
 def find_methods(names: Iterable[str]) -> list[Method]:
-    """Methods by name or by group (`paper`, `controls`, `all`), each once.
+    """Methods by name or by group (`paper`, `controls`, `all`: without the costly), each once.
 
     Raises:
         UsageError: a name is neither.
@@ -35,7 +36,9 @@ def find_methods(names: Iterable[str]) -> list[Method]:
         if not METHODS.knows(name) and name not in groups:
             also = f"; and {', '.join(METHODS.forms)}; groups: {', '.join(sorted(groups - {ALL}))}, {ALL}"
             raise unknown_name("method", name, METHODS, also)
-        grouped = [m for m in METHODS.values() if name in (ALL, *m.groups)]
+        grouped = [
+            m for m in METHODS.values() if name in m.groups or (name == ALL and COSTLY not in m.groups)
+        ]
         found |= {member.name: member for member in grouped or [METHODS[name]]}
     return list(found.values())
 
@@ -90,8 +93,8 @@ def cells_of_model(prepared: Prepared, config: RunConfig, say: Say = lambda line
     for layer in config.layer:
         for method in find_methods(config.method):
             why = without_regions(method, config)
-            if not why and method.lacks:
-                why = method.lacks(prepared.network, prepared.paths[layer])
+            if not why:
+                why = what_is_lacking(method, prepared.network, prepared.paths[layer])
                 line = f"{prepared.loaded.row.name}, layer {layer}: {method.name}: {why}"
                 if why and method.name in config.method:
                     raise CamkitError(line)
@@ -104,10 +107,29 @@ def cells_of_model(prepared: Prepared, config: RunConfig, say: Say = lambda line
     return sorted(cells, key=lambda cell: (layers[cell.layer], order[cell.utility]))
 
 
+def what_is_lacking(method: Method, network: Network, path: str) -> str:
+    """Why a network or its layer cannot have a method; "" where they can."""
+    return method.lacks(network, path) if method.lacks else ""
+
+
 def without_regions(method: Method, config: RunConfig) -> str:
     """Why a run over these data cannot have a method; "" where it can."""
     lacks = "regions" in method.uses and not config.has_regions
     return "these data do not say where the class is (--regions, or --data mosaic:PATH)" if lacks else ""
+
+
+def check_regions(config: RunConfig, say: Say) -> None:
+    """Say which methods are left out because these data do not say where the class is.
+
+    Raises:
+        UsageError: one of them was named.
+    """
+    for method in find_methods(config.method):
+        why = without_regions(method, config)
+        if method.name in config.method and why:
+            raise UsageError(f"method {method.name!r}: {why}")
+        if why:
+            say(f"{method.name} is left out: {why}")
 
 
 @dataclass(frozen=True)
@@ -134,12 +156,7 @@ def select(config: RunConfig, say: Say) -> Selection:
     load_plugins(config.plugin)
     models = find_models(config.model)
     check_names(config.method, config.utility, config.metrics)
-    for method in find_methods(config.method):
-        why = without_regions(method, config)
-        if method.name in config.method and why:
-            raise UsageError(f"method {method.name!r}: {why}")
-        if why:
-            say(f"{method.name} is left out: {why}")
+    check_regions(config, say)
     data = data_of(config)
     for note in data.notes:
         say(note)

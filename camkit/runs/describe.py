@@ -103,7 +103,11 @@ def as_it_ran(folder: Path, config: RunConfig) -> RunConfig:
         weights=weights,
         batch_size=segment["batch_size"],
         deterministic=segment["deterministic"],
-        **{one.name: protocol[one.metadata["decides"]] for one in deciding_options()},
+        **{
+            one.name: protocol[one.metadata["decides"]]
+            for one in deciding_options()
+            if one.metadata["decides"] in protocol  # mosaics alone have theirs
+        },
     )
 
 

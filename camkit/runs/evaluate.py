@@ -10,19 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import camkit.network.utilities  # noqa: F401  (fills their registry)
 from camkit.config import RunConfig
 from camkit.data.batches import Batch, pad
-from camkit.entries import METRICS, UTILITIES, Method
+from camkit.entries import METRICS, Method
 from camkit.errors import PluginError, UsageError
 from camkit.methods.saliency import is_degenerate
 from camkit.metrics import Subject
 from camkit.network.passes import Change, TracedPass
 from camkit.network.prepare import Prepared
 from camkit.network.targets import Target, find_target
-from camkit.network.trace import ImageView, Trace
+from camkit.network.trace import ImageView, PixelView, Trace
+from camkit.network.utilities import find_utility
 from camkit.results.cells import Cell, CellFailure, CellScores, Predictions, Result
-from camkit.runs.batch import Explained, Made, defined, not_finite, of_target, together
+from camkit.runs.batch import Explained, Made, defined, not_finite, together
 from camkit.runs.guard import compute_scores, make_maps
 
 
@@ -87,7 +87,7 @@ class Evaluation:
             batch,
             images,
             target,
-            of_target(logits, target),
+            self.network.probability(logits, target),
             kept,
             tuple(classes[position] for position in kept),
             traced,
@@ -95,10 +95,10 @@ class Evaluation:
         )
         made: dict[tuple[Any, ...], Made] = {}
         for cell, metrics in together(wanted):
-            key = (cell.method,) if cell.method.of_image else (cell.method, cell.path, cell.utility)
+            key = _shared_by(cell)
             if key not in made:
-                # Maps of another layer or utility have no further cell.
-                made = {one: maps for one, maps in made.items() if len(one) == 1}
+                # Maps of another layer have no further cell.
+                made = {one: maps for one, maps in made.items() if len(one) < 3}
                 made[key] = self._make(explained, cell)
             yield from self._cell(explained, cell, metrics, made[key])
 
@@ -121,9 +121,10 @@ class Evaluation:
         fixed += [-1] * (self.batch_size - len(fixed))
         earlier = torch.tensor(fixed, device=here.device)
         predicted = earlier.where(earlier >= 0, here)
+        probability_of = partial(self.network.probability, logits)
         classes, probability, classes_here, probability_here = (
             tuple(column[: len(batch.items)].tolist())
-            for column in (predicted, of_target(logits, predicted), here, of_target(logits, here))
+            for column in (predicted, probability_of(predicted), here, probability_of(here))
         )
         return Predictions(batch.items, classes, probability, classes_here, probability_here), predicted
 
@@ -154,16 +155,17 @@ class Evaluation:
         return torch.tensor(numbers, device=like.device)
 
     def _make(self, explained: Explained, cell: Cell) -> Made:
-        if cell.method.of_image:
-            view = ImageView(**self._seen(explained, explained.images, draw=0))
+        view = self._without_layer(explained, cell, explained.images, draw=0)
+        if view is not None:
             return Made(explained.probability, partial(self.make_maps, cell.method, view))
         trace = self._trace(explained, cell)
-        return Made(of_target(trace.logits, explained.target), partial(self.make_maps, cell.method, trace))
+        probability = self.network.probability(trace.logits, explained.target)
+        return Made(probability, partial(self.make_maps, cell.method, trace))
 
     def _trace(self, explained: Explained, cell: Cell) -> Trace:
         """The trace of a cell's layer and utility: what one method or metric asks of it, the next one has."""
         trace = explained.trace
-        if trace is None or (trace.layer, trace.utility) != (cell.path, UTILITIES[cell.utility].function):
+        if trace is None or (trace.layer, trace.utility) != (cell.path, self._utility(cell.utility)):
             if cell.path not in explained.traced.leaves:
                 explained.traced = self.network.trace(explained.images, [cell.path])
             trace = explained.trace = self._view(explained, cell, explained.images, explained.traced, draw=0)
@@ -257,6 +259,14 @@ class Evaluation:
             "regions": explained.regions,
         }
 
+    def _without_layer(self, explained: Explained, cell: Cell, images: Tensor, draw: int) -> ImageView | None:
+        """What a method sees that sees no layer; None of all others."""
+        if cell.method.of_image:
+            return ImageView(**self._seen(explained, images, draw))
+        if cell.method.of_pixels:
+            return PixelView(**self._seen(explained, images, draw), utility=self._utility(cell.utility))
+        return None
+
     def _ids(self, explained: Explained) -> list[str]:
         """Names (B,) of the padded batch."""
         ids = [item.id for item in explained.batch.items]
@@ -269,21 +279,21 @@ class Evaluation:
     def _view(self, explained: Explained, cell: Cell, images: Tensor, traced: TracedPass, draw: int) -> Trace:
         return Trace(
             **self._seen(explained, images, draw),
-            utility=UTILITIES[cell.utility].function,
+            utility=self._utility(cell.utility),
             layer=cell.path,
             passed=traced,
-            absent=self.config.absent,
-            budget=self.config.budget,
+            **self.config.of_methods,
         )
 
     def _explain_again(self, explained: Explained, cell: Cell, images: Tensor) -> tuple[Tensor, Tensor]:
         """p_c (B,) and saliency maps (B, H, W) of other images, in one pass."""
-        if cell.method.of_image:
-            view = ImageView(**self._seen(explained, images, draw=1))
+        view = self._without_layer(explained, cell, images, draw=1)
+        if view is not None:
             return view.score(images), self.make_maps(cell.method, view)[1]
         traced = self.network.trace(images, [cell.path])
         view = self._view(explained, cell, images, traced, draw=1)
-        return of_target(traced.logits, explained.target), self.make_maps(cell.method, view)[1]
+        probability = self.network.probability(traced.logits.detach(), explained.target)
+        return probability, self.make_maps(cell.method, view)[1]
 
     def _explain_behind(
         self, explained: Explained, cell: Cell, name: str, change: Change, traced: bool = False
@@ -304,7 +314,18 @@ class Evaluation:
         if cell.method.of_image:
             view = ImageView(**self._seen(explained, explained.images, draw=0) | {"target": target})
             return self.make_maps(cell.method, view)
-        function = UTILITIES[utility or cell.utility].function
-        return self.make_maps(
-            cell.method, replace(self._trace(explained, cell), target=target, utility=function)
-        )
+        function = self._utility(utility or cell.utility)
+        trace = replace(self._trace(explained, cell), target=target, utility=function)
+        return self.make_maps(cell.method, trace)
+
+    def _utility(self, name: str) -> Callable[[Tensor, Tensor], Tensor]:
+        return find_utility(name, self.network.activation.name)
+
+
+def _shared_by(cell: Cell) -> tuple[Any, ...]:
+    """What a cell has in common with all others that have the same maps."""
+    if cell.method.of_image:
+        return (cell.method,)
+    if cell.method.of_pixels:
+        return (cell.method, cell.utility)
+    return (cell.method, cell.path, cell.utility)

@@ -125,7 +125,8 @@ def classify(prepared: Prepared, config: RunConfig, data: DataSet) -> Known:
             bar.update(len(batch.items) + len(batch.errors))
             if batch.pixels is not None:
                 images = alone.normalise(batch.pixels.to(prepared.network.device))
-                probabilities.append(prepared.network.logits(images).softmax(dim=1).cpu().numpy())
+                logits = prepared.network.logits(images)
+                probabilities.append(prepared.network.activation.probability(logits).cpu().numpy())
                 items += batch.items
     if not items:
         raise CamkitError(f"none of the {len(photos)} photos could be read")

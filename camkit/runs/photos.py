@@ -18,8 +18,8 @@ from camkit.network.numerics import numerics
 from camkit.network.prepare import Prepared, prepare
 from camkit.plugins import load_plugins
 from camkit.report.figures import Explained
-from camkit.results.cells import Cell, CellFailure, CellScores, Predictions, Result
-from camkit.runs.cells import check_names, find_methods, find_models
+from camkit.results.cells import CellFailure, CellScores, Predictions, Result
+from camkit.runs.cells import cells_of_model, check_names, check_regions, find_methods, find_models
 from camkit.runs.loop import Loop, first_batch_size
 
 # Of one folder: a picture with more rows could not be looked at.
@@ -62,21 +62,20 @@ def explain_images(
 
     Raises:
         UsageError: a photo, or a name in `config`, does not exist; or there would be too many maps.
-        CamkitError: no photo could be read, or the weights cannot be had.
+        CamkitError: no photo could be read, the weights cannot be had, or the model cannot have a method.
     """
     load_plugins(config.plugin)
     (model,) = find_models(config.model)
     methods = find_methods(config.method)
-    (utility,) = config.utility
     check_names(config.method, config.utility, metrics)
+    check_regions(config, say)
     photos = photo_items(names, say)
     if most is not None and len(photos) * len(methods) > most:
         raise UsageError(
             f"{len(photos) * len(methods)} maps, at most {most} can be shown so: take fewer photos or methods"
         )
     prepared = prepare(model, config.layer, photos, config, say)
-    ((layer, path),) = prepared.paths.items()
-    cells = {Cell(layer, path, utility, method): metrics for method in methods}
+    cells = dict.fromkeys(cells_of_model(prepared, config, say), metrics)
     batch_size = first_batch_size(config, prepared.network.device, len(photos))
     loop = Loop(prepared, replace(config, workers=0), batch_size, kept="")
     rows: list[Explained] = []

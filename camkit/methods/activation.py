@@ -1,0 +1,124 @@
+"""Methods that need the activation A (B, C, h, w) alone, or a linear head's weights; maps are (B, h, w)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from camkit.entries import method
+from camkit.errors import CamkitError
+from camkit.network.head import LinearHead, linear_head
+from camkit.network.passes import Network
+from camkit.network.trace import Trace
+
+KERNEL_CHUNK = 2**24  # numbers in the kernels (P, P) of the images that are decomposed at once
+
+
+def no_linear_head(network: Network, layer: str) -> str:
+    """Why what follows a layer is no global average pooling and linear map; "" where it is."""
+    found = linear_head(network, layer)
+    return (
+        "" if isinstance(found, LinearHead) else f"CAM needs global average pooling and a linear map: {found}"
+    )
+
+
+@method(
+    "cam",
+    title="CAM",
+    groups=("cheap",),
+    source="arXiv 1512.04150, eq. 2",
+    uses=("activation", "head"),
+    cost="0",
+    lacks=no_linear_head,
+)
+def cam(trace: Trace) -> Tensor:
+    """Sum over channels of W_c A, where the logits are W GAP(A) + b; c the class, whatever the utility.
+
+    W is found from the network, see :func:`camkit.network.head.linear_head`.
+
+    Raises:
+        CamkitError: what follows the layer is something else.
+    """
+    found = linear_head(trace.network, trace.layer)
+    if isinstance(found, str):
+        raise CamkitError(no_linear_head(trace.network, trace.layer))
+    return (found.weight[trace.target][:, :, None, None] * trace.activation).sum(dim=1)
+
+
+@method(
+    "eigencam",
+    title="EigenCAM",
+    groups=("cheap",),
+    source="arXiv 2008.00299, eq. 3",
+    uses=("activation",),
+    cost="0",
+)
+def eigencam(trace: Trace) -> Tensor:
+    """A's first principal component over positions: (A - mean over positions) v_1, v_1 (C,).
+
+    It knows neither class nor utility. The paper's equation projects A itself on the first right singular
+    vector of A; as in the usual implementations A is centred first. The paper leaves the sign open: here the
+    map correlates positively with the sum of A over channels.
+    """
+    return first_component(trace.activation)
+
+
+@method(
+    "kpcacam",
+    title="KPCA-CAM",
+    groups=("cheap",),
+    source="arXiv 2410.00267",
+    uses=("activation",),
+    cost="0",
+)
+def kpcacam(trace: Trace) -> Tensor:
+    """EigenCAM with the first component of kernel PCA: sqrt(l_1) u_1, of the centred kernel (P, P).
+
+    The kernel of two positions is the sigmoid tanh(x.y / C + 1), x and y their channels, centred over
+    positions, as in the authors' implementation. l_1 and u_1 are its largest eigenvalue and the eigenvector.
+    """
+    chunk = max(1, KERNEL_CHUNK // trace.activation[0, 0].numel() ** 2)
+    return torch.cat([_kernel_component(some) for some in trace.activation.split(chunk)])
+
+
+def first_component(features: Tensor) -> Tensor:
+    """Projection (B, h, w) of each position's features (B, C, h, w) on their first principal component.
+
+    The features are centred over positions. The projection correlates positively with their sum over
+    channels. NaN for images whose features are not finite.
+    """
+    centred = _centred(features)  # (B, C, P)
+    if centred.shape[2] <= centred.shape[1]:
+        projection = _leading(centred.mT @ centred)
+    else:
+        direction = torch.linalg.eigh(centred @ centred.mT).eigenvectors[:, :, -1:]  # (B, C, 1)
+        projection = (direction * centred).sum(dim=1)
+    return _signed(projection, features)
+
+
+def _kernel_component(features: Tensor) -> Tensor:
+    centred = _centred(features)
+    kernel = torch.tanh(centred.mT @ centred / centred.shape[1] + 1)
+    kernel = kernel - kernel.mean(dim=1, keepdim=True)
+    return _signed(_leading(kernel - kernel.mean(dim=2, keepdim=True)), features)
+
+
+def _centred(features: Tensor) -> Tensor:
+    """(B, C, P) of mean 0 over positions; 0 where an image's features are not finite."""
+    flat = features.flatten(2)
+    flat = flat.where(flat.isfinite().all(dim=2).all(dim=1)[:, None, None], 0)
+    return flat - flat.mean(dim=2, keepdim=True)
+
+
+def _leading(gram: Tensor) -> Tensor:
+    """sqrt(l_1) u_1, (B, P), of symmetric (B, P, P)."""
+    values, vectors = torch.linalg.eigh(gram)
+    return values[:, -1:].clamp(min=0).sqrt() * vectors[:, :, -1]
+
+
+def _signed(projection: Tensor, features: Tensor) -> Tensor:
+    """(B, P) -> (B, h, w), with the sign that correlates with the sum of features over channels."""
+    total = features.sum(dim=1)
+    agreement = (projection * total.flatten(1)).sum(dim=1, keepdim=True)  # the projection's mean is 0
+    signed = torch.where(agreement < 0, -projection, projection).where(agreement.isfinite(), torch.nan)
+    return signed.view_as(total)

@@ -1,0 +1,90 @@
+"""One map of several layers.
+
+Layers differ in the size of their grids and in the scale of their values, so no sum of their signed maps
+means
+anything: each map is turned into values in [0, 1] at the images' size first, and what comes out is a saliency
+map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from camkit.entries import method
+from camkit.methods.gradient import gradcam_plus_plus, layercam
+from camkit.methods.saliency import min_max, to_saliency
+from camkit.network.passes import Network
+from camkit.network.trace import Trace
+
+GAMMA = 2.0  # of LayerCAM's scaling
+
+
+def fuse(maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+    """Saliency maps (B, H, W) of the signed maps (B, h, w) that one method gives at several layers.
+
+    LayerCAM's rule (IEEE TIP 2021, eq. 9), for every method: M = max over layers of tanh(2 ReLU(m) / max m),
+    each resized to the images (bilinear, half-pixel centres) before the maximum is taken; then min-max. A
+    position counts where one of the layers finds it, and tanh lifts what is weaker than a layer's maximum:
+    the fine grids of early layers have few strong positions. The maximum needs no weights between layers.
+
+    A map with a value that is not finite makes its image 0 everywhere.
+    """
+    scaled = []
+    finite = torch.ones(len(maps[0]), 1, 1, dtype=torch.bool, device=maps[0].device)
+    for one in maps:
+        finite = finite & one.isfinite().all(dim=(1, 2))[:, None, None]
+        positive = one.relu()
+        highest = positive.amax(dim=(1, 2), keepdim=True)
+        scaled.append(torch.tanh(GAMMA * positive / highest.clamp(min=torch.finfo(one.dtype).tiny)))
+    resized = [F.interpolate(one[:, None], size, mode="bilinear", align_corners=False) for one in scaled]
+    highest = torch.cat(resized, dim=1).amax(dim=1)
+    return min_max(highest.where(finite, 0))
+
+
+def lacks_stages(network: Network, layer: str) -> str:
+    """Why a model has no several stages, or ""."""
+    return "" if len(network.stages) > 1 else "the model has not several stages whose ends have positions"
+
+
+def _size(trace: Trace) -> tuple[int, int]:
+    return trace.images.shape[2], trace.images.shape[3]
+
+
+@method(
+    "layercam-fusion",
+    title="LayerCAM fusion",
+    groups=("cheap",),
+    source="LayerCAM, IEEE TIP 2021, eq. 9",
+    uses=("activation", "gradient", "stages"),
+    cost="1 grad per stage",
+    saliency=True,
+    lacks=lacks_stages,
+)
+def layercam_fusion(trace: Trace) -> Tensor:
+    """Maximum over stages of tanh(2 M / max M), M the LayerCAM map at the end of a stage, after ReLU."""
+    return fuse([layercam(stage) for stage in trace.stages], _size(trace))
+
+
+@method(
+    "refinecam",
+    title="RefineCAM",
+    groups=("cheap",),
+    source="arXiv 2605.14641",
+    uses=("activation", "gradient", "stages"),
+    cost="1 grad per stage",
+    saliency=True,
+    lacks=lacks_stages,
+)
+def refinecam(trace: Trace) -> Tensor:
+    """Product over stages of S, the saliency map in [0, 1] of GradCAM++ at the end of a stage; then min-max.
+
+    A position counts where all stages find it.
+    """
+    product = torch.ones_like(trace.images[:, 0])
+    for stage in trace.stages:
+        product = product * to_saliency(gradcam_plus_plus(stage), _size(trace))
+    return min_max(product)
