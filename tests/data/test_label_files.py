@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import small_imagenet as small
-from small_imagenet import DEVKIT_NUMBERS, LABELS, WNIDS, official_name, photos, write
+from pictures import jpeg, picture, write
+from small_imagenet import DEVKIT_NUMBERS, LABELS, WNIDS, official_name, photos
 
 from camkit.data import DataSet, find_images
 from camkit.errors import UsageError
@@ -143,13 +144,13 @@ def tiny_imagenet(root: Path) -> Path:
     lines = ""
     for place, wnid in enumerate(WNIDS):
         write(
-            root / "train" / wnid / "images" / f"{wnid}_{place}.JPEG", small.jpeg(small.picture(60 + place))
+            root / "train" / wnid / "images" / f"{wnid}_{place}.JPEG", jpeg(picture(60 + place))
         )
         write(root / "train" / wnid / f"{wnid}_boxes.txt", f"{wnid}_{place}.JPEG\t0\t10\t63\t58\n")
         write(root / "val" / "images" / f"val_{place}.JPEG", photos()[place])
         lines += f"val_{place}.JPEG\t{wnid}\t0\t32\t44\t62\n"
     write(root / "val" / "val_annotations.txt", lines)
-    write(root / "test" / "images" / "test_0.JPEG", small.jpeg(small.picture(70)))
+    write(root / "test" / "images" / "test_0.JPEG", jpeg(picture(70)))
     write(root / "wnids.txt", "".join(f"{wnid}\n" for wnid in dict.fromkeys(WNIDS)))
     return root
 

@@ -10,15 +10,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import small_imagenet as small
+from pictures import encode, picture, write
 from click.testing import CliRunner
-from small_imagenet import LABELS, WNIDS, photos, write
+from small_imagenet import LABELS, WNIDS, photos
 
 from camkit.cli import main
 from camkit.data import DataSet, find_images
 from camkit.errors import CamkitError, UsageError
 from camkit.runs.check import check_data
 
-MASK = small.encode(small.picture(50), "PNG")
+MASK = encode(picture(50), "PNG")
 
 
 def labels_of(data: DataSet) -> dict[str, int | None]:
