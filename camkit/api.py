@@ -111,7 +111,7 @@ def explain(
         PluginError: a plugin's method failed.
     """
     load_plugins()
-    of_methods = {
+    of_methods: dict[str, Any] = {
         "absent": absent, "budget": budget, "channels": channels, "references": references,
         "reference_weight": reference_weight,
     }  # fmt: skip

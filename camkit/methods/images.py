@@ -30,8 +30,8 @@ def rise(view: PixelView, masks: int) -> Tensor:
 def random_masks(view: PixelView, count: int) -> Iterator[Tensor]:
     """RISE's masks, (B, H, W) in [0, 1], drawn by (seed, image id, draw): an image has its own.
 
-    7x7 cells are kept with probability 0.5, resized (bilinear) to 8x8 cells of ceil(H / 7) x ceil(W / 7) pixels,
-    and cut at a random place of the first cell (1806.07421, 3.3).
+    7x7 cells are kept with probability 0.5, resized (bilinear) to 8x8 cells of ceil(H / 7) x ceil(W / 7)
+    pixels, and cut at a random place of the first cell (1806.07421, 3.3).
     """
     height, width = view.images.shape[2:]
     cell = (math.ceil(height / CELLS), math.ceil(width / CELLS))
@@ -40,9 +40,8 @@ def random_masks(view: PixelView, count: int) -> Iterator[Tensor]:
     for _ in range(count):
         grids = torch.stack([torch.rand(CELLS, CELLS, generator=stream) < KEPT for stream in streams])
         places = [[int(torch.randint(side, (), generator=stream)) for side in cell] for stream in streams]
-        whole = F.interpolate(grids[:, None].to(view.images), size, mode="bilinear", align_corners=False)[
-            :, 0
-        ]
+        cells = grids[:, None].to(view.images)
+        whole = F.interpolate(cells, size, mode="bilinear", align_corners=False)[:, 0]
         yield torch.stack(
             [
                 one[top : top + height, left : left + width]

@@ -247,14 +247,11 @@ def classifier_weight(network: Network) -> Tensor | str:
 
 
 def _find_classifier(network: Network) -> Tensor | str:
-    outputs: list[tuple[nn.Module, Tensor]] = []
+    outputs: list[tuple[Tensor, Tensor]] = []
     linear = [one for one in network.model.modules() if isinstance(one, nn.Linear | nn.Conv2d)]
-    with hooked((one, lambda module, _, output: outputs.append((module, output))) for one in linear):
+    with hooked((one, lambda module, _, output: outputs.append((module.weight, output))) for one in linear):
         logits = network.run(network.noise(1))
-    for module, output in reversed(outputs):
-        if (
-            torch.equal(output.flatten(), logits.flatten())
-            and module.weight[0].numel() == module.weight.shape[1]
-        ):
-            return precise(module.weight.detach().flatten(1))
+    for weight, output in reversed(outputs):
+        if torch.equal(output.flatten(), logits.flatten()) and weight[0].numel() == weight.shape[1]:
+            return precise(weight.detach().flatten(1))
     return "no linear layer gives the logits, so there are no weights that tell which classes are similar"

@@ -218,7 +218,7 @@ class Trace(PixelView):
             absent=self.absent_activation,
             streams=lambda purpose: [generator(self.seed, name, purpose) for name in self.image_ids],
             budget=self.budget,
-            affine=linear and linear.by_position(self.activation, self.absent_activation),
+            affine=None if linear is None else linear.by_position(self.activation, self.absent_activation),
         )
 
 
