@@ -198,18 +198,18 @@ class LinearHead:
 def linear_head(network: Network, layer: str) -> LinearHead | str:
     """The rest of a network after `layer` (a module path) as a linear head; why it is none.
 
-    Found once, from logits on noise of the size of the last pass's images: they are a function of the layer's
-    output alone, affine in it, and the same when its positions move. W is then their gradient.
-
-    Raises:
-        UsageError, CamkitError: see :func:`head_after`.
+    It is found once, from the logits of noise of the size of the last pass's images: they are a function of
+    the layer's output alone, affine in it, and the same when its positions move. W is then their gradient.
     """
     return network.once(("linear head", layer), lambda: _find_linear_head(network, layer))
 
 
 def _find_linear_head(network: Network, layer: str) -> LinearHead | str:
     with numerics(tf32=False, deterministic=torch.are_deterministic_algorithms_enabled()):
-        head = head_after(network, network.noise(PROBE_IMAGES), layer)
+        try:
+            head = head_after(network, network.noise(PROBE_IMAGES), layer)
+        except CamkitError as error:
+            return str(error)
         own = precise(head.reshape.to_map(head.output))
         drawn = torch.randn(2, *own.shape[1:], generator=torch.Generator().manual_seed(1))
         # On the scale of the largest value: nothing that bends further out is taken for straight.

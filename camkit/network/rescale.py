@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from camkit.errors import CamkitError
 from camkit.network.head import Head, head_after
 from camkit.network.passes import Network, replace_forward
 from camkit.network.precision import precise
@@ -70,15 +71,15 @@ def elementwise_modules(network: Network, layer: str) -> frozenset[nn.Module] | 
 
     Found once, from noise: such a module gives the same for an element whatever the others are. The rule has
     a form where the contributions then sum to y(A) - y(0).
-
-    Raises:
-        UsageError, CamkitError: see :func:`camkit.network.head.head_after`.
     """
     return network.once(("elementwise modules", layer), lambda: _find(network, layer))
 
 
 def _find(network: Network, layer: str) -> frozenset[nn.Module] | str:
-    head = head_after(network, network.noise(PROBE_IMAGES), layer)
+    try:
+        head = head_after(network, network.noise(PROBE_IMAGES), layer)
+    except CamkitError as error:
+        return str(error)
     activation = PROBE_FACTOR * precise(head.reshape.to_map(head.output))
     leaves = [module for module in network.model.modules() if not list(module.children())]
     ran: dict[nn.Module, bool] = {}

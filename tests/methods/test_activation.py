@@ -81,10 +81,11 @@ class TestComponents:
         torch.testing.assert_close(METHODS[name].function(mirrored), -found, rtol=1e-4, atol=1e-4)
 
     def test_eigencam_by_hand(self) -> None:
-        """Channels that move together along (3, 4) over four positions: the projection is 5 times the move."""
+        """Channels that move together along (3, 4): the projection on it is 5 times the move."""
         move = torch.tensor([[1.0, -1.0], [2.0, -2.0]])
         first = Given(torch.stack([3 * move + 7, 4 * move - 9])[None], torch.ones(1), torch.ones(1))
-        torch.testing.assert_close(METHODS["eigencam"].function(first), 5 * move[None], rtol=1e-5, atol=1e-5)
+        found = METHODS["eigencam"].function(first)
+        torch.testing.assert_close(found, 5 * move[None], rtol=1e-5, atol=1e-5)
 
     @pytest.mark.parametrize("name", ["eigencam", "kpcacam"])
     def test_an_image_that_is_not_finite_has_no_map_and_costs_no_other_its_own(self, name: str) -> None:

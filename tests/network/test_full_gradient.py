@@ -13,7 +13,7 @@ from camkit.network.passes import Network
 
 
 class Piecewise(nn.Module):
-    """Convolutions with and without bias, batch norms with statistics of their own, ReLU in place, max pooling."""
+    """Convolutions with and without bias, batch norms with statistics, ReLU in place, max pooling."""
 
     def __init__(self) -> None:
         super().__init__()

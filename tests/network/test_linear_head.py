@@ -97,6 +97,11 @@ def test_a_class_token_is_refused() -> None:
     assert "a class token" in str(linear_head(network(seeded(Tokens), 3, 8, 8), "block"))
 
 
+def test_a_layer_that_the_logits_do_not_depend_on_is_refused_with_the_reason() -> None:
+    model = Headed(nn.Conv2d(3, 4, 2), lambda a: torch.ones(len(a), 3))
+    assert "do not depend on the output" in str(linear_head(network(model, 3, 4, 4), "features"))
+
+
 def test_it_is_found_once_and_its_passes_are_no_images() -> None:
     model = network(seeded(TinyNet), 3, 64, 64)
     passes, runs = model.passes, len(TinyNet.passed)
