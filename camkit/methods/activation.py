@@ -1,4 +1,4 @@
-"""Methods that need the activation A (B, C, h, w) alone, or a linear head's weights; maps are (B, h, w)."""
+"""Methods that need the activation A (B, C, h, w), or the weights of what follows it; maps are (B, h, w)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from camkit.entries import method
 from camkit.errors import CamkitError
-from camkit.network.head import LinearHead, linear_head
+from camkit.network.head import linear_head
 from camkit.network.passes import Network
 from camkit.network.trace import Trace
 
@@ -17,9 +17,7 @@ KERNEL_CHUNK = 2**24  # numbers in the kernels (P, P) of the images that are dec
 def no_linear_head(network: Network, layer: str) -> str:
     """Why what follows a layer is no global average pooling and linear map; "" where it is."""
     found = linear_head(network, layer)
-    return (
-        "" if isinstance(found, LinearHead) else f"CAM needs global average pooling and a linear map: {found}"
-    )
+    return found if isinstance(found, str) else ""
 
 
 @method(
@@ -41,7 +39,7 @@ def cam(trace: Trace) -> Tensor:
     """
     found = linear_head(trace.network, trace.layer)
     if isinstance(found, str):
-        raise CamkitError(no_linear_head(trace.network, trace.layer))
+        raise CamkitError(found)
     return (found.weight[trace.target][:, :, None, None] * trace.activation).sum(dim=1)
 
 

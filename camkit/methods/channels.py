@@ -33,8 +33,8 @@ def ablationcam(trace: Trace) -> Tensor:
 
     The paper divides w by u(A): one number for all channels, which scales the map and where it is negative
     turns it over. It is left out. Where what follows the layer is global average pooling and a linear map,
-    the logits without a channel k are y - W_k GAP(A_k), and no pass is needed; elsewhere it is one through
-    the rest of the network per channel.
+    the logits without channel k are y - W_k GAP(A_k), and no pass is needed. Elsewhere each channel takes one
+    pass through the rest of the network.
     """
     linear = trace.linear_head
     if linear is None:
@@ -75,15 +75,14 @@ def _linear_drops(trace: Trace, linear: LinearHead) -> Tensor:
     cost="C passes (--channels N: N)",
 )
 def scorecam(trace: Trace) -> Tensor:
-    """Sum over channels of w A, w = softmax over channels of u(x M_k), M_k the channel as a mask of the
-    image.
+    """Sum over channels of w A, w = softmax over channels of u(x M), M a channel as a mask of the image.
 
-    M_k is A_k resized to the image (bilinear), then scaled to [0, 1]; it multiplies the normalised image.
-    That the paper subtracts the utility of a blank image first changes nothing in a softmax. With `--channels
-    N` only the N channels whose A_k varies most over positions take part, and the others have weight 0.
+    M is the channel of A, resized to the image (bilinear), then scaled to [0, 1]. It multiplies the
+    normalised image. The paper first subtracts the utility of a blank image: no change in a softmax. With
+    `--channels N` only the N channels that vary most over positions take part: the others have weight 0.
 
-    As published u is a class's score before or after the softmax. Under `--utility softmax` it lies in [0,
-    1], so the largest weight is at most e times the smallest, and the map is nearly the mean of A.
+    Under `--utility softmax`, one of the published forms, u lies in [0, 1]. So the largest weight is at most
+    e times the smallest, and the map is nearly the mean of A.
     """
     activation = trace.activation
     if trace.channels is not None and trace.channels < activation.shape[1]:

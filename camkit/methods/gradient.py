@@ -159,14 +159,9 @@ def smooth_gradcam_plus_plus(trace: Trace) -> Tensor:
 
 def _noise(trace: Trace, sample: int) -> Tensor:
     """N(0, 1), (B, 3, H, W), of each image's own stream."""
-    return torch.stack(
-        [
-            torch.randn(
-                trace.images.shape[1:], generator=generator(trace.seed, name, trace.draw, "noise", sample)
-            )
-            for name in trace.image_ids
-        ]
-    ).to(trace.images)
+    streams = [generator(trace.seed, name, trace.draw, "noise", sample) for name in trace.image_ids]
+    drawn = [torch.randn(trace.images.shape[1:], generator=stream) for stream in streams]
+    return torch.stack(drawn).to(trace.images)
 
 
 def no_similar_classes(network: Network, layer: str) -> str:
@@ -226,8 +221,8 @@ def _similar_classes(trace: Trace) -> Tensor:
 def fullgrad(view: PixelView) -> Tensor:
     """psi(du/dx x) + sum over biases b and their channels of psi(du/dz b), scaled to [0, 1].
 
-    z is what has the bias b: outputs of convolutions, normalisations and linear maps that have positions; of
-    a batch norm b = beta - mu gamma / sigma. psi takes absolute values of a channel, scales them to [0, 1],
+    z is what has the bias b: outputs of convolutions, normalisations and linear maps that have positions. A
+    batch norm has b = beta - mu gamma / sigma. psi takes absolute values of a channel, scales them to [0, 1]
     and resizes them to the image (bilinear). Biases without a position (behind the pooling) are left out, as
     in the paper. Only in a piecewise linear network (ReLU) do the gradients account for the whole utility.
     """

@@ -40,9 +40,8 @@ def random_masks(view: PixelView, count: int) -> Iterator[Tensor]:
     for _ in range(count):
         grids = torch.stack([torch.rand(CELLS, CELLS, generator=stream) < KEPT for stream in streams])
         places = [[int(torch.randint(side, (), generator=stream)) for side in cell] for stream in streams]
-        whole = F.interpolate(grids[:, None].to(view.images), size, mode="bilinear", align_corners=False)[
-            :, 0
-        ]
+        cells = grids[:, None].to(view.images)
+        whole = F.interpolate(cells, size, mode="bilinear", align_corners=False)[:, 0]
         yield torch.stack(
             [
                 one[top : top + height, left : left + width]
