@@ -113,22 +113,21 @@ def explain(
 def list_names(what: str, style: str, plugin: tuple[str, ...]) -> None:
     """List what can be named: models, methods, metrics or utilities.
 
+    Of the methods, csv and json also have titles, formulas and sources; docs/methods.md explains the costs.
+
     \b
     Example:
       camkit list methods --format csv
     """
     from camkit.plugins import load_plugins
-    from camkit.report.tables import listing
+    from camkit.report.tables import brief_listing, listing
 
     load_plugins(plugin)
-    frame = listing(what)
     if style == "csv":
-        click.echo(frame.to_csv(index=False, lineterminator="\n"), nl=False)
+        click.echo(listing(what).to_csv(index=False, lineterminator="\n"), nl=False)
     elif style == "json":
-        click.echo(frame.to_json(orient="records", indent=2, force_ascii=False))
+        click.echo(listing(what).to_json(orient="records", indent=2, force_ascii=False))
     else:
         from tabulate import tabulate
 
-        click.echo(
-            tabulate(frame.astype(object).fillna(""), headers="keys", tablefmt="simple", showindex=False)
-        )
+        click.echo(tabulate(brief_listing(what), headers="keys", tablefmt="simple", showindex=False))

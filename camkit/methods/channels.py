@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from camkit.entries import method
+from camkit.errors import CamkitError
 from camkit.methods.saliency import min_max
 from camkit.network.game import CHUNK
 from camkit.network.head import LinearHead, linear_head
@@ -20,13 +21,42 @@ def _weighted(weights: Tensor, activation: Tensor) -> Tensor:
     return (weights[:, :, None, None] * activation).sum(dim=1)
 
 
+def no_linear_head(network: Network, layer: str) -> str:
+    """Why what follows a layer is no global average pooling and linear map; "" where it is."""
+    found = linear_head(network, layer)
+    return found if isinstance(found, str) else ""
+
+
+@method(
+    "cam",
+    title="CAM",
+    groups=("cheap",),
+    source="arXiv 1512.04150, eq. 2",
+    uses=("activation", "head"),
+    cost="0",
+    lacks=no_linear_head,
+)
+def cam(trace: Trace) -> Tensor:
+    """Sum over channels of W_c A, where the logits are W GAP(A) + b; c the class, whatever the utility.
+
+    W is found from the network, see :func:`camkit.network.head.linear_head`.
+
+    Raises:
+        CamkitError: what follows the layer is something else.
+    """
+    found = linear_head(trace.network, trace.layer)
+    if isinstance(found, str):
+        raise CamkitError(found)
+    return _weighted(found.weight[trace.target], trace.activation)
+
+
 @method(
     "ablationcam",
     title="AblationCAM",
     groups=("perturbation",),
     source="Desai and Ramaswamy, WACV 2020, eq. 3",
     uses=("activation", "head"),
-    cost="C heads; 0 where linear",
+    cost="C heads, or 0",
 )
 def ablationcam(trace: Trace) -> Tensor:
     """Sum over channels of w A, w = u(A) - u(A without the channel): its activation 0 at every position.
@@ -72,7 +102,7 @@ def _linear_drops(trace: Trace, linear: LinearHead) -> Tensor:
     groups=("perturbation",),
     source="arXiv 1910.01279, eq. 6 and 7, algorithm 1",
     uses=("activation", "passes"),
-    cost="C passes (--channels N: N)",
+    cost="C passes (--channels)",
 )
 def scorecam(trace: Trace) -> Tensor:
     """Sum over channels of w A, w = softmax over channels of u(x M), M a channel as a mask of the image.
@@ -109,7 +139,7 @@ def no_rescale_rule(network: Network, layer: str) -> str:
     title="LIFT-CAM",
     source="arXiv 2102.05228, eq. 9; rescale rule: 1704.02685",
     uses=("activation", "head"),
-    cost="1 head, 1 head grad; 0 where linear",
+    cost="1 head, 1 head grad, or 0",
     lacks=no_rescale_rule,
 )
 def liftcam(trace: Trace) -> Tensor:

@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from camkit.entries import method
 from camkit.errors import CamkitError
-from camkit.methods.activation import first_component
 from camkit.methods.saliency import min_max
 from camkit.network.head import classifier_weight
 from camkit.network.passes import Network
@@ -117,22 +116,6 @@ def gradcam_e(trace: Trace) -> Tensor:
 def hirescam(trace: Trace) -> Tensor:
     """Sum over channels of G A."""
     return (trace.gradient * trace.activation).sum(dim=1)
-
-
-@method(
-    "eigengradcam",
-    title="EigenGradCAM",
-    groups=("cheap",),
-    source="EigenCAM (2008.00299) of G A, as in the grad-cam package",
-    uses=("activation", "gradient"),
-    cost="1 grad",
-)
-def eigengradcam(trace: Trace) -> Tensor:
-    """The first principal component over positions of G A, centred; no paper defines it.
-
-    The sign is such that the map correlates positively with the sum of G A over channels, HiResCAM's map.
-    """
-    return first_component(trace.gradient * trace.activation)
 
 
 @method(

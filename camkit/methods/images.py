@@ -75,7 +75,7 @@ def find_rise(name: str, masks: str | None) -> Method:
     saliency=True,
     of_pixels=True,
     uses=("passes",),
-    cost="226 passes (a square image)",
+    cost="226 passes (square)",
 )
 def occlusion(view: PixelView) -> Tensor:
     """Mean of u(x) - u(x with a window of 0) over the windows that cover a pixel; ReLU, scaled to [0, 1].

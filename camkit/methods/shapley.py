@@ -66,7 +66,7 @@ def shapleycam_e(trace: Trace) -> Tensor:
     source="Shapley 1953; permutation sampling: Castro et al. 2009",
     value=True,
     uses=("activation", "head"),
-    cost="budget x P heads; 0 where linear",
+    cost="budget x P heads, or 0",
 )
 def shapley(trace: Trace) -> Tensor:
     """Shapley values of the layer's positions: enumeration up to 16, else permutations (`--budget`)."""

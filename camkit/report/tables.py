@@ -142,8 +142,23 @@ def cell_keys(block: Block) -> dict[str, object]:
     return {"results": block.source, "model": block.model, "layer": block.layer, "utility": block.utility}
 
 
+# Of the methods, what a terminal shows: formulas are too wide.
+BRIEF = ("name", "groups", "uses", "cost", "from")
+
+
+def brief_listing(what: str) -> pd.DataFrame:
+    """:func:`listing` as a terminal shows it: of the methods without formulas and empty columns."""
+    frame = listing(what).astype(object).fillna("")
+    if what != "methods":
+        return frame
+    return frame[[column for column in BRIEF if frame[column].any()]]
+
+
 def listing(what: str) -> pd.DataFrame:
-    """What can be named: `models`, `methods`, `metrics` or `utilities`, one row each."""
+    """What can be named: `models`, `methods`, `metrics` or `utilities`, one row each.
+
+    Of the methods `from` is the plugin or package, and `value` says which maps divide the utility.
+    """
     rows: list[dict[str, object]]
     if what == "models":
         rows = [
@@ -163,8 +178,13 @@ def listing(what: str) -> pd.DataFrame:
             {
                 "name": m.name,
                 "groups": ",".join(m.groups),
+                "uses": ", ".join(m.uses),
                 "cost": m.cost,
+                "from": m.origin,
+                "title": m.title,
+                "value": "yes" if m.value else "",
                 "map": first_line(m.function),
+                "source": m.source,
             }
             for m in METHODS.values()
         ]

@@ -1,4 +1,4 @@
-"""AblationCAM, ScoreCAM and LIFT-CAM, against other people's code, values by hand, and the slow way."""
+"""CAM, AblationCAM, ScoreCAM and LIFT-CAM, against other people's code, values by hand, and the slow way."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from tiny import Headed, TinyNet, maps, noise, saliency, seeded, trace
 from torch import nn
 
 from camkit.entries import METHODS, UTILITIES
+from camkit.errors import CamkitError
 from camkit.methods import channels
 
 IMAGES = 3 * noise(2, 3, 8, 6, seed=1)
@@ -45,6 +46,35 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "slow":
         monkeypatch.setattr("camkit.network.trace.linear_head", lambda *_: "no")
     return request.param
+
+
+class TestCam:
+    def test_by_hand(self) -> None:
+        """Two channels, one of them negative, on a grid of 1 x 2, for two images and classes."""
+        linear = nn.Linear(2, 3)
+        linear.weight.data = torch.tensor([[1.0, -2.0], [0.5, 3.0], [-1.0, 0.0]])
+        model = Headed(nn.Identity(), lambda a: linear(a.mean(dim=(2, 3))))
+        images = torch.tensor([[[[1.0, 3.0]], [[2.0, -1.0]]], [[[0.0, -4.0]], [[5.0, 1.0]]]])
+        found = maps("cam", trace(model, images, target=[0, 1]))
+        torch.testing.assert_close(found, torch.tensor([[[-3.0, 5.0]], [[15.0, 1.0]]]), rtol=1e-4, atol=1e-4)
+
+    @pytest.mark.peers
+    def test_torchcams(self) -> None:
+        pytest.importorskip("torchcam")
+        traced = trace(seeded(Net), IMAGES, "act", "rest")
+        torch.testing.assert_close(maps("cam", traced), maps("torchcam:CAM", traced), rtol=1e-4, atol=1e-5)
+
+    def test_it_is_gradcam_of_the_logit_times_the_positions(self) -> None:
+        traced = trace(seeded(Net), IMAGES, "act", "logit")
+        torch.testing.assert_close(maps("cam", traced), 48 * maps("gradcam", traced), rtol=1e-4, atol=1e-5)
+
+    def test_another_head_is_refused(self) -> None:
+        lacks = METHODS["cam"].lacks
+        traced = trace(seeded(Net), noise(2, 3, 8, 6), "last")
+        assert lacks(traced.network, "act") == ""
+        assert "not linear" in lacks(traced.network, "last")
+        with pytest.raises(CamkitError, match="not linear"):
+            maps("cam", traced)
 
 
 class TestAblation:

@@ -1,51 +1,20 @@
-"""CAM, EigenCAM and KPCA-CAM, against other people's code and values by hand."""
+"""EigenCAM, EigenGradCAM and KPCA-CAM, against grad-cam's and values by hand."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
-from networks import Net
-from tiny import Given, Headed, maps, noise, seeded, trace
+from tiny import Given, noise
 from torch import nn
 
 from camkit.entries import METHODS
-from camkit.errors import CamkitError
 
 A = noise(3, 6, 4, 5, seed=1) + torch.linspace(-1, 1, 5)
 
 
 def given(activation: torch.Tensor) -> Given:
     return Given(activation, noise(*activation.shape, seed=2).to(activation), torch.zeros_like(activation))
-
-
-class TestCam:
-    def test_by_hand(self) -> None:
-        """Two channels, one of them negative, on a grid of 1 x 2, for two images and classes."""
-        linear = nn.Linear(2, 3)
-        linear.weight.data = torch.tensor([[1.0, -2.0], [0.5, 3.0], [-1.0, 0.0]])
-        model = Headed(nn.Identity(), lambda a: linear(a.mean(dim=(2, 3))))
-        images = torch.tensor([[[[1.0, 3.0]], [[2.0, -1.0]]], [[[0.0, -4.0]], [[5.0, 1.0]]]])
-        found = maps("cam", trace(model, images, target=[0, 1]))
-        torch.testing.assert_close(found, torch.tensor([[[-3.0, 5.0]], [[15.0, 1.0]]]), rtol=1e-4, atol=1e-4)
-
-    @pytest.mark.peers
-    def test_torchcams(self) -> None:
-        pytest.importorskip("torchcam")
-        traced = trace(seeded(Net), 3 * noise(2, 3, 8, 6), "act", "rest")
-        torch.testing.assert_close(maps("cam", traced), maps("torchcam:CAM", traced), rtol=1e-4, atol=1e-5)
-
-    def test_it_is_gradcam_of_the_logit_times_the_positions(self) -> None:
-        traced = trace(seeded(Net), 3 * noise(2, 3, 8, 6), "act", "logit")
-        torch.testing.assert_close(maps("cam", traced), 48 * maps("gradcam", traced), rtol=1e-4, atol=1e-5)
-
-    def test_another_head_is_refused(self) -> None:
-        lacks = METHODS["cam"].lacks
-        traced = trace(seeded(Net), noise(2, 3, 8, 6), "last")
-        assert lacks(traced.network, "act") == ""
-        assert "not linear" in lacks(traced.network, "last")
-        with pytest.raises(CamkitError, match="not linear"):
-            maps("cam", traced)
 
 
 def agreement(found: torch.Tensor, expected: np.ndarray) -> torch.Tensor:
@@ -102,5 +71,5 @@ class TestComponents:
 
     def test_large_kernels_are_decomposed_image_by_image(self, monkeypatch: pytest.MonkeyPatch) -> None:
         whole = METHODS["kpcacam"].function(given(A))
-        monkeypatch.setattr("camkit.methods.activation.KERNEL_CHUNK", 1)
+        monkeypatch.setattr("camkit.methods.components.KERNEL_CHUNK", 1)
         torch.testing.assert_close(METHODS["kpcacam"].function(given(A)), whole)
