@@ -113,14 +113,14 @@ def explain(
 def list_names(what: str, style: str, plugin: tuple[str, ...]) -> None:
     """List what can be named: models, methods, metrics or utilities.
 
-    Of the methods, csv and json also have titles, formulas and sources; docs/methods.md explains the costs.
+    Of the methods, csv and json also have formulas and sources (docs/methods.md explains them).
 
     \b
     Example:
       camkit list methods --format csv
     """
     from camkit.plugins import load_plugins
-    from camkit.report.tables import brief_listing, listing
+    from camkit.report.tables import brief_listing, groups_of_methods, listing
 
     load_plugins(plugin)
     if style == "csv":
@@ -131,3 +131,5 @@ def list_names(what: str, style: str, plugin: tuple[str, ...]) -> None:
         from tabulate import tabulate
 
         click.echo(tabulate(brief_listing(what), headers="keys", tablefmt="simple", showindex=False))
+        if what == "methods":
+            click.echo(f"\n{groups_of_methods()}")

@@ -5,6 +5,8 @@ They are written for maps before the ReLU: negative values are kept here.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -18,6 +20,7 @@ from camkit.network.seeding import generator
 from camkit.network.trace import PixelView, Trace
 
 NOISE_SAMPLES, NOISE_SIGMA = 4, 0.3  # of Smooth GradCAM++; sigma in units of the normalised image
+EXPECTED_SAMPLES = 16  # of Expected Grad-CAM
 
 
 @method(
@@ -140,11 +143,41 @@ def smooth_gradcam_plus_plus(trace: Trace) -> Tensor:
     return _plus_plus(trace.activation, *moments)
 
 
-def _noise(trace: Trace, sample: int) -> Tensor:
-    """N(0, 1), (B, 3, H, W), of each image's own stream."""
-    streams = [generator(trace.seed, name, trace.draw, "noise", sample) for name in trace.image_ids]
-    drawn = [torch.randn(trace.images.shape[1:], generator=stream) for stream in streams]
-    return torch.stack(drawn).to(trace.images)
+@method(
+    "expected-gradcam",
+    title="Expected Grad-CAM",
+    source="arXiv 2406.01274; expected gradients: 1906.10670",
+    uses=("activation", "gradient", "passes"),
+    cost="16 passes, 16 grads",
+)
+def expected_gradcam(trace: Trace) -> Tensor:
+    """Sum over channels of w A, w = mean of GAP(G) over 16 images x' + t (x + e - x').
+
+    x' is a baseline and t the place on the way from it to the image x: expected gradients. e is noise, N(0,
+    0.3): a smoothing by a Gaussian kernel. All three are drawn by (seed, image id, draw, sample), t from U(0,
+    1), x' from N(0, 1): the mean and variance of normalised images.
+
+    The paper's weights are the smoothed expectation of perturbed integrated gradients. It leaves the
+    distribution of baselines, the kernel and the number of samples to be chosen: those here are camkit's.
+    """
+    weights = torch.zeros_like(trace.activation[:, :, :1, :1])
+    for sample in range(EXPECTED_SAMPLES):
+        baseline = _noise(trace, sample, "baseline")
+        image = trace.images + NOISE_SIGMA * _noise(trace, sample)
+        images = torch.lerp(baseline, image, _drawn(torch.rand, trace, (1, 1, 1), "place", sample))
+        weights += trace.at(images).gradient.mean(dim=(2, 3), keepdim=True) / EXPECTED_SAMPLES
+    return (weights * trace.activation).sum(dim=1)
+
+
+def _noise(trace: Trace, sample: int, purpose: str = "noise") -> Tensor:
+    """N(0, 1), (B, 3, H, W)."""
+    return _drawn(torch.randn, trace, trace.images.shape[1:], purpose, sample)
+
+
+def _drawn(draw: Callable[..., Tensor], trace: Trace, shape: Sequence[int], *purpose: object) -> Tensor:
+    """Random numbers (B, *shape), those of an image from its own stream."""
+    streams = [generator(trace.seed, name, trace.draw, *purpose) for name in trace.image_ids]
+    return torch.stack([draw(*shape, generator=stream) for stream in streams]).to(trace.images)
 
 
 def no_similar_classes(network: Network, layer: str) -> str:

@@ -21,7 +21,7 @@ def shapley_weight(trace: Trace) -> Tensor:
 @method(
     "shapleycam",
     title="ShapleyCAM",
-    groups=("paper",),
+    groups=("paper", "cheap"),
     source="arXiv 2501.06261",
     uses=("activation", "gradient", "Hessian term"),
     cost="2 grads",
@@ -35,7 +35,7 @@ def shapleycam(trace: Trace) -> Tensor:
 @method(
     "shapleycam-h",
     title="ShapleyCAM-H",
-    groups=("paper",),
+    groups=("paper", "cheap"),
     source="arXiv 2501.06261",
     value=True,
     uses=("activation", "gradient", "Hessian term"),
@@ -49,7 +49,7 @@ def shapleycam_h(trace: Trace) -> Tensor:
 @method(
     "shapleycam-e",
     title="ShapleyCAM-E",
-    groups=("paper",),
+    groups=("paper", "cheap"),
     source="arXiv 2501.06261",
     uses=("activation", "gradient", "Hessian term"),
     cost="2 grads",

@@ -1,4 +1,4 @@
-"""Smooth GradCAM++, FinerCAM and FullGrad, against other people's code and values by hand."""
+"""Smooth GradCAM++, Expected Grad-CAM, FinerCAM and FullGrad, against other people's code."""
 
 from __future__ import annotations
 
@@ -92,6 +92,56 @@ class TestSmooth:
 
         first = draw(["a", "b"])
         assert not torch.equal(first[0], first[1])
+        torch.testing.assert_close(first, draw(["b", "a"]).flip(0))
+        torch.testing.assert_close(first[:1], draw(["a"]))
+        for other in (draw(["a", "b"], seed=1), draw(["a", "b"], again=1)):
+            assert (first - other).abs().max() > 1e-4
+
+
+class TestExpected:
+    @pytest.mark.peers
+    def test_captums_gradient_shap_of_the_layer_on_the_same_draws(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The peer draws one sample of one image: what camkit drew for it."""
+        captum = pytest.importorskip("captum.attr")
+        monkeypatch.setattr(gradient, "EXPECTED_SAMPLES", 3)
+        model = seeded(strong)
+        traced = trace(model, IMAGES, "block", "logit", ids=["a", "b"], seed=7, target=[2, 0])
+        found = maps("expected-gradcam", traced)
+        assert traced.network.passes == 1 + 3
+        peer = captum.LayerGradientShap(model, model.block, multiply_by_inputs=False)
+        weights = torch.zeros(2, 6)
+        for place, target in enumerate([2, 0]):
+            image = IMAGES[place : place + 1].clone().requires_grad_()
+            for sample in range(3):
+                drawn = gradient._noise(traced, sample)[place : place + 1]
+                baseline = gradient._noise(traced, sample, "baseline")[place : place + 1]
+                step = gradient._drawn(torch.rand, traced, (1, 1, 1), "place", sample)[place].item()
+                monkeypatch.setattr(torch, "normal", lambda *_, drawn=drawn: 0.3 * drawn)
+                monkeypatch.setattr(np.random, "uniform", lambda *_, step=step: np.array([step]))
+                one = peer.attribute(image, baseline, n_samples=1, stdevs=0.3, target=target)
+                weights[place] += one.detach().mean(dim=(2, 3))[0] / 3
+        expected = (weights[:, :, None, None] * traced.activation).sum(dim=1)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        assert (found - maps("gradcam", traced)).abs().max() > 0.05 * found.abs().max()
+
+    def test_of_a_linear_head_it_is_gradcam(self) -> None:
+        """The gradient is then the same at every image."""
+        traced = trace(seeded(strong), IMAGES, "act", "logit")
+        torch.testing.assert_close(
+            maps("expected-gradcam", traced), maps("gradcam", traced), rtol=1e-4, atol=1e-5
+        )
+
+    def test_the_draws_are_the_images_own(self) -> None:
+        def draw(ids: list[str], seed: int = 0, again: int = 0) -> Tensor:
+            images = IMAGES[:1].expand(len(ids), -1, -1, -1)
+            return maps(
+                "expected-gradcam", trace(seeded(strong), images, "block", ids=ids, seed=seed, draw=again)
+            )
+
+        first = draw(["a", "b"])
+        assert (first[0] - first[1]).abs().max() > 1e-4
         torch.testing.assert_close(first, draw(["b", "a"]).flip(0))
         torch.testing.assert_close(first[:1], draw(["a"]))
         for other in (draw(["a", "b"], seed=1), draw(["a", "b"], again=1)):

@@ -104,8 +104,8 @@ def test_of_a_vit_class_token_and_registers_stay() -> None:
 
 
 TOKENS = (
-    "eigencam", "kpcacam", "eigengradcam", "smoothgradcam++", "finercam", "fullgrad", "ablationcam",
-    "scorecam", "reciprocam", "rise-8", "occlusion",
+    "eigencam", "kpcacam", "eigengradcam", "smoothgradcam++", "expected-gradcam", "finercam", "fullgrad",
+    "ablationcam", "scorecam", "reciprocam", "rise-8", "occlusion",
 )  # fmt: skip
 
 

@@ -18,10 +18,31 @@ from camkit.runs.cells import find_methods
 from camkit.runs.dryrun import dry_run
 from camkit.runs.photos import explain_images
 
-CHEAP = {
-    "gradcam", "gradcam++", "xgradcam", "layercam", "gradcam-e", "hirescam", "cam", "eigencam",
-    "eigengradcam", "kpcacam", "finercam",
+# Passes and head passes of a method beside those of its run, at a layer of 16 channels, 16 positions. Behind
+# it come a batch norm, ReLU, pooling and a linear map; images are 64x64.
+COSTS = {
+    **dict.fromkeys(
+        ("gradcam", "gradcam++", "xgradcam", "layercam", "gradcam-e", "hirescam", "finercam", "shapleycam",
+         "shapleycam-h", "shapleycam-e", "eigencam", "eigengradcam", "kpcacam", "randomcam"), (0, 0)
+    ),
+    "smoothgradcam++": (4, 0),
+    "expected-gradcam": (16, 0),
+    "fullgrad": (1, 0),
+    "aumann-1": (1, 1),
+    "aumann-3": (1, 3),
+    "ablationcam": (1, 16),
+    "scorecam": (16, 0),
+    "liftcam": (1, 2),
+    "reciprocam": (1, 16),
+    "shapley": (1, 2 + 8 + 16),  # ends, four pairs of halves, single positions: the logits are affine in them
+    "rise-5": (5, 0),
+    "occlusion": (226, 0),
 }  # fmt: skip
+NATIVE_CHEAP = {
+    "gradcam", "gradcam++", "xgradcam", "layercam", "gradcam-e", "hirescam", "cam", "eigencam",
+    "eigengradcam", "kpcacam", "finercam", "shapleycam", "shapleycam-h", "shapleycam-e",
+}  # fmt: skip
+CHEAP = NATIVE_CHEAP | {"attention", "rollout", "gradient-rollout", "layercam-fusion", "refinecam"}
 PERTURBATION = {"ablationcam", "scorecam", "reciprocam", "rise", "occlusion", "shapley"}
 
 
@@ -94,23 +115,24 @@ class TestRuns:
         with pytest.raises(UsageError, match="method 'region'"):
             explain_images([photos], RunConfig(**TINY | {"method": ("region",)}), print)
 
-    @pytest.mark.parametrize(
-        ("name", "passes", "heads"), [("scorecam", 16, 0), ("ablationcam", 1, 16), ("rise-5", 5, 0)]
-    )
-    def test_a_dry_run_counts_what_the_run_takes(
-        self, photos: Path, tmp_path: Path, name: str, passes: int, heads: int
-    ) -> None:
+    @pytest.mark.parametrize("name", COSTS)
+    def test_a_dry_run_counts_what_the_run_takes(self, photos: Path, tmp_path: Path, name: str) -> None:
         """Two batches of three photos; average drop takes one masked pass per batch, the batch itself one."""
         options = {
             "method": (name,), "metrics": ("average_drop",), "batch_size": 3, "layer": ("features.3",),
         }  # fmt: skip
-        if name == "scorecam":
-            options["layer"] = ("conv",)
         config = RunConfig(**TINY | {"data": str(photos), "out": tmp_path / "out"} | options)
         estimate, _ = dry_run(config, print)
         run(photos, tmp_path / "out", **options)
+        passes, heads = COSTS[name]
         assert took(tmp_path / "out") == (2 * (1 + passes + 1), 2 * heads)
         assert (estimate["passes"].item(), estimate["head_passes"].item()) == took(tmp_path / "out")
+
+    def test_a_dry_run_says_what_is_left_out(self, photos: Path, tmp_path: Path) -> None:
+        options = {"method": ("cheap",), "metrics": ("average_drop",), "layer": ("features.3",), "limit": 1}
+        lines: list[str] = []
+        dry_run(RunConfig(**TINY | {"data": str(photos), "out": tmp_path / "out"} | options), lines.append)
+        assert any(line.startswith("timm/camkit_tiny, layer features.3: cam: what") for line in lines)
 
     def test_channels_is_an_option_that_decides_numbers(self, photos: Path, tmp_path: Path) -> None:
         options = {"method": ("scorecam",), "metrics": ("average_drop",), "batch_size": 6}
