@@ -87,7 +87,7 @@ def cells_of_model(prepared: Prepared, config: RunConfig, say: Say = lambda line
 
     Raises:
         UsageError: a method does not exist.
-        CamkitError: a method was named that the model cannot have.
+        CamkitError: a method was named that the model cannot have, or it can have none of a group.
     """
     cells = []
     for layer in config.layer:
@@ -102,6 +102,10 @@ def cells_of_model(prepared: Prepared, config: RunConfig, say: Say = lambda line
                     say(f"{line}; left out")
             if not why:
                 cells += [Cell(layer, prepared.paths[layer], utility, method) for utility in config.utility]
+    if not cells:
+        raise CamkitError(
+            f"{prepared.loaded.row.name} can have none of the methods {', '.join(config.method)}"
+        )
     order = {utility: place for place, utility in enumerate(config.utility)}
     layers = {layer: place for place, layer in enumerate(config.layer)}
     return sorted(cells, key=lambda cell: (layers[cell.layer], order[cell.utility]))

@@ -105,6 +105,13 @@ class TestRuns:
             camkit.explain(model, image, method="cam", layer="features.3")
         assert camkit.explain(model, image, method="cam", layer="conv").maps.shape == (1, 4, 4)
 
+    def test_a_model_that_can_have_none_of_a_group_is_refused(self, photos: Path, tmp_path: Path) -> None:
+        said = "^timm/camkit_tiny can have none of the methods transformer$"
+        with pytest.raises(CamkitError, match=said):
+            run(photos, tmp_path / "out", method=("transformer",))
+        with pytest.raises(CamkitError, match=said):
+            explain_images([photos], RunConfig(**TINY | {"method": ("transformer",)}), print)
+
     def test_explaining_photos_leaves_out_what_they_cannot_have(self, photos: Path) -> None:
         config = RunConfig(**TINY | {"method": ("cheap", "ceilings"), "layer": ("features.3",)})
         lines: list[str] = []
