@@ -110,11 +110,23 @@ class Features:
         if not feature.output.requires_grad:
             return False
         (gradient,) = torch.autograd.grad(self._top, feature.output, retain_graph=True, allow_unused=True)
+        return self._reached(gradient)
+
+    def _reached(self, gradient: Tensor | None) -> bool:
+        """Whether a gradient is there at any position."""
         if gradient is None:
             return False
         reshape = self._positions.reshape(gradient)
         assert reshape is not None  # it has the shape of the output
         return bool((reshape.to_map(gradient) != 0).any())
+
+    def usable(self) -> list[Feature]:
+        """Those that can be explained: they run once, and the logits depend on them at some position."""
+        runs = Counter(one.path for one in self.found)
+        known = [one for one in self.found if runs[one.path] == 1 and one.output.requires_grad]
+        outputs = [one.output for one in known]
+        gradients = torch.autograd.grad(self._top, outputs, retain_graph=True, allow_unused=True)
+        return [one for one, gradient in zip(known, gradients, strict=True) if self._reached(gradient)]
 
     def stages(self) -> tuple[str, ...]:
         """Paths of the ends of the stages, the first stage first.

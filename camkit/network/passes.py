@@ -202,13 +202,17 @@ class Network:
 
     @cached_property
     def stages(self) -> tuple[str, ...]:
-        """The ends of its stages, module paths, from a pass of noise: see :meth:`Features.stages`."""
-        return Features(self.model, self.noise(1)).stages()
+        """The ends of its stages, module paths: see :meth:`Features.stages`."""
+        return self.features().stages()
 
     @cached_property
     def last_layer(self) -> str | None:
-        """The last feature layer before pooling, a module path, likewise: see :meth:`Features.last`."""
-        return Features(self.model, self.noise(1)).last()
+        """The last feature layer before pooling, a module path: see :meth:`Features.last`."""
+        return self.features().last()
+
+    def features(self) -> Features:
+        """Its layers with positions, from a pass of noise."""
+        return Features(self.model, self.noise(1))
 
     @contextmanager
     def changed(self, layer: str, change: Change, traced: bool = False) -> Iterator[None]:

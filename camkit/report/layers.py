@@ -100,8 +100,8 @@ def _notes(
     for column, score in enumerate(scores):
         found = Counter(one.layers[one.best[column]] for one in choices if one.best[column] >= 0)
         shown = int((corrected[:, column] < 1 - LEVEL).sum())
-        words = ", ".join(f"{layer} ({count})" for layer, count in found.most_common())
-        lines.append(f"{score.heading}: best layer, with its number of methods: {words}; shown for {shown}.")
+        words = ", ".join(f"{layer} for {count}" for layer, count in found.most_common())
+        lines.append(f"{score.heading}: best is {words} of {len(choices)} methods; shown for {shown}.")
     lines.append(
         f"{OPEN}: not shown to beat every other layer (paired tests at 5 %, corrected for the layers and, by "
         "Holm, for the methods and scores of the table). Methods that see no single layer are left out."
