@@ -239,10 +239,13 @@ def grade(folders: tuple[Path, ...], style: str | None, out: Path | None, plugin
 
     \b
     Example:
+      camkit grade results/mosaics results/photos
+
+    \b
+    after
       camkit bench --model resnet50 --data mosaic:/data/imagenet/val --limit 100 \\
         --method paper,controls,ceilings,hirescam~all --metrics localisation,adcc,deletion,shape \\
         --save-maps -o results/mosaics
-      camkit grade results/mosaics results/photos
     """
     from camkit.plugins import load_plugins
     from camkit.report import grade_tables, grades

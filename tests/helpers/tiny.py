@@ -112,6 +112,7 @@ def trace(
     seed: int = 0,
     draw: int = 0,
     pixels: Tensor | None = None,
+    regions: Tensor | None = None,
     uses: Sequence[str] = (),
     **more: Any,
 ) -> Trace:
@@ -139,9 +140,10 @@ def trace(
         seed=seed,
         draw=draw,
         network=network,
+        regions=regions,
         layer=layer,
         passed=passed,
-        **{"regions": None} | more,
+        **more,
     )
 
 
