@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
@@ -47,7 +47,9 @@ def independent(model: nn.Module, images: Tensor) -> Pass:
     for block in model.blocks:
         block.attn.fused_attn = False
         # The dropout is the first to see what the softmax gives; a view of it has the same values.
-        block.attn.attn_drop.register_forward_hook(lambda _, given, __: attention.append(given[0]) or given[0])
+        block.attn.attn_drop.register_forward_hook(
+            lambda _, given, __: attention.append(given[0]) or given[0]
+        )
         block.register_forward_hook(lambda _, __, output: tokens.append(output))
     return Pass(model(images.double()), attention, tokens, model)
 
@@ -108,11 +110,6 @@ def close(ours: Tensor, oracles: Tensor) -> None:
     torch.testing.assert_close(ours.double() / scale, oracles.detach() / scale, rtol=0, atol=2e-5)
 
 
-def first_tokens(family: str) -> slice:
-    """Where this family's classifier looks, as :data:`families.READ` says by hand."""
-    return READ[family]
-
-
 @pytest.mark.parametrize("utility", UTILITIES)
 @pytest.mark.parametrize("method", METHOD_NAMES)
 def test_as_the_paper_says(family: str, method: str, utility: str) -> None:
@@ -164,7 +161,6 @@ def test_passes() -> None:
     model, images = build("vit"), noise(2, 3, *SIZE)
     traced = trace(model, images, "blocks.1", uses=("attention",))
     network = traced.network
-    network.transformer  # found once, on noise
     before = network.passes, network.head_passes
     for method in ("attention", "rollout", "gradient-rollout"):
         maps(method, traced)
@@ -177,10 +173,6 @@ def test_a_method_that_does_not_declare_it_has_no_attention() -> None:
     traced = trace(build("vit"), noise(1, 3, *SIZE), "blocks.1")
     with pytest.raises(CamkitError, match='uses=\\("attention",\\)'):
         _ = traced.attention
-
-
-def strong_rows() -> Iterator[tuple[str, float]]:
-    yield from (("vit", 0.5), ("beit", 0.5))
 
 
 @pytest.mark.parametrize("family_name", ["vit", "beit"])
