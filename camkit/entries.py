@@ -43,7 +43,7 @@ class Method:
         of_pixels: the map is an attribution of the utility to pixels, the same for every layer, and made once
             for all; the function takes a :class:`camkit.network.trace.PixelView`, which has no layer.
         uses: what it takes beside the images: `activation`, `gradient`, `Hessian term`, `head`, `passes`,
-            `attention`, `regions`.
+            `attention`, `stages`, `regions`.
         cost: what it costs per image beside the pass that all methods share, as a formula: C channels, P
             positions; 1 grad, 1 head and 1 pass are a gradient at the layer, a pass through what follows the
             layer, and one through all.
@@ -72,6 +72,11 @@ class Method:
     def origin(self) -> str:
         """The plugin or the package it comes from; "" for camkit's own."""
         return self.package or origin_of(self)
+
+    @property
+    def of_one_layer(self) -> bool:
+        """Whether its map is that of the layer that is named: another layer has another map."""
+        return not (self.of_image or self.of_pixels or {"attention", "stages"} & {*self.uses})
 
 
 class Mean(Protocol):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -16,6 +16,7 @@ from camkit.entries import METRICS, Method
 from camkit.errors import PluginError, UsageError
 from camkit.methods.saliency import is_degenerate
 from camkit.metrics import Subject
+from camkit.network.layers import parts_of
 from camkit.network.passes import Change, TracedPass
 from camkit.network.prepare import Prepared
 from camkit.network.targets import Target, find_target
@@ -23,6 +24,7 @@ from camkit.network.trace import ImageView, PixelView, Trace
 from camkit.network.utilities import find_utility
 from camkit.results.cells import Cell, CellFailure, CellScores, Predictions, Result
 from camkit.runs.batch import Explained, Made, defined, not_finite, together
+from camkit.runs.cells import Needs
 from camkit.runs.guard import compute_scores, make_maps
 
 
@@ -48,7 +50,7 @@ class Evaluation:
     ) -> None:
         self.network = prepared.network
         self.preprocess = prepared.loaded.preprocess
-        self.layers = list(dict.fromkeys(prepared.paths.values()))
+        self.layers = {part for path in prepared.paths.values() for part in parts_of(path)}
         self.config = config
         self.batch_size = batch_size
         self.target = target or find_target(config.target)
@@ -70,7 +72,7 @@ class Evaluation:
             return
         pixels = pad(batch.pixels, self.batch_size).to(self.network.device, non_blocking=True)
         images = self.preprocess.normalise(pixels)
-        traced = self._first_pass(images)
+        traced = self._first_pass(images, wanted)
         logits = traced.logits.detach()
         predictions, predicted = self._predictions(batch, logits, predicted_before or {})
         yield predictions
@@ -102,14 +104,15 @@ class Evaluation:
                 made[key] = self._make(explained, cell)
             yield from self._cell(explained, cell, metrics, made[key])
 
-    def _first_pass(self, images: Tensor) -> TracedPass:
-        """The pass that gives the predictions: in float32 also every layer's activation.
+    def _first_pass(self, images: Tensor, wanted: Iterable[Cell]) -> TracedPass:
+        """The pass that gives the predictions: in float32 also all that the cells need, of every layer.
 
         Below float32 a traced layer changes the logits, as float32 begins there: no layer is traced, and a
         cell then has a pass of its own layer's, whichever others the run has.
         """
         if self.network.dtype == torch.float32:
-            return self.network.trace(images, self.layers)
+            every = Needs(frozenset(self.layers), attention=False)
+            return every.together(map(self._needs, wanted)).trace(self.network, images)
         return TracedPass(self.network.logits(images).clone(), {})  # no longer a tensor of inference mode
 
     def _predictions(
@@ -164,12 +167,17 @@ class Evaluation:
 
     def _trace(self, explained: Explained, cell: Cell) -> Trace:
         """The trace of a cell's layer and utility: what one method or metric asks of it, the next one has."""
-        trace = explained.trace
-        if trace is None or (trace.layer, trace.utility) != (cell.path, self._utility(cell.utility)):
-            if cell.path not in explained.traced.leaves:
-                explained.traced = self.network.trace(explained.images, [cell.path])
-            trace = explained.trace = self._view(explained, cell, explained.images, explained.traced, draw=0)
+        needs = self._needs(cell)
+        if not needs.met_by(explained.traced, exactly=self.network.dtype != torch.float32):
+            explained.traced = needs.trace(self.network, explained.images)
+        trace, passed = explained.trace, explained.traced
+        wanted = (passed, cell.path, self._utility(cell.utility))
+        if trace is None or (trace.passed, trace.layer, trace.utility) != wanted:
+            trace = explained.trace = self._view(explained, cell, explained.images, passed, draw=0)
         return trace
+
+    def _needs(self, cell: Cell) -> Needs:
+        return Needs.of(cell.method, self.network, cell.path)
 
     def _subject(self, explained: Explained, cell: Cell, made: Made) -> Subject:
         """What the metrics of a cell are given.
@@ -193,7 +201,7 @@ class Evaluation:
             image_ids=self._ids(explained),
             seed=self.config.seed,
             ties=self.config.ties,
-            grid=None if cell.method.of_image or cell.method.of_pixels else self._grid(explained, cell),
+            grid=self._grid(explained, cell),
             explain_again=partial(self._explain_again, explained, cell),
             explain_behind=partial(self._explain_behind, explained, cell),
             explain_as=partial(self._explain_as, explained, cell),
@@ -272,7 +280,10 @@ class Evaluation:
         ids = [item.id for item in explained.batch.items]
         return ids + ids[-1:] * (self.batch_size - len(ids))
 
-    def _grid(self, explained: Explained, cell: Cell) -> tuple[int, int]:
+    def _grid(self, explained: Explained, cell: Cell) -> tuple[int, int] | None:
+        """Sides (h, w) of the layer whose map it is; None of several layers, and of none."""
+        if len(parts_of(cell.path)) > 1 or (cell.method.saliency and not cell.method.of_one_layer):
+            return None
         height, width = self._trace(explained, cell).activation.shape[2:]
         return height, width
 
@@ -290,7 +301,7 @@ class Evaluation:
         view = self._without_layer(explained, cell, images, draw=1)
         if view is not None:
             return view.score(images), self.make_maps(cell.method, view)[1]
-        traced = self.network.trace(images, [cell.path])
+        traced = self._needs(cell).trace(self.network, images)
         view = self._view(explained, cell, images, traced, draw=1)
         probability = self.network.probability(traced.logits.detach(), explained.target)
         return probability, self.make_maps(cell.method, view)[1]
@@ -299,10 +310,11 @@ class Evaluation:
         self, explained: Explained, cell: Cell, name: str, change: Change, traced: bool = False
     ) -> tuple[Tensor, Tensor]:
         """Maps and saliency maps of a network that is changed behind the layer."""
-        key = (cell.path, name)
+        needs = self._needs(cell)
+        key = (cell.path, needs, name)
         with self.network.changed(cell.path, change, traced):
             if key not in explained.changed:
-                explained.changed[key] = self.network.trace(explained.images, [cell.path])
+                explained.changed[key] = needs.trace(self.network, explained.images)
             view = self._view(explained, cell, explained.images, explained.changed[key], draw=0)
             return self.make_maps(cell.method, view)
 
@@ -326,6 +338,6 @@ def _shared_by(cell: Cell) -> tuple[Any, ...]:
     """What a cell has in common with all others that have the same maps."""
     if cell.method.of_image:
         return (cell.method,)
-    if cell.method.of_pixels:
+    if cell.method.of_pixels or not (cell.method.of_one_layer or len(parts_of(cell.path)) > 1):
         return (cell.method, cell.utility)
     return (cell.method, cell.path, cell.utility)

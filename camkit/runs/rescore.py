@@ -211,5 +211,5 @@ def _saved(saved: SavedMaps, method: Method, trace: Trace) -> tuple[Tensor, Tens
             "explains changed images, and only maps of the images themselves are saved: use camkit bench"
         )
     maps = np.stack([saved[method.name][name] for name in trace.image_ids])
-    signed = torch.as_tensor(maps).to(trace.activation)
+    signed = torch.as_tensor(maps).to(trace.images)
     return signed, to_saliency(signed, (trace.images.shape[2], trace.images.shape[3]))

@@ -16,6 +16,7 @@ from camkit.config import RunConfig
 from camkit.data import DataSet, Item, data_of
 from camkit.entries import METHODS, METRICS
 from camkit.errors import CamkitError, Say, UsageError
+from camkit.methods.fusion import at_layer
 from camkit.network.numerics import numerics
 from camkit.network.prepare import Prepared
 from camkit.plugins import load_plugins
@@ -207,7 +208,8 @@ def _cells(run: Mapping[str, Any], config: RunConfig, prepared: Prepared, data: 
         UsageError: what decides its numbers is another thing here.
     """
     (layer,), (utility,) = config.layer, config.utility
-    cells = {name: Cell(layer, prepared.paths[layer], utility, METHODS[name]) for name in run["methods"]}
+    path = prepared.paths[layer]
+    cells = {name: Cell(layer, path, utility, at_layer(METHODS[name], path)) for name in run["methods"]}
     any_cell = next(iter(cells.values()))
     difference = unlike(run["protocol"], describe_protocol(prepared, any_cell, config, data))
     if difference:
