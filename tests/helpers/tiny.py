@@ -136,7 +136,7 @@ def trace(
         network=network,
         layer=layer,
         passed=passed,
-        **more,
+        **{"regions": None} | more,
     )
 
 
