@@ -135,8 +135,11 @@ class Evaluation(Views):
 
     def _regions(self, batch: Batch, target: Tensor) -> Tensor | None:
         """Regions (B, H, W) of the padded batch; empty where another class is explained than lies there."""
-        if batch.regions is None:
+        if not self.config.has_regions:
             return None
+        if batch.regions is None:  # those of all its images are broken or missing
+            height, width = self.preprocess.shape[1:]
+            return torch.zeros(self.batch_size, height, width, dtype=torch.bool, device=target.device)
         regions = pad(batch.regions, self.batch_size).to(target.device)
         of = [item.label if item.target is None else item.target for item in batch.items]
         classes = self._column(of, target)
