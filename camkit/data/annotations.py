@@ -47,8 +47,8 @@ def with_regions(data: DataSet, path: Path) -> DataSet:
     )
     items = tuple(replace(item, region=matched.get(item.id)) for item in data.items)
     known = {image: _known(region) for image, region in matched.items()}
-    digest = hashlib.sha256(f"{data.fingerprint}\n{sorted(known.items())!r}".encode(errors="surrogateescape"))
-    return replace(data, items=items, fingerprint=digest.hexdigest(), notes=(*data.notes, *notes))
+    digest = hashlib.sha256(repr(sorted(known.items())).encode(errors="surrogateescape"))
+    return replace(data, items=items, regions=digest.hexdigest(), notes=(*data.notes, *notes))
 
 
 def _known(region: Region) -> str:

@@ -162,6 +162,20 @@ def test_a_share_in_the_wrong_tile_is_what_it_says() -> None:
     torch.testing.assert_close(half, (whole + wrong) / 2)
 
 
+@pytest.mark.parametrize("change", ["sqrt", "moved-25"])
+def test_the_second_map_is_changed_alike(change: str) -> None:
+    """What a score explains again is the same method's: the masked image's map has the same change."""
+    image, region = noise(1, 3, 32, 32).abs(), torch.zeros(1, 32, 32, dtype=torch.bool)
+    region[:, :16, :16] = True
+    plain, changed = explained(
+        Planted(), image, "features", ("hirescam", f"hirescam~{change}"), target=[0], regions=region
+    )
+    (_, first), (_, second) = (one.explain_again(image * image) for one in (plain, changed))
+    expected = first.sqrt() if change == "sqrt" else 0.75 * first + 0.25 * first.roll(16, dims=2)
+    torch.testing.assert_close(second, expected)
+    assert not torch.equal(first, plain.saliency)
+
+
 def test_the_region_is_a_map_of_the_layers_grid() -> None:
     """Of 3 x 2 cells: the share of each that lies in the region; 0 where it is not known."""
     model = Headed(torch.nn.Conv2d(3, 4, 8, stride=8), lambda maps: maps.mean(dim=(2, 3)))
