@@ -90,6 +90,10 @@ def prepare(name: str, layers: Sequence[str], data: Sequence[Item], config: RunC
     shape = loaded.preprocess.shape
     if not 1 <= config.steps <= shape[1] * shape[2]:
         raise UsageError(f"--steps {config.steps}: expected 1 to {shape[1] * shape[2]}, the number of pixels")
+    if config.grid > min(shape[1:]):
+        raise UsageError(
+            f"--grid {config.grid}: expected 2 to {min(shape[1:])}, the number of pixels along a side"
+        )
     network = open_network(
         name,
         loaded.model,

@@ -216,6 +216,10 @@ def select(config: RunConfig, say: Say) -> Selection:
     check_names(config.method, config.utility, config.metrics)
     check_layers(config)
     check_regions(config, say)
+    if config.of_mosaics and config.regions is not None:
+        raise UsageError("--regions: in a mosaic the region is the photo's tile")
+    if config.of_mosaics and config.target != "predicted":
+        raise UsageError(f"--target {config.target}: in a mosaic each photo's own class is explained")
     data = data_of(config)
     for note in data.notes:
         say(note)
@@ -225,10 +229,6 @@ def select(config: RunConfig, say: Say) -> Selection:
     if config.data == "sample":
         say("The data are scikit-image's six sample photos: a demonstration, not a benchmark (see --data).")
     if config.of_mosaics:
-        if config.regions is not None:
-            raise UsageError("--regions: in a mosaic the region is the photo's tile")
-        if config.target != "predicted":
-            raise UsageError(f"--target {config.target}: in a mosaic each photo's own class is explained")
         return Selection(config, models, data, list(data.items))
     items = list(data.items[: config.limit])
     if target.needs_labels:

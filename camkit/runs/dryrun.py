@@ -88,7 +88,7 @@ def _estimate(
         cell: describe_protocol(prepared, cell, config, data)
         for cell in cells_of_model(prepared, config, say)
     }
-    items, order = images_of(prepared, config, data, items, say)
+    items, order = images_of(prepared, config, data, items, say, keep=False)
     rows = ModelRows(name, cells, config, order, items, Share())
     rows.check_protocols()
     rows.read()

@@ -29,6 +29,7 @@ from camkit.results.summary import summarise, summary_text
 from camkit.results.table import Row, merge_rows
 from camkit.runs.agreement import Comparison, tolerance_of
 from camkit.runs.describe import by_model, describe_protocol, prepare_for
+from camkit.runs.job import images_of
 from camkit.runs.recompute import Recomputed, recompute
 
 SHARE, AT_LEAST = 0.01, 5
@@ -175,7 +176,8 @@ def _verify_cells(
     place = (protocol["model"], protocol["layer"], protocol["utility"])
     say(", ".join(place))
     cells = _cells(run, config, prepared, data)
-    items = {item.id: item for item in data.items}
+    out = replace(config, out=folder.parent.parent)
+    items = {item.id: item for item in images_of(prepared, out, data, data.items, say, keep=False)[0]}
     tables = {method: _rows(folder / f"{file_name(method)}.csv") for method in run["methods"]}
     picked = {method: _pick(rows, seed) for method, rows in tables.items()}
     predictions = _rows(folder.parent / PREDICTIONS)
