@@ -34,7 +34,7 @@ def _single(name: str, **changes: Any) -> Callable:
 @config_option("method")
 @_single("layer", default="conv", help="Target layer: conv, prepool or MODULE.PATH.")
 @_single("utility", default="rest")
-@config_options("weights", "preprocess", "plugin")
+@config_options("activation", "target", "weights", "preprocess", "size", "mean", "std", "plugin", "classes")
 @click.option("--scores", is_flag=True, cls=Option, group="Scores", help="ADCC and its parts below each map.")
 @config_options("budget", "absent", "channels", "references", "reference_weight", "seed", "device")
 @click.option(
