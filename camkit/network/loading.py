@@ -148,6 +148,6 @@ def load_preprocess(row: ModelRow, model: nn.Module, name: str, view: View = ITS
             )
     if view.size is not None:
         crop = crop_to(view.size)
-    if len(mean) == 1:
+    if len(mean) == 1 and not (row.library == "plugin" and crop is MODELS[row.entry].crop):
         crop = Compose([Grayscale(), *getattr(crop, "transforms", [crop])])
     return Preprocess(name, crop, view.mean or mean, view.std or std)
