@@ -14,6 +14,8 @@ from click.testing import CliRunner
 from places import ROOT
 from printed import blocks
 
+import tiny  # noqa: F401  (registers timm/camkit_tiny)
+
 import camkit
 import camkit.methods
 import camkit.metrics  # noqa: F401  (both fill the registries)
