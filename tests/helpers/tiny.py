@@ -111,6 +111,7 @@ def trace(
     seed: int = 0,
     draw: int = 0,
     pixels: Tensor | None = None,
+    regions: Tensor | None = None,
     **more: Any,
 ) -> Trace:
     """One traced pass, as a method sees it.
@@ -134,6 +135,7 @@ def trace(
         seed=seed,
         draw=draw,
         network=network,
+        regions=regions,
         layer=layer,
         passed=passed,
         **more,

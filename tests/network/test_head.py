@@ -105,7 +105,7 @@ def test_head_names_a_layer_that_does_not_run_or_has_no_positions(model, images)
 
 def test_only_what_is_asked_for_is_computed(model, images, monkeypatch):
     passes = []
-    monkeypatch.setattr("camkit.network.trace.head_after", lambda *_: passes.append("head"))
+    monkeypatch.setattr("camkit.network.trace.head_of", lambda *_: passes.append("head"))
     traced = trace(model, images, "last")
     METHODS["gradcam"].function(traced)
     assert not passes
