@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -120,6 +120,10 @@ class Column:
     jumps: bool = False
     share: bool = False
     bounds: tuple[float, float] = (-math.inf, math.inf)
+
+    def mean_of(self, columns: Container[str]) -> Mean | None:
+        """Its own mean where all parts of that are among `columns`: results of older definitions lack some."""
+        return self.mean if self.mean and all(part in columns for part in self.mean.parts) else None
 
 
 @dataclass(frozen=True)

@@ -104,9 +104,7 @@ def test_the_polynomial_is_taylors(utility: str) -> None:
     for order in range(4):
         expected += float(derivative.detach()) * 0.7**order / factorial(order)
         (derivative,) = torch.autograd.grad(derivative, t, create_graph=True)
-    polynomial = taylor(
-        surrogate.value[0, 3], surrogate.chance[0, 3], 0.7 * direction, utility == "softmax"
-    )
+    polynomial = taylor(surrogate.value[0, 3], surrogate.chance[0, 3], 0.7 * direction, utility == "softmax")
     assert float(polynomial) == pytest.approx(expected, abs=1e-12)
 
 
@@ -188,7 +186,9 @@ def test_shrinking_helps_where_the_correction_is_noise() -> None:
     truth = exact(none, added, target, "log-softmax")
     surrogate = surrogate_of(none, added, target, "log-softmax", 2)
     drawn = streams(6)
-    orders = torch.stack([torch.stack([torch.randperm(14, generator=one) for _ in range(8)]) for one in drawn])
+    orders = torch.stack(
+        [torch.stack([torch.randperm(14, generator=one) for _ in range(8)]) for one in drawn]
+    )
     whole = surrogate.values() + surrogate.correction(orders)[0]
     shrunk, _ = found(none, added, target, "log-softmax")
     assert (shrunk - truth).square().sum() < (whole - truth).square().sum()
