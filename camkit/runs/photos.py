@@ -18,8 +18,9 @@ from camkit.network.numerics import numerics
 from camkit.network.prepare import Prepared, prepare
 from camkit.plugins import load_plugins
 from camkit.report.figures import Explained
+from camkit.report.scores import title_of
 from camkit.results.cells import CellFailure, CellScores, Predictions, Result
-from camkit.runs.cells import cells_of_model, check_names, check_regions, find_methods, find_models
+from camkit.runs.cells import cells_of_model, check_names, check_regions, find_models
 from camkit.runs.loop import Loop, first_batch_size
 
 # Of one folder: a picture with more rows could not be looked at.
@@ -66,16 +67,15 @@ def explain_images(
     """
     load_plugins(config.plugin)
     (model,) = find_models(config.model)
-    methods = find_methods(config.method)
     check_names(config.method, config.utility, metrics)
     check_regions(config, say)
     photos = photo_items(names, say)
-    if most is not None and len(photos) * len(methods) > most:
-        raise UsageError(
-            f"{len(photos) * len(methods)} maps, at most {most} can be shown so: take fewer photos or methods"
-        )
     prepared = prepare(model, config.layer, photos, config, say)
     cells = dict.fromkeys(cells_of_model(prepared, config, say), metrics)
+    if most is not None and len(photos) * len(cells) > most:
+        raise UsageError(
+            f"{len(photos) * len(cells)} maps, at most {most} can be shown so: take fewer photos or methods"
+        )
     batch_size = first_batch_size(config, prepared.network.device, len(photos))
     loop = Loop(prepared, replace(config, workers=0), batch_size, kept="")
     rows: list[Explained] = []
@@ -114,6 +114,8 @@ def _explained(pixels: Tensor, made: Sequence[Result], prepared: Prepared) -> li
             ]
         elif isinstance(result, CellScores):
             name = result.cell.method.name
+            if len(prepared.paths) > 1:
+                name = f"{title_of(name)}, {result.cell.layer}"
             for place in range(len(result.items)):
                 saliency[place][name] = result.saliency[place].cpu().numpy()
                 scores[place][name] = {column: values[place] for column, values in result.scores.items()}

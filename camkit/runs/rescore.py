@@ -46,6 +46,7 @@ def rescore(
     classes: str | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
+    regions: Path | None = None,
     weights: str = "pretrained",
     batch_size: int = 32,
     device: str = "auto",
@@ -55,8 +56,8 @@ def rescore(
 
     Args:
         metrics: groups of scores; those that explain changed images (`adcc`) cannot be had from saved maps.
-        data, layout, labels, classes, image_column, label_column: the images of the run, as they were read
-            there; they are compared with its fingerprint.
+        data, layout, labels, classes, image_column, label_column, regions: the images of the run, as they
+            were read there; they are compared with its fingerprint.
         weights: the file, where the run's weights came from one.
 
     Returns:
@@ -78,6 +79,7 @@ def rescore(
         classes=classes,
         image_column=image_column,
         label_column=label_column,
+        regions=regions,
         device=device,
         plugin=tuple(plugin),
         out=out,
@@ -211,5 +213,5 @@ def _saved(saved: SavedMaps, method: Method, trace: Trace) -> tuple[Tensor, Tens
             "explains changed images, and only maps of the images themselves are saved: use camkit bench"
         )
     maps = np.stack([saved[method.name][name] for name in trace.image_ids])
-    signed = torch.as_tensor(maps).to(trace.activation)
+    signed = torch.as_tensor(maps).to(trace.images)
     return signed, to_saliency(signed, (trace.images.shape[2], trace.images.shape[3]))

@@ -6,13 +6,13 @@ import pytest
 import torch
 from polynomials import Polynomial, trace, values
 from scipy.stats import spearmanr
+from subjects import subject
 from torch import nn
 
 import camkit.methods
 import camkit.metrics  # noqa: F401  (both fill the registries)
 from camkit.config import RunConfig
 from camkit.entries import METHODS, METRICS
-from camkit.metrics import Subject
 from camkit.metrics.shapley_value import COLUMNS, YARDSTICK, RootMean, relative_square
 from camkit.metrics.single_deletion import average_ranks
 from camkit.report.analysis import Analysis
@@ -30,25 +30,12 @@ def scores(metric, traced, method):
 
 def subject_of(traced, method):
     maps, saliency = make_maps(METHODS[method], traced)
-    return Subject(
-        images=traced.images,
-        target=traced.target,
-        logits=traced.logits,
-        probability=traced.score(traced.images),
-        score=traced.score,
+    return subject(
+        traced.images,
+        saliency,
+        traced.score,
         logit=traced.logit,
-        steps=4,
-        patches=4,
-        saliency=saliency,
         maps=None if METHODS[method].saliency else maps,
-        regions=None,
-        image_ids=traced.image_ids,
-        seed=0,
-        ties="raster",
-        grid=None,
-        explain_again=None,
-        explain_behind=None,
-        explain_as=None,
         _find_trace=lambda: traced,
     )
 

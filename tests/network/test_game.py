@@ -359,7 +359,7 @@ def test_what_a_game_of_49_players_costs():
 
 @pytest.mark.parametrize(("build", "heads"), [(lambda: Polynomial(49, 1), 6 + 1 + 49), (Pooled, 6 + 1)])
 def test_an_affine_game_costs_a_pass_of_rows_or_one_a_player(build, heads):
-    """The latter after rows failed. No pass up to the layer is needed, and what is asked of it then is free."""
+    """The latter after rows failed. There is no pass up to the layer, and all later questions are free."""
     model = build().double().eval()
     traced = trace(model, values(2, 3 if isinstance(model, Pooled) else 1, 7, 7), budget=8)
     traced.game.estimate("method")
