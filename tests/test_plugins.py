@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import tiny  # noqa: F401  (registers timm/camkit_tiny)
 from click.testing import CliRunner
 from places import ROOT
 from printed import blocks
-
-import tiny  # noqa: F401  (registers timm/camkit_tiny)
 
 import camkit
 import camkit.methods
