@@ -38,7 +38,7 @@ def _single(name: str, **changes: Any) -> Callable:
     help="Target layer: conv, prepool, MODULE.PATH, layer3+layer4 (fused); all: the end of each stage.",
 )
 @_single("utility", default="rest")
-@config_options("weights", "preprocess", "plugin")
+@config_options("activation", "target", "weights", "preprocess", "size", "mean", "std", "plugin", "classes")
 @click.option("--scores", is_flag=True, cls=Option, group="Scores", help="ADCC and its parts below each map.")
 @config_options("budget", "absent", "channels", "references", "reference_weight", "seed", "device")
 @click.option(

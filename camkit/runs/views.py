@@ -63,7 +63,7 @@ class Views:
         return {
             "images": images,
             "image_ids": self._ids(explained),
-            "pixels": partial(self.preprocess.denormalise, images),
+            "pixels": partial(self.preprocess.rgb, images),
             "target": explained.target,
             "seed": self.config.seed,
             "draw": draw,
