@@ -222,6 +222,15 @@ class TestTransformers:
         assert len(said) == 4
         assert "layer conv: rollout: the model has no softmax attention between tokens; left out" in said[1]
 
+    def test_a_method_that_some_layers_cannot_have_is_left_out_there(
+        self, photos: Path, tmp_path: Path
+    ) -> None:
+        """Named, too; one line for all layers with the same reason."""
+        lines = run(photos, tmp_path, layer=("all", "conv"), method=("cam",), metrics=("average_drop",))
+        assert summary(tmp_path).index.tolist() == [("conv", "cam"), ("features.5", "cam")]
+        assert sum("left out" in line for line in lines) == 1
+        assert any("layer features.2: cam: CAM needs" in line for line in lines)
+
     def test_named_on_a_cnn_it_is_refused(self, photos: Path, tmp_path: Path) -> None:
         with pytest.raises(CamkitError, match="rollout: the model has no softmax attention"):
             run(photos, tmp_path, method=("rollout",))
