@@ -143,7 +143,7 @@ def explain(
         trace = Trace(
             images=batch,
             image_ids=[str(place) for place in range(len(batch))],
-            pixels=lambda: preprocess.denormalise(batch) if preprocess else batch.clone(),
+            pixels=lambda: preprocess.rgb(batch) if preprocess else batch.clone(),
             target=classes,
             utility=find_utility(utility, network.activation.name),
             seed=seed,

@@ -38,7 +38,7 @@ def _single(name: str, **changes: Any) -> Callable:
     help="Target layer: conv, prepool, MODULE.PATH, layer3+layer4 (fused); all: the end of each stage.",
 )
 @_single("utility", default="rest")
-@config_options("weights", "preprocess", "plugin")
+@config_options("activation", "target", "weights", "preprocess", "size", "mean", "std", "plugin", "classes")
 @click.option("--scores", is_flag=True, cls=Option, group="Scores", help="ADCC and its parts below each map.")
 @config_options("budget", "absent", "channels", "references", "reference_weight", "seed", "device")
 @click.option(
@@ -122,6 +122,8 @@ def list_names(what: str, style: str, model: str | None, plugin: tuple[str, ...]
     Layers are those that can be explained, with the size of their maps; conv, prepool and the ends of stages
     (--layer all) are marked.
 
+    Of the methods, csv and json also have formulas and sources (docs/methods.md explains them).
+
     \b
     Example:
       camkit list methods --format csv
@@ -137,7 +139,7 @@ def list_names(what: str, style: str, model: str | None, plugin: tuple[str, ...]
 
     load_plugins(plugin)
     if model is None:
-        from camkit.report.tables import listing
+        from camkit.report.tables import brief_listing, groups_of_methods, listing
 
         frame = listing(what)
     else:
@@ -153,6 +155,7 @@ def list_names(what: str, style: str, model: str | None, plugin: tuple[str, ...]
     else:
         from tabulate import tabulate
 
-        click.echo(
-            tabulate(frame.astype(object).fillna(""), headers="keys", tablefmt="simple", showindex=False)
-        )
+        brief = brief_listing(what) if model is None else frame
+        click.echo(tabulate(brief, headers="keys", tablefmt="simple", showindex=False))
+        if what == "methods":
+            click.echo(f"\n{groups_of_methods()}")

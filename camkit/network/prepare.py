@@ -21,6 +21,7 @@ from camkit.network.loading import LoadedModel, load_model, load_preprocess
 from camkit.network.models import ModelRow
 from camkit.network.passes import Network
 from camkit.network.random import calibrate, fill_classifier
+from camkit.network.view import View
 from camkit.registry import ALL
 from camkit.share import Share
 
@@ -79,7 +80,9 @@ def prepare(name: str, layers: Sequence[str], data: Sequence[Item], config: RunC
     device = find_device(config.device)
     if device.type == "cpu":
         keep_freed_memory()
-    loaded = load_model(name, config.weights, config.preprocess, config.seed)
+    loaded = load_model(name, config.weights, config.preprocess, config.seed, View.of(config))
+    if loaded.weights.note:
+        say(f"{name}: {loaded.weights.note}")
     loaded = replace(loaded, preprocess=replace(loaded.preprocess, orient=config.exif == "apply"))
     if config.of_mosaics:
         loaded = replace(loaded, preprocess=replace(loaded.preprocess, side=config.mosaic))
@@ -90,6 +93,10 @@ def prepare(name: str, layers: Sequence[str], data: Sequence[Item], config: RunC
     shape = loaded.preprocess.shape
     if not 1 <= config.steps <= shape[1] * shape[2]:
         raise UsageError(f"--steps {config.steps}: expected 1 to {shape[1] * shape[2]}, the number of pixels")
+    if config.grid > min(shape[1:]):
+        raise UsageError(
+            f"--grid {config.grid}: expected 2 to {min(shape[1:])}, the number of pixels along a side"
+        )
     network = open_network(
         name,
         loaded.model,
@@ -187,7 +194,7 @@ def _paths(row: ModelRow, network: Network, layers: Sequence[str], say: Say) -> 
 def _advice(config: RunConfig, loaded: LoadedModel) -> str:
     """What to try where a model does not take images of this size."""
     native = load_preprocess(loaded.row, loaded.model, "native")
-    if config.preprocess == "native" or native.shape == loaded.preprocess.shape:
+    if config.preprocess == "native" or config.size or native.shape == loaded.preprocess.shape:
         return ""
     height, width = native.shape[1:]
     return f"Use --preprocess native, the transform that belongs to the weights ({height}x{width})."

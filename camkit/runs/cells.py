@@ -12,16 +12,18 @@ import camkit.methods
 import camkit.metrics
 import camkit.network.utilities  # noqa: F401  (all three fill registries)
 from camkit.config import RunConfig
-from camkit.data import DataSet, Item, data_of
+from camkit.data import ClassList, DataSet, Item, data_of
 from camkit.entries import COSTLY, METHODS, METRICS, UTILITIES, Method
 from camkit.errors import CamkitError, Say, UsageError
 from camkit.methods.altered import expand
 from camkit.methods.fusion import at_layer
 from camkit.network.layers import parts_of
+from camkit.network.loading import own_classes as own_classes_of
 from camkit.network.models import PAPER_ROWS, find_row
 from camkit.network.passes import Network, TracedPass
 from camkit.network.prepare import Prepared
 from camkit.network.targets import find_target
+from camkit.network.view import View
 from camkit.plugins import load_plugins
 from camkit.registry import ALL, unknown_name
 from camkit.results.cells import Cell
@@ -91,7 +93,7 @@ def cells_of_model(prepared: Prepared, config: RunConfig, say: Say = lambda line
 
     Raises:
         UsageError: a method does not exist.
-        CamkitError: a method was named that the model cannot have.
+        CamkitError: a method was named that the model cannot have, or it can have none of a group.
     """
     cells = []
     named = prepared.layers(config.layer)
@@ -111,6 +113,10 @@ def cells_of_model(prepared: Prepared, config: RunConfig, say: Say = lambda line
             if found.name in config.method and not any(cell.method.name == found.name for cell in cells):
                 raise CamkitError(line)
             say(f"{line}; left out")
+    if not cells:
+        raise CamkitError(
+            f"{prepared.loaded.row.name} can have none of the methods {', '.join(config.method)}"
+        )
     order = {utility: place for place, utility in enumerate(config.utility)}
     places = {layer: place for place, layer in enumerate(named)}
     return sorted(cells, key=lambda cell: (places[cell.layer], order[cell.utility]))
@@ -190,6 +196,37 @@ def check_layers(config: RunConfig) -> None:
             )
 
 
+def own_classes(config: RunConfig) -> ClassList | None:
+    """The class list that a run's models carry, see :func:`camkit.network.loading.own_classes`.
+
+    None where none has one, and where the user names a list.
+
+    Raises:
+        UsageError: two models carry different lists.
+    """
+    if config.classes is not None:
+        return None
+    found = {name: own_classes_of(name, config.weights) for name in find_models(config.model)}
+    carried = {name: listed for name, listed in found.items() if listed is not None}
+    first, *others = [*carried] or [""]
+    for name in others:
+        if carried[name].digest != carried[first].digest:
+            raise UsageError(f"{first} and {name} carry different class lists: name one with --classes FILE")
+    return carried.get(first)
+
+
+def data_of_run(config: RunConfig) -> DataSet:
+    """The photos of a run, their labels in the class list that the user names, else the models carry."""
+    return data_of(config, own_classes(config))
+
+
+def with_target(config: RunConfig, classes: ClassList) -> RunConfig:
+    """The same with a target class by its index, where it is named."""
+    if len(classes.indices_named(config.target)) == 1:
+        return replace(config, target=str(classes.index_of(config.target)))
+    return config
+
+
 @dataclass(frozen=True)
 class Selection:
     """What the names of a run stand for.
@@ -213,22 +250,22 @@ def select(config: RunConfig, say: Say) -> Selection:
     """
     load_plugins(config.plugin)
     models = find_models(config.model)
+    View.of(config)  # what cannot be read is said at once
     check_names(config.method, config.utility, config.metrics)
     check_layers(config)
     check_regions(config, say)
-    data = data_of(config)
+    if config.of_mosaics and config.regions is not None:
+        raise UsageError("--regions: in a mosaic the region is the photo's tile")
+    if config.of_mosaics and config.target != "predicted":
+        raise UsageError(f"--target {config.target}: in a mosaic each photo's own class is explained")
+    data = data_of_run(config)
     for note in data.notes:
         say(note)
-    if len(data.classes.indices_named(config.target)) == 1:
-        config = replace(config, target=str(data.classes.index_of(config.target)))
+    config = with_target(config, data.classes)
     target = find_target(config.target)
     if config.data == "sample":
         say("The data are scikit-image's six sample photos: a demonstration, not a benchmark (see --data).")
     if config.of_mosaics:
-        if config.regions is not None:
-            raise UsageError("--regions: in a mosaic the region is the photo's tile")
-        if config.target != "predicted":
-            raise UsageError(f"--target {config.target}: in a mosaic each photo's own class is explained")
         return Selection(config, models, data, list(data.items))
     items = list(data.items[: config.limit])
     if target.needs_labels:

@@ -143,7 +143,7 @@ def trace(
         regions=regions,
         layer=layer,
         passed=passed,
-        **more,
+        **{"regions": None} | more,
     )
 
 
