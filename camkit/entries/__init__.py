@@ -43,7 +43,7 @@ class Method:
         of_pixels: the map is an attribution of the utility to pixels, the same for every layer, and made once
             for all; the function takes a :class:`camkit.network.trace.PixelView`, which has no layer.
         uses: what it takes beside the images: `activation`, `gradient`, `Hessian term`, `head`, `passes`,
-            `attention`, `regions`.
+            `attention`, `stages`, `regions`.
         cost: what it costs per image beside the pass that all methods share, as a formula: C channels, P
             positions; 1 grad, 1 head and 1 pass are a gradient at the layer, a pass through what follows the
             layer, and one through all.
@@ -72,6 +72,11 @@ class Method:
     def origin(self) -> str:
         """The plugin or the package it comes from; "" for camkit's own."""
         return self.package or origin_of(self)
+
+    @property
+    def of_one_layer(self) -> bool:
+        """Whether its map is that of the layer that is named: another layer has another map."""
+        return not (self.of_image or self.of_pixels or {"attention", "stages"} & {*self.uses})
 
 
 @dataclass(frozen=True)
@@ -123,8 +128,9 @@ class Model:
     Attributes:
         build: takes `pretrained`, true or false; gives the module, logits (B, K) of images (B, 3, H, W).
         conv, prepool: module paths of the layers of these names; None: the last feature layer.
-        mean, std: of the images it takes, per channel, in units of [0, 1].
-        size: side of the square images it takes, in pixels.
+        mean, std: of the images it takes, per channel, in units of [0, 1]; of one channel they are grey.
+        size: side of the square images it takes, or (H, W), in pixels.
+        crop: PIL RGB image -> uint8 (C, H, W), in place of the resize and crop to `size`.
         family: of models that are no independent examples, see `camkit list models`; "": its own.
     """
 
@@ -132,11 +138,12 @@ class Model:
     build: Callable[..., Any]
     conv: str | None
     prepool: str | None
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    size: int = 224
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    size: int | tuple[int, int] = 224
     source_file: str = field(default="")
     family: str = ""
+    crop: Callable[[Any], Any] | None = None
 
     @property
     def origin(self) -> str:
@@ -269,15 +276,16 @@ def model(
     *,
     conv: str | None = None,
     prepool: str | None = None,
-    mean: tuple[float, float, float] = IMAGENET_MEAN,
-    std: tuple[float, float, float] = IMAGENET_STD,
-    size: int = 224,
+    mean: tuple[float, ...] = IMAGENET_MEAN,
+    std: tuple[float, ...] = IMAGENET_STD,
+    size: int | tuple[int, int] = 224,
     family: str = "",
+    crop: Callable[[Any], Any] | None = None,
 ) -> Decorator:
     """Register a function that builds a model; see :class:`Model`."""
 
     def register(build: Callable[..., Any]) -> Callable[..., Any]:
-        MODELS.add(Model(name, build, conv, prepool, mean, std, size, source_of(build), family))
+        MODELS.add(Model(name, build, conv, prepool, mean, std, size, source_of(build), family, crop))
         return build
 
     return register

@@ -58,6 +58,7 @@ def null_share(maps: Tensor, mask: Tensor) -> Tensor:
     "null",
     columns=COLUMNS,
     flags=("empty_null_map",),
+    sees_layer=True,
     passes="2 gradients; 2 for all methods",
     source="the dummy axiom; precedents: 2011.08891, 2205.10435, 2404.01964",
 )

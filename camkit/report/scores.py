@@ -73,6 +73,11 @@ def is_control(name: str) -> bool:
     return _is_in(name, "controls")
 
 
+def of_one_layer(name: str) -> bool:
+    """Whether a method's map is that of the layer that is named, as far as is known here."""
+    return ":" in name or not METHODS.knows(name) or METHODS[name].of_one_layer
+
+
 def is_ceiling(name: str) -> bool:
     """Whether it shows what a map can reach, and is no method to compare with."""
     return _is_in(name, "ceilings")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from camkit.data.sources import Mosaic, Source
@@ -33,3 +34,12 @@ def mosaic_of(tiles: Sequence[Row], photos: Mapping[str, Source], side: int) -> 
     if len(tiles) != side**2:
         raise ValueError(f"mosaic {tiles[0]['mosaic']} has {len(tiles)} tiles")
     return Mosaic(tuple(photos[row["image"]] for row in tiles), side)  # type: ignore[misc]
+
+
+def mosaics_in(folder: Path, photos: Mapping[str, Source], side: int) -> dict[str, Mosaic]:
+    """`mosaic/0007` and the like -> the mosaic, from OUT/<model>; those of other photos are left out."""
+    found: dict[str, Mosaic] = {}
+    for name, tiles in read_mosaics(folder).items():
+        with suppress(KeyError, ValueError):
+            found[f"mosaic/{name}"] = mosaic_of(tiles, photos, side)
+    return found

@@ -41,6 +41,7 @@ def describe_protocol(prepared: Prepared, cell: Cell, config: RunConfig, data: D
         "weights_sha256": loaded.weights.sha256,
         "data_fingerprint": data.fingerprint,
         **({"regions": data.regions} if data.regions else {}),
+        "class_list": data.classes.digest,
         "definitions": DEFINITIONS_VERSION,
     }
 
@@ -56,6 +57,7 @@ def describe_segment(prepared: Prepared, config: RunConfig, data: DataSet) -> di
         "data_images": len(data.items),
         "layout": data.layout,
         "labels": data.labels,
+        "classes": data.classes.title,
         "weights_file": prepared.loaded.weights.file,
         "device": torch.cuda.get_device_name(device) if cuda else str(device),
         "driver": _driver() if cuda else None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,11 +15,13 @@ from camkit.entries import METRICS, Method
 from camkit.errors import PluginError, UsageError
 from camkit.methods.saliency import is_degenerate
 from camkit.metrics import Subject
+from camkit.network.layers import parts_of
 from camkit.network.passes import TracedPass
 from camkit.network.prepare import Prepared
 from camkit.network.targets import Target, find_target
 from camkit.results.cells import Cell, CellFailure, CellScores, Predictions, Result
 from camkit.runs.batch import Explained, Made, defined, not_finite, together
+from camkit.runs.cells import Needs
 from camkit.runs.guard import compute_scores, make_maps
 from camkit.runs.views import Views
 
@@ -45,7 +47,7 @@ class Evaluation(Views):
         make_maps: Callable[[Method, Any], tuple[Tensor, Tensor]] = make_maps,
     ) -> None:
         super().__init__(prepared, config, batch_size, make_maps)
-        self.layers = list(dict.fromkeys(prepared.paths.values()))
+        self.layers = {part for path in prepared.paths.values() for part in parts_of(path)}
         self.target = target or find_target(config.target)
 
     def run(
@@ -64,7 +66,7 @@ class Evaluation(Views):
             return
         pixels = pad(batch.pixels, self.batch_size).to(self.network.device, non_blocking=True)
         images = self.preprocess.normalise(pixels)
-        traced = self._first_pass(images)
+        traced = self._first_pass(images, wanted)
         logits = traced.logits.detach()
         predictions, predicted = self._predictions(batch, logits, predicted_before or {})
         yield predictions
@@ -96,14 +98,15 @@ class Evaluation(Views):
                 made[key] = self._make(explained, cell)
             yield from self._cell(explained, cell, metrics, made[key])
 
-    def _first_pass(self, images: Tensor) -> TracedPass:
-        """The pass that gives the predictions: in float32 also every layer's activation.
+    def _first_pass(self, images: Tensor, wanted: Iterable[Cell]) -> TracedPass:
+        """The pass that gives the predictions: in float32 also all that the cells need, of every layer.
 
         Below float32 a traced layer changes the logits, as float32 begins there: no layer is traced, and a
         cell then has a pass of its own layer's, whichever others the run has.
         """
         if self.network.dtype == torch.float32:
-            return self.network.trace(images, self.layers)
+            every = Needs(frozenset(self.layers), attention=False)
+            return every.together(map(self._needs, wanted)).trace(self.network, images)
         return TracedPass(self.network.logits(images).clone(), {})  # no longer a tensor of inference mode
 
     def _predictions(
@@ -181,7 +184,7 @@ class Evaluation(Views):
             image_ids=self._ids(explained),
             seed=self.config.seed,
             ties=self.config.ties,
-            grid=None if cell.method.of_image or cell.method.of_pixels else self._grid(explained, cell),
+            grid=self._grid(explained, cell),
             explain_again=partial(self._explain_again, explained, cell),
             explain_behind=partial(self._explain_behind, explained, cell),
             explain_as=partial(self._explain_as, explained, cell),
@@ -239,6 +242,6 @@ def _shared_by(cell: Cell) -> tuple[Any, ...]:
     """What a cell has in common with all others that have the same maps."""
     if cell.method.of_image:
         return (cell.method,)
-    if cell.method.of_pixels:
+    if cell.method.of_pixels or not (cell.method.of_one_layer or len(parts_of(cell.path)) > 1):
         return (cell.method, cell.utility)
     return (cell.method, cell.path, cell.utility)

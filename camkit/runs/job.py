@@ -85,7 +85,8 @@ def open_run(
     }
     items, order = images_of(prepared, config, data, items, say)
     segment = describe_segment(prepared, config, data)
-    return ModelRun(prepared.loaded.row.name, cells, config, order, items, share, segment)
+    classes = data.classes if prepared.classes == len(data.classes) else None
+    return ModelRun(prepared.loaded.row.name, cells, config, order, items, share, segment, classes)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from camkit.config import RunConfig
-from camkit.data import DataSet, Item, data_of
+from camkit.data import DataSet, Item
 from camkit.entries import METRICS, Method
 from camkit.errors import PluginError, Say, UsageError
 from camkit.methods.saliency import to_saliency
@@ -27,6 +27,7 @@ from camkit.results.folder import file_name, read_run, run_folders
 from camkit.results.lock import hold
 from camkit.results.merge import refresh_summary
 from camkit.runs.bench import what_failed
+from camkit.runs.cells import data_of_run
 from camkit.runs.describe import by_model, prepare_for
 from camkit.runs.job import open_run
 from camkit.runs.loop import Groups, Loop, first_batch_size
@@ -134,7 +135,7 @@ def _rescore_model(
 ) -> list[str]:
     """Score the maps of the folders that one loaded model serves; plugin errors, a line each."""
     config = next(iter(folders.values()))
-    data = data_of(config)
+    data = data_of_run(config)
     for folder in folders:
         if data.fingerprint != read_run(folder)["protocol"]["data_fingerprint"]:
             raise UsageError(f"--data {config.data} is not the data of this run (another fingerprint)")
@@ -213,5 +214,5 @@ def _saved(saved: SavedMaps, method: Method, trace: Trace) -> tuple[Tensor, Tens
             "explains changed images, and only maps of the images themselves are saved: use camkit bench"
         )
     maps = np.stack([saved[method.name][name] for name in trace.image_ids])
-    signed = torch.as_tensor(maps).to(trace.activation)
+    signed = torch.as_tensor(maps).to(trace.images)
     return signed, to_saliency(signed, (trace.images.shape[2], trace.images.shape[3]))

@@ -7,16 +7,19 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from camkit.config import RunConfig
 from camkit.entries import Method
+from camkit.network.layers import parts_of
 from camkit.network.passes import Change, TracedPass
 from camkit.network.prepare import Prepared
 from camkit.network.trace import ImageView, PixelView, Trace
 from camkit.network.utilities import find_utility
 from camkit.results.cells import Cell
 from camkit.runs.batch import Explained
+from camkit.runs.cells import Needs
 
 
 class Views:
@@ -43,19 +46,24 @@ class Views:
 
     def _trace(self, explained: Explained, cell: Cell) -> Trace:
         """The trace of a cell's layer and utility: what one method or metric asks of it, the next one has."""
-        trace = explained.trace
-        if trace is None or (trace.layer, trace.utility) != (cell.path, self._utility(cell.utility)):
-            if cell.path not in explained.traced.leaves:
-                explained.traced = self.network.trace(explained.images, [cell.path])
-            trace = explained.trace = self._view(explained, cell, explained.images, explained.traced, draw=0)
+        needs = self._needs(cell)
+        if not needs.met_by(explained.traced, exactly=self.network.dtype != torch.float32):
+            explained.traced = needs.trace(self.network, explained.images)
+        trace, passed = explained.trace, explained.traced
+        wanted = (passed, cell.path, self._utility(cell.utility))
+        if trace is None or (trace.passed, trace.layer, trace.utility) != wanted:
+            trace = explained.trace = self._view(explained, cell, explained.images, passed, draw=0)
         return trace
+
+    def _needs(self, cell: Cell) -> Needs:
+        return Needs.of(cell.method, self.network, cell.path)
 
     def _seen(self, explained: Explained, images: Tensor, draw: int) -> dict[str, Any]:
         """The fields of an image view."""
         return {
             "images": images,
             "image_ids": self._ids(explained),
-            "pixels": partial(self.preprocess.denormalise, images),
+            "pixels": partial(self.preprocess.rgb, images),
             "target": explained.target,
             "seed": self.config.seed,
             "draw": draw,
@@ -76,7 +84,10 @@ class Views:
         ids = [item.id for item in explained.batch.items]
         return ids + ids[-1:] * (self.batch_size - len(ids))
 
-    def _grid(self, explained: Explained, cell: Cell) -> tuple[int, int]:
+    def _grid(self, explained: Explained, cell: Cell) -> tuple[int, int] | None:
+        """Sides (h, w) of the layer whose map it is; None of several layers, and of none."""
+        if len(parts_of(cell.path)) > 1 or (cell.method.saliency and not cell.method.of_one_layer):
+            return None
         height, width = self._trace(explained, cell).activation.shape[2:]
         return height, width
 
@@ -94,7 +105,7 @@ class Views:
         view = self._without_layer(explained, cell, images, draw=1)
         if view is not None:
             return view.score(images), self.make_maps(cell.method, view)[1]
-        traced = self.network.trace(images, [cell.path])
+        traced = self._needs(cell).trace(self.network, images)
         view = self._view(explained, cell, images, traced, draw=1)
         probability = self.network.probability(traced.logits.detach(), explained.target)
         return probability, self.make_maps(cell.method, view)[1]
@@ -103,10 +114,11 @@ class Views:
         self, explained: Explained, cell: Cell, name: str, change: Change, traced: bool = False
     ) -> tuple[Tensor, Tensor]:
         """Maps and saliency maps of a network that is changed behind the layer."""
-        key = (cell.path, name)
+        needs = self._needs(cell)
+        key = (cell.path, needs, name)
         with self.network.changed(cell.path, change, traced):
             if key not in explained.changed:
-                explained.changed[key] = self.network.trace(explained.images, [cell.path])
+                explained.changed[key] = needs.trace(self.network, explained.images)
             view = self._view(explained, cell, explained.images, explained.changed[key], draw=0)
             return self.make_maps(cell.method, view)
 
