@@ -91,12 +91,7 @@ def prepare(name: str, layers: Sequence[str], data: Sequence[Item], config: RunC
             height, width = loaded.preprocess.shape[1:]
             say(f"{name}: takes no larger images: the mosaics are shrunk to {height}x{width}")
     shape = loaded.preprocess.shape
-    if not 1 <= config.steps <= shape[1] * shape[2]:
-        raise UsageError(f"--steps {config.steps}: expected 1 to {shape[1] * shape[2]}, the number of pixels")
-    if config.grid > min(shape[1:]):
-        raise UsageError(
-            f"--grid {config.grid}: expected 2 to {min(shape[1:])}, the number of pixels along a side"
-        )
+    _expect_fitting(config, shape)
     network = open_network(
         name,
         loaded.model,
@@ -119,6 +114,20 @@ def prepare(name: str, layers: Sequence[str], data: Sequence[Item], config: RunC
     if config.compile:
         network.compile()
     return prepared
+
+
+def _expect_fitting(config: RunConfig, shape: tuple[int, int, int]) -> None:
+    """Steps and patches fit into images (C, H, W).
+
+    Raises:
+        UsageError: they do not.
+    """
+    if not 1 <= config.steps <= shape[1] * shape[2]:
+        raise UsageError(f"--steps {config.steps}: expected 1 to {shape[1] * shape[2]}, the number of pixels")
+    if config.grid > min(shape[1:]):
+        raise UsageError(
+            f"--grid {config.grid}: expected 2 to {min(shape[1:])}, the number of pixels along a side"
+        )
 
 
 def list_layers(name: str, config: RunConfig) -> list[dict[str, object]]:
