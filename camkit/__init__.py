@@ -1,6 +1,6 @@
 """camkit: benchmark class activation maps (CAMs) over ImageNet.
 
-For scripts and notebooks: `load_model`, `explain` and `bench`; for plugins: `method`, `metric`,
+For scripts and notebooks: `load_model`, `explain`, `score` and `bench`; for plugins: `method`, `metric`,
 `Column` and `model`.
 """
 
@@ -9,9 +9,9 @@ from typing import Any
 from camkit.entries import Column, method, metric, model
 
 __version__ = "0.1.0"
-__all__ = ["Column", "bench", "explain", "load_model", "method", "metric", "model"]
+__all__ = ["Column", "bench", "explain", "load_model", "method", "metric", "model", "score"]
 
-API = ("load_model", "explain", "bench")
+API = ("load_model", "explain", "bench", "score")
 
 
 def __getattr__(name: str) -> Any:

@@ -14,7 +14,7 @@ from camkit.data.batches import affordable_workers
 from camkit.errors import CamkitError, RunError, Say
 from camkit.network.prepare import Prepared, prepare
 from camkit.network.targets import find_target
-from camkit.results.cells import CellScores
+from camkit.results.cells import Cell, CellScores
 from camkit.results.folder import ERRORS, FLAGS, file_name, flag_counts
 from camkit.results.lock import hold
 from camkit.results.merge import PATIENCE, fold, is_whole
@@ -74,12 +74,22 @@ def _without_labels(
 
 
 def open_run(
-    prepared: Prepared, config: RunConfig, data: DataSet, items: Sequence[Item], share: Share, say: Say
+    prepared: Prepared,
+    config: RunConfig,
+    data: DataSet,
+    items: Sequence[Item],
+    share: Share,
+    say: Say,
+    given: Sequence[Cell] = (),
 ) -> ModelRun:
-    """The rows of one model, ready to be added to; see :class:`camkit.results.model_run.ModelRun`."""
+    """The rows of one model, ready to be added to; see :class:`camkit.results.model_run.ModelRun`.
+
+    Args:
+        given: the cells, where they are not those of the configuration's methods.
+    """
     cells = {
         cell: describe_protocol(prepared, cell, config, data)
-        for cell in cells_of_model(prepared, config, say)
+        for cell in given or cells_of_model(prepared, config, say)
     }
     items, order = images_of(prepared, config, data, items, say)
     segment = describe_segment(prepared, config, data)
