@@ -30,6 +30,7 @@ from camkit.data import sample_items
 from camkit.data.pixels import read_file
 from camkit.entries import METHODS
 from camkit.errors import CamkitError, UsageError
+from camkit.methods.fusion import at_layer
 from camkit.network.activation import ACTIVATIONS, SOFTMAX
 from camkit.network.inspect import as_it_came, expect_logits
 from camkit.network.passes import Network
@@ -37,7 +38,7 @@ from camkit.network.prepare import Prepared, find_device, prepare
 from camkit.network.trace import Trace
 from camkit.network.utilities import find_utility
 from camkit.plugins import load_plugins
-from camkit.runs.cells import cells_of, what_is_lacking
+from camkit.runs.cells import Needs, cells_of, what_is_lacking
 from camkit.runs.elsewhere import METRICS_OF_MAPS, scores_of_maps
 from camkit.runs.guard import make_maps
 
@@ -125,13 +126,14 @@ def explain(
         "reference_weight": reference_weight,
     }  # fmt: skip
     check_options(of_methods | {"activation": activation})
-    found = METHODS[method]
     with ExitStack() as after:
         after.enter_context(torch.inference_mode(False))
         network = _network(model, activation, after)
         path = model.paths.get(layer, layer) if isinstance(model, Prepared) else layer
         batch = _batch(images, model if isinstance(model, Prepared) else None).to(network.device)
-        passed = network.trace(batch, [path])
+        network.expect(batch)
+        found = at_layer(METHODS[method], path)
+        passed = Needs.of(found, network, path).trace(network, batch)
         expect_logits(type(network.model).__name__, passed.logits)
         classes = _classes(target, passed.logits.detach())
         preprocess = model.loaded.preprocess if isinstance(model, Prepared) else None

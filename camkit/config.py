@@ -77,7 +77,8 @@ class RunConfig:
         "CAM methods, or groups: paper (the ten), cheap, perturbation, controls (the seven), aumann; all: "
         "but perturbation.",
         RUN, kind="names")
-    layer: tuple[str, ...] = option(("conv",), "Target layers: conv, prepool or MODULE.PATH.",
+    layer: tuple[str, ...] = option(("conv",),
+        "Target layers: conv, prepool or MODULE.PATH; several fused: layer3+layer4; all: the ends of stages.",
         RUN, kind="names")
     utility: tuple[str, ...] = option(("rest",), "rest, logit, softmax, log-softmax.", RUN, kind="names")
     activation: str = option("softmax",

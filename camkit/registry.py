@@ -131,6 +131,7 @@ class Registry(Mapping[str, T]):
             find: takes the name and the pattern's groups, gives the entry.
         """
         self._families[form] = re.compile(pattern), find
+        self._members = {name: one for name, one in self._members.items() if not re.fullmatch(pattern, name)}
         for entry in self._entries.values():
             self._check_families(entry)
 

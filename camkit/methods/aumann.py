@@ -68,5 +68,5 @@ def find_aumann(name: str, nodes: str, variant: str | None) -> Method:
         SOURCE,
         value=variant is None,
         uses=("activation", "head", "gradient"),
-        cost=f"{nodes} head grads",
+        cost=f"{nodes} head grad{'s' * (int(nodes) > 1)}",
     )

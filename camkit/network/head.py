@@ -202,18 +202,18 @@ class LinearHead:
 def linear_head(network: Network, layer: str) -> LinearHead | str:
     """The rest of a network after `layer` (a module path) as a linear head; why it is none.
 
-    Found once, from logits on noise of the size of the last pass's images: they are a function of the layer's
-    output alone, affine in it, and the same when its positions move. W is then their gradient.
-
-    Raises:
-        UsageError, CamkitError: see :func:`head_after`.
+    It is found once, from the logits of noise of the size of the last pass's images: they are a function of
+    the layer's output alone, affine in it, and the same when its positions move. W is then their gradient.
     """
     return network.once(("linear head", layer), lambda: _find_linear_head(network, layer))
 
 
 def _find_linear_head(network: Network, layer: str) -> LinearHead | str:
     with numerics(tf32=False, deterministic=torch.are_deterministic_algorithms_enabled()):
-        head = head_after(network, network.noise(PROBE_IMAGES), layer)
+        try:
+            head = head_after(network, network.noise(PROBE_IMAGES), layer)
+        except CamkitError as error:
+            return str(error)
         own = precise(head.reshape.to_map(head.output))
         drawn = torch.randn(2, *own.shape[1:], generator=torch.Generator().manual_seed(1))
         # On the scale of the largest value: nothing that bends further out is taken for straight.
@@ -251,15 +251,11 @@ def classifier_weight(network: Network) -> Tensor | str:
 
 
 def _find_classifier(network: Network) -> Tensor | str:
-    outputs: list[tuple[nn.Module, Tensor]] = []
+    outputs: list[tuple[Tensor, Tensor]] = []
     linear = [one for one in network.model.modules() if isinstance(one, nn.Linear | nn.Conv2d)]
-    with hooked((one, lambda module, _, output: outputs.append((module, output))) for one in linear):
+    with hooked((one, lambda module, _, output: outputs.append((module.weight, output))) for one in linear):
         logits = network.run(network.noise(1))
-    for module, output in reversed(outputs):
-        if (
-            torch.equal(output.flatten(), logits.flatten())
-            and isinstance(weight := module.weight, Tensor)
-            and weight[0].numel() == weight.shape[1]
-        ):
+    for weight, output in reversed(outputs):
+        if torch.equal(output.flatten(), logits.flatten()) and weight[0].numel() == weight.shape[1]:
             return precise(weight.detach().flatten(1))
     return "no linear layer gives the logits, so there are no weights that tell which classes are similar"

@@ -14,7 +14,7 @@ from camkit.results.folder import read_run, run_folders
 
 # Beside the options that decide numbers: what all cells of a results folder have in common, and what those of
 # one model have besides.
-SHARED = ("weights", "data_fingerprint", "class_list", "definitions")
+SHARED = ("weights", "data_fingerprint", "class_list", "regions", "definitions")
 OF_MODEL = ("library_name", "transform", "weights_tag", "weights_sha256")
 
 

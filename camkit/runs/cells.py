@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import pandas as pd
+from torch import Tensor
 
 import camkit.methods
 import camkit.metrics
@@ -15,9 +16,11 @@ from camkit.data import ClassList, DataSet, Item, data_of
 from camkit.entries import COSTLY, METHODS, METRICS, UTILITIES, Method
 from camkit.errors import CamkitError, Say, UsageError
 from camkit.methods.altered import expand
+from camkit.methods.fusion import at_layer
+from camkit.network.layers import parts_of
 from camkit.network.loading import own_classes as own_classes_of
 from camkit.network.models import PAPER_ROWS, find_row
-from camkit.network.passes import Network
+from camkit.network.passes import Network, TracedPass
 from camkit.network.prepare import Prepared
 from camkit.network.targets import find_target
 from camkit.network.view import View
@@ -72,11 +75,11 @@ def find_models(names: Iterable[str]) -> list[str]:
 
 
 def cells_of(summary: pd.DataFrame, config: RunConfig) -> pd.DataFrame:
-    """The rows of a run's cells in a summary that may hold others too."""
+    """The rows of a run's cells in a summary that may hold others too; under `--layer all` of every layer."""
     methods = [method.name for method in find_methods(config.method)]
     return summary[
         summary["model"].isin(find_models(config.model))
-        & summary["layer"].isin(config.layer)
+        & (summary["layer"].isin(config.layer) | (ALL in config.layer))
         & summary["utility"].isin(config.utility)
         & summary["method"].isin(methods)
     ]
@@ -89,11 +92,13 @@ def cells_of_model(prepared: Prepared, config: RunConfig, say: Say = lambda line
 
     Raises:
         UsageError: a method does not exist.
-        CamkitError: a method was named that the model cannot have.
+        CamkitError: a method was named that the model cannot have, or it can have none of a group.
     """
     cells = []
-    for layer in config.layer:
-        for method in find_methods(config.method):
+    named = prepared.layers(config.layer)
+    for layer in named:
+        for found in find_methods(config.method):
+            method = at_layer(found, prepared.paths[layer])
             why = without_regions(method, config)
             if not why:
                 why = what_is_lacking(method, prepared.network, prepared.paths[layer])
@@ -104,14 +109,53 @@ def cells_of_model(prepared: Prepared, config: RunConfig, say: Say = lambda line
                     say(f"{line}; left out")
             if not why:
                 cells += [Cell(layer, prepared.paths[layer], utility, method) for utility in config.utility]
+    if not cells:
+        raise CamkitError(
+            f"{prepared.loaded.row.name} can have none of the methods {', '.join(config.method)}"
+        )
     order = {utility: place for place, utility in enumerate(config.utility)}
-    layers = {layer: place for place, layer in enumerate(config.layer)}
+    layers = {layer: place for place, layer in enumerate(named)}
     return sorted(cells, key=lambda cell: (layers[cell.layer], order[cell.utility]))
 
 
 def what_is_lacking(method: Method, network: Network, path: str) -> str:
     """Why a network or its layer cannot have a method; "" where they can."""
     return method.lacks(network, path) if method.lacks else ""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a pass has to keep for a method.
+
+    Attributes:
+        layers: module paths.
+        attention: also the attention of every block.
+    """
+
+    layers: frozenset[str]
+    attention: bool
+
+    @classmethod
+    def of(cls, method: Method, network: Network, path: str) -> Needs:
+        """Those of a method at a layer, or at several (`layer3+layer4`)."""
+        parts = parts_of(path)
+        stages = network.stages if "stages" in method.uses and len(parts) == 1 else ()
+        return cls(frozenset((*parts, *stages)), "attention" in method.uses)
+
+    def together(self, others: Iterable[Needs]) -> Needs:
+        """What one pass keeps for all."""
+        every = [self, *others]
+        layers = frozenset(layer for one in every for layer in one.layers)
+        return Needs(layers, any(one.attention for one in every))
+
+    def met_by(self, passed: TracedPass, exactly: bool) -> bool:
+        """Whether a pass has kept this; `exactly`: and nothing else."""
+        kept = Needs(frozenset(passed.leaves), passed.attention is not None)
+        return self == kept if exactly else kept == kept.together([self])
+
+    def trace(self, network: Network, images: Tensor) -> TracedPass:
+        """A pass that keeps this."""
+        return network.trace(images, sorted(self.layers), attention=self.attention)
 
 
 def without_regions(method: Method, config: RunConfig) -> str:
@@ -165,6 +209,20 @@ def with_target(config: RunConfig, classes: ClassList) -> RunConfig:
     return config
 
 
+def check_layers(config: RunConfig) -> None:
+    """Scores that judge a map by its layer are asked for single layers.
+
+    Raises:
+        UsageError: one is asked for several (`layer3+layer4`).
+    """
+    several = next((layer for layer in config.layer if len(parts_of(layer)) > 1), None)
+    for name in config.metrics:
+        if several and METRICS[name].sees_layer:
+            raise UsageError(
+                f"--metrics {name}: judges a map by its layer, and --layer {several} is several layers"
+            )
+
+
 @dataclass(frozen=True)
 class Selection:
     """What the names of a run stand for.
@@ -190,7 +248,12 @@ def select(config: RunConfig, say: Say) -> Selection:
     models = find_models(config.model)
     View.of(config)  # what cannot be read is said at once
     check_names(config.method, config.utility, config.metrics)
+    check_layers(config)
     check_regions(config, say)
+    if config.of_mosaics and config.regions is not None:
+        raise UsageError("--regions: in a mosaic the region is the photo's tile")
+    if config.of_mosaics and config.target != "predicted":
+        raise UsageError(f"--target {config.target}: in a mosaic each photo's own class is explained")
     data = data_of_run(config)
     for note in data.notes:
         say(note)
@@ -199,10 +262,6 @@ def select(config: RunConfig, say: Say) -> Selection:
     if config.data == "sample":
         say("The data are scikit-image's six sample photos: a demonstration, not a benchmark (see --data).")
     if config.of_mosaics:
-        if config.regions is not None:
-            raise UsageError("--regions: in a mosaic the region is the photo's tile")
-        if config.target != "predicted":
-            raise UsageError(f"--target {config.target}: in a mosaic each photo's own class is explained")
         return Selection(config, models, data, list(data.items))
     items = list(data.items[: config.limit])
     if target.needs_labels:

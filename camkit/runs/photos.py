@@ -21,12 +21,12 @@ from camkit.network.prepare import Prepared, prepare
 from camkit.network.targets import find_target
 from camkit.plugins import load_plugins
 from camkit.report.figures import Explained
+from camkit.report.scores import title_of
 from camkit.results.cells import CellFailure, CellScores, Predictions, Result
 from camkit.runs.cells import (
     cells_of_model,
     check_names,
     check_regions,
-    find_methods,
     find_models,
     own_classes,
     with_target,
@@ -95,11 +95,12 @@ def explain_images(
     if find_target(config.target).needs_labels:
         raise UsageError(f"--target {config.target}: photos have no labels; name a class")
     photos = photo_items(names, say)
-    maps = len(photos) * len(find_methods(config.method))
-    if most is not None and maps > most:
-        raise UsageError(f"{maps} maps, at most {most} can be shown so: take fewer photos or methods")
     prepared = prepare(model, config.layer, photos, config, say)
     cells = dict.fromkeys(cells_of_model(prepared, config, say), metrics)
+    if most is not None and len(photos) * len(cells) > most:
+        raise UsageError(
+            f"{len(photos) * len(cells)} maps, at most {most} can be shown so: take fewer photos or methods"
+        )
     batch_size = first_batch_size(config, prepared.network.device, len(photos))
     loop = Loop(prepared, replace(config, workers=0), batch_size, kept="")
     rows: list[Explained] = []
@@ -143,6 +144,8 @@ def _explained(
             titles = list(map(shown_as, predicted, result.probability))
         elif isinstance(result, CellScores):
             name = result.cell.method.name
+            if len(prepared.paths) > 1:
+                name = f"{title_of(name)}, {result.cell.layer}"
             for place, target in enumerate(result.target):
                 if target != predicted[place] and "\n" not in titles[place]:
                     explained = shown_as(target, result.scores["probability"][place])

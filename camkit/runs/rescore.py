@@ -49,6 +49,7 @@ def rescore(
     classes: str | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
+    regions: Path | None = None,
     weights: str = "pretrained",
     batch_size: int = 32,
     device: str = "auto",
@@ -58,8 +59,8 @@ def rescore(
 
     Args:
         metrics: groups of scores; those that explain changed images (`adcc`) cannot be had from saved maps.
-        data, layout, labels, classes, image_column, label_column: the images of the run, as they were read
-            there; they are compared with its fingerprint.
+        data, layout, labels, classes, image_column, label_column, regions: the images of the run, as they
+            were read there; they are compared with its fingerprint.
         weights: the file, where the run's weights came from one.
 
     Returns:
@@ -81,6 +82,7 @@ def rescore(
         classes=classes,
         image_column=image_column,
         label_column=label_column,
+        regions=regions,
         device=device,
         plugin=tuple(plugin),
         out=out,
@@ -244,8 +246,8 @@ def _saved(saved: SavedMaps, method: Method, trace: Trace) -> tuple[Tensor, Tens
     maps = [saved[method.name][name] for name in trace.image_ids]
     size = (trace.images.shape[2], trace.images.shape[3])
     if method.saliency:  # of any sizes
-        made = [to_saliency(torch.as_tensor(one)[None].to(trace.activation), size) for one in maps]
+        made = [to_saliency(torch.as_tensor(one)[None].to(trace.images), size) for one in maps]
         saliency = torch.cat(made)
         return saliency, saliency
-    signed = torch.as_tensor(np.stack(maps)).to(trace.activation)
+    signed = torch.as_tensor(np.stack(maps)).to(trace.images)
     return signed, to_saliency(signed, size)

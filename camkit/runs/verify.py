@@ -16,6 +16,7 @@ from camkit.config import RunConfig
 from camkit.data import DataSet, Item
 from camkit.entries import METHODS, METRICS
 from camkit.errors import CamkitError, Say, UsageError
+from camkit.methods.fusion import at_layer
 from camkit.network.numerics import numerics
 from camkit.network.prepare import Prepared
 from camkit.plugins import load_plugins
@@ -29,6 +30,7 @@ from camkit.results.table import Row, merge_rows
 from camkit.runs.agreement import Comparison, tolerance_of
 from camkit.runs.cells import data_of_run
 from camkit.runs.describe import by_model, describe_protocol, prepare_for
+from camkit.runs.job import images_of
 from camkit.runs.recompute import Recomputed, recompute
 
 SHARE, AT_LEAST = 0.01, 5
@@ -184,7 +186,8 @@ def _verify_cells(
     place = (protocol["model"], protocol["layer"], protocol["utility"])
     say(", ".join(place))
     cells = _cells(run, config, prepared, data)
-    items = {item.id: item for item in data.items}
+    out = replace(config, out=folder.parent.parent)
+    items = {item.id: item for item in images_of(prepared, out, data, data.items, say, keep=False)[0]}
     tables = {method: _rows(folder / f"{file_name(method)}.csv") for method in run["methods"]}
     picked = {method: _pick(rows, seed) for method, rows in tables.items()}
     predictions = _rows(folder.parent / PREDICTIONS, without=PREDICTED_NAME)
@@ -217,7 +220,8 @@ def _cells(run: Mapping[str, Any], config: RunConfig, prepared: Prepared, data: 
         UsageError: what decides its numbers is another thing here.
     """
     (layer,), (utility,) = config.layer, config.utility
-    cells = {name: Cell(layer, prepared.paths[layer], utility, METHODS[name]) for name in run["methods"]}
+    path = prepared.paths[layer]
+    cells = {name: Cell(layer, path, utility, at_layer(METHODS[name], path)) for name in run["methods"]}
     any_cell = next(iter(cells.values()))
     difference = unlike(run["protocol"], describe_protocol(prepared, any_cell, config, data))
     if difference:

@@ -6,13 +6,13 @@ import pytest
 import torch
 from polynomials import Polynomial, trace, values
 from scipy.stats import spearmanr
+from subjects import subject
 from torch import nn
 
 import camkit.methods
 import camkit.metrics  # noqa: F401  (both fill the registries)
 from camkit.config import RunConfig
 from camkit.entries import METHODS, METRICS
-from camkit.metrics import Subject
 from camkit.metrics.shapley_value import YARDSTICK, relative_error
 from camkit.metrics.single_deletion import average_ranks
 from camkit.report.analysis import Analysis
@@ -28,15 +28,12 @@ def scores(metric, traced, method):
 
 def subject_of(traced, method):
     maps, saliency = make_maps(METHODS[method], traced)
-    return Subject(
-        images=traced.images,
-        probability=traced.score(traced.images),
-        score=traced.score,
+    return subject(
+        traced.images,
+        saliency,
+        traced.score,
         logit=traced.logit,
-        steps=4,
-        saliency=saliency,
         maps=None if METHODS[method].saliency else maps,
-        explain_again=None,
         _find_trace=lambda: traced,
     )
 

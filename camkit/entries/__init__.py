@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
+from camkit.entries.columns import CORRELATION, NOT_NEGATIVE, UNIT, Column, Mean
 from camkit.registry import Registry, origin_of, source_of
 
-if TYPE_CHECKING:
-    import numpy as np  # `camkit --help` does without
+# Handed on, so that whoever declares a metric has all from one place.
+__all__ = ["CORRELATION", "NOT_NEGATIVE", "UNIT", "Column", "Mean"]
 
 # What a row has beside scores.
 ROW_FIELDS = ("image", "label", "target", "probability")
@@ -43,7 +43,7 @@ class Method:
         of_pixels: the map is an attribution of the utility to pixels, the same for every layer, and made once
             for all; the function takes a :class:`camkit.network.trace.PixelView`, which has no layer.
         uses: what it takes beside the images: `activation`, `gradient`, `Hessian term`, `head`, `passes`,
-            `attention`, `regions`.
+            `attention`, `stages`, `regions`.
         cost: what it costs per image beside the pass that all methods share, as a formula: C channels, P
             positions; 1 grad, 1 head and 1 pass are a gradient at the layer, a pass through what follows the
             layer, and one through all.
@@ -73,53 +73,10 @@ class Method:
         """The plugin or the package it comes from; "" for camkit's own."""
         return self.package or origin_of(self)
 
-
-class Mean(Protocol):
-    """How a column's figure over a data set follows from the means of other columns, its `parts`."""
-
     @property
-    def parts(self) -> Sequence[str]: ...
-
-    def of(self, means: np.ndarray) -> np.ndarray:
-        """The figures (...) of means (..., parts)."""
-        ...
-
-    def slopes(self, means: np.ndarray) -> np.ndarray:
-        """Their derivatives by each of the means, (..., parts)."""
-        ...
-
-
-# Between which a score lies, see :attr:`Column.bounds`.
-UNIT, CORRELATION, NOT_NEGATIVE = (0.0, 1.0), (-1.0, 1.0), (0.0, math.inf)
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column of scores.
-
-    Attributes:
-        better: `higher`, `lower`, or `neither` where it is no score of the map.
-        heading: the field's short name; "" for the column's own.
-        text: what it means, one sentence; "" for its heading.
-        mean: how it is averaged over a data set; None: the plain mean.
-        place: sorts the columns of a group in tables; in files they stand as they are registered.
-        optional: NaN for maps that have no such score.
-        of_values: judges a map as a division of the utility, see :attr:`Method.value`.
-        jumps: a last bit can move it far: 0 or 1, a correlation of ranks, an order of pixels.
-        share: 0 or 1 for an image, so its mean is a share of images, with its own intervals and tests.
-        bounds: between which it lies, and its mean; intervals end there.
-    """
-
-    better: str
-    heading: str = ""
-    text: str = ""
-    mean: Mean | None = None
-    place: int = 0
-    optional: bool = False
-    of_values: bool = False
-    jumps: bool = False
-    share: bool = False
-    bounds: tuple[float, float] = (-math.inf, math.inf)
+    def of_one_layer(self) -> bool:
+        """Whether its map is that of the layer that is named: another layer has another map."""
+        return not (self.of_image or self.of_pixels or {"attention", "stages"} & {*self.uses})
 
 
 @dataclass(frozen=True)
