@@ -27,7 +27,7 @@ from camkit.results.lock import hold
 from camkit.results.merge import refresh_summary
 from camkit.results.model_run import ModelRun
 from camkit.runs.bench import what_failed
-from camkit.runs.cells import select
+from camkit.runs.cells import Selection, select
 from camkit.runs.guard import compute_scores
 from camkit.runs.job import open_run
 from camkit.runs.rescore import expect_no_explanation, score_saved
@@ -58,37 +58,40 @@ def score_maps(maps: Path, name: str, config: RunConfig, say: Say) -> pd.DataFra
         CamkitError: as :func:`camkit.runs.bench.bench`.
     """
     selected = select(config, say)
-    config = selected.config
+    config = replace(selected.config, method=(name,))
     expect_no_explanation(config.metrics)
+    if len(selected.models) > 1:
+        raise UsageError(f"--model {config.model[0]}: maps from elsewhere are of one model; name it")
     _check_name(config, name)
     given = GivenMaps(maps, [item.id for item in selected.items])
     summary = given.summary()
     for line in _said(given, summary, len(selected.items)):
         say(line)
-    if len(selected.models) > 1:
-        raise UsageError(f"--model {config.model[0]}: maps from elsewhere are of one model; name it")
-    (model,) = selected.models
-    places = _places(config.out, model)
-    layers = list(dict.fromkeys(layer for layer, _ in places))
-    config = replace(config, layer=tuple(layers), method=(name,))
-    record = {"maps": maps.name, "sha256": summary.sha256, "negative": summary.negative}
     try:
-        with (
-            hold(config.out / file_name(model)),
-            numerics(config.tf32, config.deterministic) as numeric_record,
-        ):
-            prepared = prepare(model, config.layer, selected.data.items, config, say)
-            cells = [_cell(prepared, layer, utility, name, summary) for layer, utility in places]
-            items = [item for item in selected.items if item.id in given]
-            run = open_run(prepared, config, selected.data, items, Share(), say, given=cells)
-            _enter(run, name, record)
-            failures = score_saved(run, config, {name: given}, prepared, numeric_record, say)
+        with hold(config.out / file_name(selected.models[0])):
+            failures = _score(given, summary, replace(selected, config=config), say)
     finally:
         if run_folders(config.out):
             table = refresh_summary(config.out)
     if failures:
         raise what_failed([], failures, 1, config.out)
     return table
+
+
+def _score(given: GivenMaps, summary: Summary, selected: Selection, say: Say) -> list[str]:
+    """Make the rows, for who holds the model's folder; plugin errors, a line each."""
+    config, data = selected.config, selected.data
+    ((model,), (name,)) = selected.models, config.method
+    places = _places(config.out, model)
+    config = replace(config, layer=tuple(dict.fromkeys(layer for layer, _ in places)))
+    with numerics(config.tf32, config.deterministic) as numeric_record:
+        prepared = prepare(model, config.layer, data.items, config, say)
+        cells = [_cell(prepared, layer, utility, name, summary) for layer, utility in places]
+        items = [item for item in selected.items if item.id in given]
+        run = open_run(prepared, config, data, items, Share(), say, given=cells)
+        record = {"maps": given.path.name, "sha256": summary.sha256, "negative": summary.negative}
+        _enter(run, name, record)
+        return score_saved(run, config, {name: given}, prepared, numeric_record, say)
 
 
 def _check_name(config: RunConfig, name: str) -> None:
