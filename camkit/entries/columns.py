@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -57,3 +57,7 @@ class Column:
     jumps: bool = False
     share: bool = False
     bounds: tuple[float, float] = (-math.inf, math.inf)
+
+    def mean_of(self, columns: Container[str]) -> Mean | None:
+        """Its own mean where all parts of that are among `columns`: older definitions lack some."""
+        return self.mean if self.mean and all(part in columns for part in self.mean.parts) else None

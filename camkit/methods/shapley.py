@@ -63,11 +63,15 @@ def shapleycam_e(trace: Trace) -> Tensor:
     "shapley",
     title="Shapley value",
     groups=("perturbation",),
-    source="Shapley 1953; permutation sampling: Castro et al. 2009",
+    source="Shapley 1953; docs/shapley.md; permutation sampling: Castro et al. 2009",
     value=True,
     uses=("activation", "head"),
-    cost="budget x P heads, or 0",
+    cost="7 heads, or budget x P",
 )
 def shapley(trace: Trace) -> Tensor:
-    """Shapley values of the layer's positions: enumeration up to 16, else permutations (`--budget`)."""
-    return trace.game.shapley("method")[0]
+    """Shapley values of the layer's positions: by a surrogate game where the logits are affine in them.
+
+    Up to 16 positions they are enumerated. Where logits are not affine, they come from permutations
+    (`--budget`). See :meth:`camkit.network.game.Game.estimate`.
+    """
+    return trace.game.estimate("method")[0]

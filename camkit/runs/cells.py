@@ -178,6 +178,20 @@ def check_regions(config: RunConfig, say: Say) -> None:
             say(f"{method.name} is left out: {why}")
 
 
+def check_layers(config: RunConfig) -> None:
+    """Scores that judge a map by its layer are asked for single layers.
+
+    Raises:
+        UsageError: one is asked for several (`layer3+layer4`).
+    """
+    several = next((layer for layer in config.layer if len(parts_of(layer)) > 1), None)
+    for name in config.metrics:
+        if several and METRICS[name].sees_layer:
+            raise UsageError(
+                f"--metrics {name}: judges a map by its layer, and --layer {several} is several layers"
+            )
+
+
 def own_classes(config: RunConfig) -> ClassList | None:
     """The class list that a run's models carry, see :func:`camkit.network.loading.own_classes`.
 
@@ -207,20 +221,6 @@ def with_target(config: RunConfig, classes: ClassList) -> RunConfig:
     if len(classes.indices_named(config.target)) == 1:
         return replace(config, target=str(classes.index_of(config.target)))
     return config
-
-
-def check_layers(config: RunConfig) -> None:
-    """Scores that judge a map by its layer are asked for single layers.
-
-    Raises:
-        UsageError: one is asked for several (`layer3+layer4`).
-    """
-    several = next((layer for layer in config.layer if len(parts_of(layer)) > 1), None)
-    for name in config.metrics:
-        if several and METRICS[name].sees_layer:
-            raise UsageError(
-                f"--metrics {name}: judges a map by its layer, and --layer {several} is several layers"
-            )
 
 
 @dataclass(frozen=True)

@@ -40,8 +40,8 @@ def describe_protocol(prepared: Prepared, cell: Cell, config: RunConfig, data: D
         "weights_tag": loaded.weights.tag,
         "weights_sha256": loaded.weights.sha256,
         "data_fingerprint": data.fingerprint,
-        "class_list": data.classes.digest,
         **({"regions": data.regions} if data.regions else {}),
+        "class_list": data.classes.digest,
         "definitions": DEFINITIONS_VERSION,
     }
 
