@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torchvision.models import VisionTransformer
 
 from camkit.entries import Method, family
-from camkit.methods.activation import no_linear_head
 from camkit.methods.adapters.common import (
     Explained,
     class_utilities,
@@ -20,6 +19,7 @@ from camkit.methods.adapters.common import (
     takes,
     utilities_of,
 )
+from camkit.methods.channels import no_linear_head
 from camkit.methods.fusion import lacks_stages
 from camkit.methods.transformers import lacks_attention
 from camkit.network.passes import Network
