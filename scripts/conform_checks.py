@@ -203,7 +203,8 @@ def scores(trace: Trace) -> Iterator[Score]:
     with tempfile.TemporaryDirectory() as folder:
         summary = bench(
             LITE, method="gradcam", layer="prepool", utility="softmax", steps=STEPS, data="sample",
-            metrics=("average_drop", "deletion", "insertion-zero", "shape"), workers=0, device="cpu", out=folder,
+            metrics=("average_drop", "deletion", "insertion-zero", "shape"), out=folder, device="cpu",
+            workers=0,
         )  # fmt: skip
     assert summary is not None  # this is the only process
     own = summary.iloc[0]
