@@ -15,7 +15,7 @@ from camkit.network.trace import Trace
     groups=("perturbation",),
     source="arXiv 2209.14074; of a ViT: 2310.02588",
     uses=("activation", "head"),
-    cost="P + 6 heads, or 7, or 0",
+    cost="7 heads, or P + 6",
 )
 def reciprocam(trace: Trace) -> Tensor:
     """u of each position alone, less the least of them: all other positions are absent (0, or `--absent`).

@@ -21,8 +21,8 @@ from camkit.runs.dryrun import dry_run
 from camkit.runs.photos import explain_images
 
 # Passes and head passes of a method beside those of its run, at a layer of 16 channels and 16 positions.
-# Behind it come a batch norm, ReLU, pooling and a linear map, so the logits are affine in the set of positions:
-# 7 head passes tell. Images are 64x64.
+# Behind it come a batch norm, ReLU, pooling and a linear map, so the logits are affine in the positions, as 7
+# head passes tell. Images are 64x64.
 COSTS = {
     **dict.fromkeys(
         ("gradcam", "gradcam++", "xgradcam", "layercam", "gradcam-e", "hirescam", "finercam", "shapleycam",
