@@ -71,7 +71,9 @@ class TestGroups:
             "rise-9"
         }
 
-    @pytest.mark.parametrize("name", sorted({*CHEAP, *PERTURBATION, "liftcam", "smoothgradcam++", "fullgrad"}))
+    @pytest.mark.parametrize(
+        "name", sorted({*CHEAP, *PERTURBATION, "liftcam", "smoothgradcam++", "fullgrad"})
+    )
     def test_each_says_what_it_uses_and_costs(self, name: str) -> None:
         entry = METHODS[name]
         assert entry.uses and entry.cost and entry.title
