@@ -82,12 +82,7 @@ def prepare(name: str, layers: Sequence[str], data: Sequence[Item], config: RunC
         keep_freed_memory()
     loaded = _load(name, config, device, say)
     shape = loaded.preprocess.shape
-    if not 1 <= config.steps <= shape[1] * shape[2]:
-        raise UsageError(f"--steps {config.steps}: expected 1 to {shape[1] * shape[2]}, the number of pixels")
-    if config.grid > min(shape[1:]):
-        raise UsageError(
-            f"--grid {config.grid}: expected 2 to {min(shape[1:])}, the number of pixels along a side"
-        )
+    _expect_fitting(config, shape)
     network = _open(loaded, config, device)
     if config.weights == "random":
         images = _first_images(data, loaded.preprocess)
@@ -104,7 +99,7 @@ def prepare(name: str, layers: Sequence[str], data: Sequence[Item], config: RunC
 
 
 def _load(name: str, config: RunConfig, device: torch.device, say: Say) -> LoadedModel:
-    """A model whose images are those that `config` asks for."""
+    """A run's model with its weights and the preprocessing of its images, mosaics among them."""
     loaded = load_model(name, config.weights, config.preprocess, config.seed, View.of(config))
     if loaded.weights.note:
         say(f"{name}: {loaded.weights.note}")
@@ -116,6 +111,20 @@ def _load(name: str, config: RunConfig, device: torch.device, say: Say) -> Loade
             height, width = loaded.preprocess.shape[1:]
             say(f"{name}: takes no larger images: the mosaics are shrunk to {height}x{width}")
     return loaded
+
+
+def _expect_fitting(config: RunConfig, shape: tuple[int, int, int]) -> None:
+    """Steps and patches fit into images (C, H, W).
+
+    Raises:
+        UsageError: they do not.
+    """
+    if not 1 <= config.steps <= shape[1] * shape[2]:
+        raise UsageError(f"--steps {config.steps}: expected 1 to {shape[1] * shape[2]}, the number of pixels")
+    if config.grid > min(shape[1:]):
+        raise UsageError(
+            f"--grid {config.grid}: expected 2 to {min(shape[1:])}, the number of pixels along a side"
+        )
 
 
 def _open(loaded: LoadedModel, config: RunConfig, device: torch.device) -> Network:

@@ -149,10 +149,10 @@ def shares(images: int, *hits: int) -> dict[str, np.ndarray]:
     }
 
 
-def test_ic_is_declared_as_a_share():
+def test_ic_and_certified_are_declared_as_shares():
     declared = all_columns()
     assert declared["increase"].share
-    assert [name for name, column in declared.items() if column.share] == ["increase"]
+    assert [name for name, column in declared.items() if column.share] == ["increase", "certified"]
 
 
 def test_ic_of_0_on_24_images_may_be_up_to_14_percent(tmp_path):
