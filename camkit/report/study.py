@@ -171,7 +171,8 @@ class Block:
         words = [f"layer {self.layer}", f"utility {self.utility}", f"target {p.get('target_rule')}"]
         words.append(self.size)
         if {"deletion_auc", "insertion_auc"} & set(self.columns):
-            words.append(f"{p.get('steps')} steps")
+            of = f"{p['sample']} of " if p.get("sample") else ""
+            words.append(f"{of}{p.get('steps')} steps")
         return ", ".join(words)
 
 
