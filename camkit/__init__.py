@@ -1,6 +1,6 @@
 """camkit: benchmark class activation maps (CAMs) over ImageNet.
 
-For scripts and notebooks: `load_model`, `explain` and `bench`; for plugins: `method`, `metric`,
+For scripts and notebooks: `load_model`, `explain`, `score` and `bench`; for plugins: `method`, `metric`,
 `Column`, `model` and `adapter`.
 """
 
@@ -10,9 +10,9 @@ from camkit.entries import Column, method, metric, model
 from camkit.plugins import adapter
 
 __version__ = "0.1.0"
-__all__ = ["Column", "adapter", "bench", "explain", "load_model", "method", "metric", "model"]
+__all__ = ["Column", "adapter", "bench", "explain", "load_model", "method", "metric", "model", "score"]
 
-API = ("load_model", "explain", "bench")
+API = ("load_model", "explain", "bench", "score")
 
 
 def __getattr__(name: str) -> Any:

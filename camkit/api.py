@@ -1,16 +1,17 @@
 """For scripts and notebooks: tensors and data frames.
 
-from camkit import bench, explain, load_model
+from camkit import bench, explain, load_model, score
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
@@ -31,13 +32,14 @@ from camkit.entries import METHODS
 from camkit.errors import CamkitError, UsageError
 from camkit.methods.fusion import at_layer
 from camkit.network.activation import ACTIVATIONS, SOFTMAX
-from camkit.network.inspect import expect_logits
-from camkit.network.passes import CHECKPOINTING, Network
+from camkit.network.inspect import as_it_came, expect_logits
+from camkit.network.passes import Network
 from camkit.network.prepare import Prepared, find_device, prepare
 from camkit.network.trace import Trace
 from camkit.network.utilities import find_utility
 from camkit.plugins import load_plugins
 from camkit.runs.cells import Needs, cells_of, what_is_lacking
+from camkit.runs.elsewhere import METRICS_OF_MAPS, scores_of_maps
 from camkit.runs.guard import make_maps
 
 Images = Tensor | str | Path | Image.Image | Sequence[str | Path | Image.Image]
@@ -126,13 +128,8 @@ def explain(
     check_options(of_methods | {"activation": activation})
     with ExitStack() as after:
         after.enter_context(torch.inference_mode(False))
-        if isinstance(model, Prepared):
-            network, path = model.network, model.paths.get(layer, layer)
-        else:
-            device = next((one.device for one in model.parameters()), find_device("cpu"))
-            after.enter_context(_as_it_came(model))
-            network, path = Network(model, device, activation=ACTIVATIONS[activation]), layer
-            network.copies_input = True  # whether it changes its input is not known
+        network = _network(model, activation, after)
+        path = model.paths.get(layer, layer) if isinstance(model, Prepared) else layer
         batch = _batch(images, model if isinstance(model, Prepared) else None).to(network.device)
         network.expect(batch)
         found = at_layer(METHODS[method], path)
@@ -162,6 +159,63 @@ def explain(
         return Explanation(saliency, None if found.saliency else maps, classes, probability)
 
 
+def score(
+    model: Prepared | nn.Module,
+    images: Images,
+    maps: Tensor | np.ndarray | Sequence[Tensor | np.ndarray],
+    *,
+    metrics: Sequence[str] = METRICS_OF_MAPS,
+    target: int | Sequence[int] | Tensor | None = None,
+    activation: str = SOFTMAX.name,
+    **options: Any,
+) -> pd.DataFrame:
+    """Score maps that were made elsewhere.
+
+    Args:
+        model, images, target, activation: as of :func:`explain`.
+        maps: (B, h, w), or one (h, w) per image, of any resolution; negative values count as 0 in the
+            saliency map.
+        metrics: groups of scores that need neither the maps of changed images nor a layer.
+        options: `steps`, `grid`, `seed` and `ties`, see :class:`camkit.config.RunConfig`.
+
+    Returns:
+        One row per image: `target`, `probability` and the scores, fractions.
+
+    Raises:
+        UsageError: a metric needs more than maps, there is not one map (h, w) per image, or as
+            :func:`explain`.
+    """
+    load_plugins()
+    unknown = sorted(options.keys() - {"steps", "grid", "seed", "ties"})
+    if unknown:
+        raise UsageError(f"score takes no option {unknown[0]!r}")
+    config = RunConfig(model=(), metrics=tuple(metrics), activation=activation, **options)
+    with ExitStack() as after:
+        network = _network(model, activation, after)
+        batch = _batch(images, model if isinstance(model, Prepared) else None).to(network.device)
+        given = [torch.as_tensor(one) for one in maps]
+        if len(given) != len(batch) or any(one.ndim != 2 for one in given):
+            shapes = ", ".join(str(tuple(one.shape)) for one in given[:3])
+            raise UsageError(f"{len(given)} maps ({shapes}) of {len(batch)} images: expected one (h, w) each")
+        logits = network.logits(batch)
+        expect_logits(type(network.model).__name__, logits)
+        classes = _classes(target, logits)
+        found = scores_of_maps(network, batch, given, classes, config)
+    table = {name: column.double().cpu().numpy() for name, column in found.items()}
+    return pd.DataFrame({"target": classes.cpu().numpy(), **table})
+
+
+def _network(model: Prepared | nn.Module, activation: str, after: ExitStack) -> Network:
+    """The passes through a model; a module is given back as it was when `after` ends."""
+    if isinstance(model, Prepared):
+        return model.network
+    device = next((one.device for one in model.parameters()), find_device("cpu"))
+    after.enter_context(as_it_came(model))
+    network = Network(model, device, activation=ACTIVATIONS[activation])
+    network.copies_input = True  # whether it changes its input is not known
+    return network
+
+
 def _classes(target: int | Sequence[int] | Tensor | None, logits: Tensor) -> Tensor:
     """The classes to explain, (B,).
 
@@ -178,26 +232,6 @@ def _classes(target: int | Sequence[int] | Tensor | None, logits: Tensor) -> Ten
     if not ((classes >= 0) & (classes < logits.shape[1])).all():
         raise UsageError(f"target {target}: expected classes from 0 to {logits.shape[1] - 1}")
     return classes.expand(len(logits))
-
-
-@contextmanager
-def _as_it_came(model: nn.Module) -> Iterator[None]:
-    """Give a module back as it was: modes, switches, and its parameters' `requires_grad` and memory."""
-    modes = [
-        (module, name, vars(module)[name])
-        for module in model.modules()
-        for name in ("training", *CHECKPOINTING)
-        if name in vars(module)
-    ]
-    parameters = [(one, one.requires_grad, one.data) for one in model.parameters()]
-    try:
-        yield
-    finally:
-        for module, name, value in modes:
-            setattr(module, name, value)
-        for parameter, wants_gradient, data in parameters:
-            parameter.data = data
-            parameter.requires_grad_(wants_gradient)
 
 
 def _batch(images: Images, model: Prepared | None) -> Tensor:

@@ -141,6 +141,9 @@ class RunConfig:
         DATA, kind="folder", metavar="DIR")
     metrics: tuple[str, ...] = option(DEFAULT_METRICS, "Groups of scores.", SCORES, kind="names")
     steps: int = option(224, "Steps of deletion and insertion.", SCORES, kind="count", decides="steps")
+    sample: int | None = option(None,
+        "Of these steps score M, drawn per image; the area is estimated without bias.",
+        SCORES, kind="count", metavar="M", least=1, decides="sample", shown="all steps")
     fill: tuple[str, ...] = option((),
         "What stands for missing pixels in deletion, insertion and srg: zero, mean, blur, noise.",
         SCORES, kind="names", choices=FILLS, shown="zero; of insertion blur")

@@ -156,7 +156,8 @@ def page(
         f"both sides differ by more than {APART}.\n",
         _table(turned, ("model", "layer", "package", "methods", "turned", "of", "which")),
         "\n## Scores\n",
-        "Means over the sample photos, GradCAM on Lite0 at `prepool`, N = 8 steps.\n",
+        "Means over the sample photos, GradCAM of the probability on Lite0 at `prepool`, N = 8 steps. "
+        "torchcam's maps are its own, the other packages are given camkit's.\n",
         _table(values, ("score", "package", "its name", "images", "camkit", "it", "found")),
         "\n## What was heard\n", _table(checks, ("claim", "paper", "measured", "verdict")),
         "\n## Versions and machine\n", _machine(),
@@ -211,7 +212,7 @@ def main(method: str, limit: int, costly: int, maps_only: bool, out: Path) -> No
     checks: list[tuple] = []
     if not maps_only:
         given = traces(models[LITE], models[VIT], images[LITE], images[VIT])
-        found = list(scores(trace_of(models[LITE], photos(models[LITE], 6), "prepool", "logit")))
+        found = list(scores(trace_of(models[LITE], photos(models[LITE], 6), "prepool", "softmax")))
         for one in known["suspected"]:
             click.echo(one["id"], err=True)
             numbers = {key: _number(value) for key, value in CHECKS[one["id"]](*given).items()}

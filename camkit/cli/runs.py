@@ -23,34 +23,79 @@ from camkit.config import RunConfig
 from camkit.console import say
 from camkit.errors import CamkitError, UsageError
 
+# What the runs of a folder know, and what has to be said again where maps come from elsewhere.
+OF_MAPS = (
+    "activation", "target", "preprocess", "size", "mean", "std", "limit", "exif", "steps", "seed", "dtype",
+)  # fmt: skip
+
 
 @click.command(cls=Command)
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, file_okay=False))
 @config_option(
     "metrics",
-    required=True,
+    required=False,
     default=None,
     show_default=False,
-    help="Groups of scores to add (camkit list metrics).",
+    help="Groups of scores to add (camkit list metrics).  [default with --maps: those without adcc]",
 )
+@click.option(
+    "--maps",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    cls=Option,
+    group="What to run",
+    help="Score maps that another program made: a folder or file of .npy, .npz, .png or .tif (docs/own.md).",
+)
+@click.option(
+    "--name", metavar="NAME", cls=Option, group="What to run", help="Of the method that made --maps."
+)
+@config_option(
+    "model", required=False, multiple=False, callback=None, metavar="NAME", help="The model of --maps."
+)
+@config_options(*OF_MAPS)
 @data_of_run
 @weights_of_run
 @batch_size_option
 @config_options("device", "plugin")
 @debug_option
-def score(folder: Path, **options: Any) -> None:
-    """Add scores to a results folder from its saved maps (bench --save-maps), without explaining again.
+@click.pass_context
+def score(
+    ctx: click.Context, folder: Path, maps: Path | None, name: str | None, model: str | None, **options: Any
+) -> None:
+    """Add scores to a results folder DIR from maps that are there, without explaining again.
 
+    The maps are those that bench --save-maps kept or, with --maps, those of another program: a method NAME
+    beside camkit's own. All that decided the folder's numbers, as --target, is then said again, as to bench.
     Scores that explain changed images, as adcc does for coherency, need camkit bench.
 
     \b
     Example:
       camkit score results/imagenet --metrics deletion,insertion --data /data/imagenet/val
+      camkit score results/imagenet --maps mine/ --name mine --model resnet50 --data /data/imagenet/val
     """
     from camkit.report.tables import terminal_table
-    from camkit.runs.rescore import rescore
 
-    summary = rescore(folder, say=say, **options)
+    if maps is not None:
+        if not model or not name:
+            raise UsageError("--maps needs --model NAME, whose classes the maps explain, and --name NAME")
+        from camkit.runs.elsewhere import METRICS_OF_MAPS, score_maps
+
+        options["metrics"] = options["metrics"] or METRICS_OF_MAPS
+        summary = score_maps(maps, name, RunConfig(model=(model,), out=folder, **options), say)
+    else:
+        from camkit.runs.rescore import rescore
+
+        here = click.core.ParameterSource.COMMANDLINE
+        given = [one for one in OF_MAPS if ctx.get_parameter_source(one) == here]
+        if given or name or model:
+            wrong = f"--{given[0]}" if given else "--name" if name else "--model"
+            raise UsageError(f"{wrong} goes with --maps; without it the folder's runs say so")
+        if not options["metrics"]:
+            raise UsageError("--metrics NAME[,NAME…]: which scores are to be added? (camkit list metrics)")
+        if not folder.is_dir():
+            raise UsageError(f"{folder}: no such folder")
+        options = {one: value for one, value in options.items() if one not in OF_MAPS}
+        summary = rescore(folder, say=say, **options)
     click.echo(terminal_table(summary, table_width()))
     click.echo(f"\n{folder / 'summary.csv'}: {len(summary)} cells")
 

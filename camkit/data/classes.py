@@ -17,6 +17,17 @@ WNID = re.compile(r"n\d{8}")
 NUMBER = re.compile(r"([+-]?\d{1,9})(\.0*)?")
 CLASSES = 1000
 IMAGENET, FOLDERS = "imagenet", "folders"
+# What a classifier with so many outputs usually tells apart.
+OUTPUTS = {
+    1001: "a background class before ImageNet's thousand, in TensorFlow's numbering",
+    21841: "ImageNet-21k", 21843: "ImageNet-21k", 11221: "ImageNet-21k, cleaned",
+    10450: "ImageNet-21k, cleaned", 11821: "ImageNet-12k",
+}  # fmt: skip
+
+
+def outputs_named(count: int) -> str:
+    """`1001 classes (a background class …)`: a number of outputs, with what is known of it."""
+    return f"{count} classes" + (f" ({OUTPUTS[count]})" if count in OUTPUTS else "")
 
 
 def number_of(text: str) -> int | None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
@@ -9,7 +12,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from camkit.errors import CamkitError, Say, UsageError, is_out_of_memory
 from camkit.network.activation import SOFTMAX, Activation
 from camkit.network.models import ModelRow
-from camkit.network.passes import Network
+from camkit.network.passes import CHECKPOINTING, Network
 
 # How far one image's logits may be from those that it has in a batch, over the largest.
 ALONE = {torch.float32: 1e-2, torch.bfloat16: 0.2, torch.float16: 0.05}
@@ -60,6 +63,26 @@ def open_network(
     network.copies_input = given._version != probe._version or not torch.equal(given, probe)
     expect_logits(name, logits)
     return network
+
+
+@contextmanager
+def as_it_came(model: nn.Module) -> Iterator[None]:
+    """Give a module back as it was: modes, switches, and its parameters' `requires_grad` and memory."""
+    modes = [
+        (module, name, vars(module)[name])
+        for module in model.modules()
+        for name in ("training", *CHECKPOINTING)
+        if name in vars(module)
+    ]
+    parameters = [(one, one.requires_grad, one.data) for one in model.parameters()]
+    try:
+        yield
+    finally:
+        for module, name, value in modes:
+            setattr(module, name, value)
+        for parameter, wants_gradient, data in parameters:
+            parameter.data = data
+            parameter.requires_grad_(wants_gradient)
 
 
 def takes(model: nn.Module, shape: tuple[int, int, int], device: torch.device) -> bool:

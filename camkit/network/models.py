@@ -133,6 +133,9 @@ def find_row(name: str) -> ModelRow:
             if not tag or tag in tags:
                 return ModelRow(name, library, architecture, tag or next(iter(tags), None))
             known = [f"{architecture}.{one}" for one in tags]
+        elif architecture in torchvision.models.list_models():
+            kind = torchvision.models.get_model_builder(architecture).__module__.split(".")[2]
+            raise UsageError(f"{name} is a model for {kind}: camkit explains image classifiers")
     near = difflib.get_close_matches(entry, known, n=3, cutoff=0.4)
     raise UsageError(
         f"unknown model {name!r}: {library} has none of that name. Nearest: {', '.join(near) or 'none'}"

@@ -80,23 +80,9 @@ def prepare(name: str, layers: Sequence[str], data: Sequence[Item], config: RunC
     device = find_device(config.device)
     if device.type == "cpu":
         keep_freed_memory()
-    loaded = load_model(name, config.weights, config.preprocess, config.seed, View.of(config))
-    if loaded.weights.note:
-        say(f"{name}: {loaded.weights.note}")
-    loaded = replace(loaded, preprocess=replace(loaded.preprocess, orient=config.exif == "apply"))
-    if config.of_mosaics:
-        loaded = replace(loaded, preprocess=replace(loaded.preprocess, side=config.mosaic))
-        if not takes(loaded.model, loaded.preprocess.shape, device):
-            loaded = replace(loaded, preprocess=shrunk(loaded.preprocess))
-            height, width = loaded.preprocess.shape[1:]
-            say(f"{name}: takes no larger images: the mosaics are shrunk to {height}x{width}")
+    loaded = _load(name, config, device, say)
     shape = loaded.preprocess.shape
-    if not 1 <= config.steps <= shape[1] * shape[2]:
-        raise UsageError(f"--steps {config.steps}: expected 1 to {shape[1] * shape[2]}, the number of pixels")
-    if config.grid > min(shape[1:]):
-        raise UsageError(
-            f"--grid {config.grid}: expected 2 to {min(shape[1:])}, the number of pixels along a side"
-        )
+    _expect_fitting(config, shape)
     network = open_network(
         name,
         loaded.model,
@@ -119,6 +105,35 @@ def prepare(name: str, layers: Sequence[str], data: Sequence[Item], config: RunC
     if config.compile:
         network.compile()
     return prepared
+
+
+def _load(name: str, config: RunConfig, device: torch.device, say: Say) -> LoadedModel:
+    """A run's model with its weights and the preprocessing of its images, mosaics among them."""
+    loaded = load_model(name, config.weights, config.preprocess, config.seed, View.of(config))
+    if loaded.weights.note:
+        say(f"{name}: {loaded.weights.note}")
+    loaded = replace(loaded, preprocess=replace(loaded.preprocess, orient=config.exif == "apply"))
+    if config.of_mosaics:
+        loaded = replace(loaded, preprocess=replace(loaded.preprocess, side=config.mosaic))
+        if not takes(loaded.model, loaded.preprocess.shape, device):
+            loaded = replace(loaded, preprocess=shrunk(loaded.preprocess))
+            height, width = loaded.preprocess.shape[1:]
+            say(f"{name}: takes no larger images: the mosaics are shrunk to {height}x{width}")
+    return loaded
+
+
+def _expect_fitting(config: RunConfig, shape: tuple[int, int, int]) -> None:
+    """Steps and patches fit into images (C, H, W).
+
+    Raises:
+        UsageError: they do not.
+    """
+    if not 1 <= config.steps <= shape[1] * shape[2]:
+        raise UsageError(f"--steps {config.steps}: expected 1 to {shape[1] * shape[2]}, the number of pixels")
+    if config.grid > min(shape[1:]):
+        raise UsageError(
+            f"--grid {config.grid}: expected 2 to {min(shape[1:])}, the number of pixels along a side"
+        )
 
 
 def list_layers(name: str, config: RunConfig) -> list[dict[str, object]]:

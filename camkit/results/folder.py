@@ -40,6 +40,7 @@ PREDICTIONS, ERRORS, FLAGS, CLASSES = "predictions.csv", "errors.csv", "flags.cs
 
 
 FAILURES = "failures.csv"
+GIVEN = "given"  # in run.json: methods whose maps come from elsewhere, and where from
 PREDICTED_NAME = "predicted_name"  # follows from the class and the list
 
 

@@ -11,10 +11,11 @@ from camkit.config import RunConfig
 from camkit.console import Bar
 from camkit.data import DataSet, Item
 from camkit.data.batches import affordable_workers
+from camkit.data.classes import outputs_named
 from camkit.errors import CamkitError, RunError, Say
 from camkit.network.prepare import Prepared, prepare
 from camkit.network.targets import find_target
-from camkit.results.cells import CellScores
+from camkit.results.cells import Cell, CellScores
 from camkit.results.folder import ERRORS, FLAGS, file_name, flag_counts
 from camkit.results.lock import hold
 from camkit.results.merge import PATIENCE, fold, is_whole
@@ -28,12 +29,6 @@ from camkit.share import Share
 
 # Without --max-errors: 1 % of a process's images, and where that is less than three, three.
 DEFAULT_MAX_ERRORS, FEW_ERRORS = 0.01, 3
-# What a classifier with so many outputs usually tells apart.
-OUTPUTS = {
-    1001: "a background class before ImageNet's thousand, in TensorFlow's numbering",
-    21841: "ImageNet-21k", 21843: "ImageNet-21k", 11221: "ImageNet-21k, cleaned",
-    10450: "ImageNet-21k, cleaned", 11821: "ImageNet-12k",
-}  # fmt: skip
 # Seconds that a process waits at its start for who holds a model's folder: others may be folding their parts.
 FOLDING = 10
 
@@ -64,9 +59,8 @@ def _without_labels(
     prepared: Prepared, config: RunConfig, data: DataSet, items: Sequence[Item], say: Say
 ) -> list[Item]:
     """The same images: labels of other classes than the model's say nothing of it."""
-    name, known = prepared.loaded.row.name, OUTPUTS.get(prepared.classes, "")
     why = (
-        f"{name} tells {prepared.classes} classes apart{known and f' ({known})'}, the labels are of "
+        f"{prepared.loaded.row.name} tells apart {outputs_named(prepared.classes)}, the labels are of "
         f"{len(data.classes)} ({data.classes.title}; --classes)"
     )
     if find_target(config.target).needs_labels:
@@ -76,12 +70,22 @@ def _without_labels(
 
 
 def open_run(
-    prepared: Prepared, config: RunConfig, data: DataSet, items: Sequence[Item], share: Share, say: Say
+    prepared: Prepared,
+    config: RunConfig,
+    data: DataSet,
+    items: Sequence[Item],
+    share: Share,
+    say: Say,
+    given: Sequence[Cell] = (),
 ) -> ModelRun:
-    """The rows of one model, ready to be added to; see :class:`camkit.results.model_run.ModelRun`."""
+    """The rows of one model, ready to be added to; see :class:`camkit.results.model_run.ModelRun`.
+
+    Args:
+        given: the cells, where they are not those of the configuration's methods.
+    """
     cells = {
         cell: describe_protocol(prepared, cell, config, data)
-        for cell in cells_of_model(prepared, config, say)
+        for cell in given or cells_of_model(prepared, config, say)
     }
     items, order = images_of(prepared, config, data, items, say)
     segment = describe_segment(prepared, config, data)
@@ -160,7 +164,7 @@ class Job:
         run.finish()
 
     def _score(self, run: ModelRun, loop: Loop) -> dict[str, float]:
-        """Every cell's rows of a batch are on disk before the next batch; gives what it took.
+        """Every cell's rows are on disk before those of the next cell; gives what it took.
 
         Raises:
             CamkitError: see :meth:`_make_missing`; what it took is then in run.json.
@@ -174,7 +178,7 @@ class Job:
                 self.stop.patiently(),
                 loop.failures_named(),
             ):
-                for batch, wanted, results in loop.run(todo, run.predicted):
+                for batch, wanted, results in loop.run(todo, run.predicted, lambda: self.stop.asked):
                     run.write_errors(batch.errors)
                     for item, reason in batch.notes:
                         self.say(f"{item.id}: {reason}: no localisation")
@@ -185,8 +189,6 @@ class Job:
                     faults += len(batch.errors)
                     bar.reach(loop.images + len(batch.items) + faults)  # exact again after fractions
                     _check_errors(run, faults)
-                    if self.stop.asked:
-                        break
         except CamkitError as error:
             if self.stop.asked and not isinstance(error, RunError):
                 return loop.took()  # who signals every process of a job also ends those that decode

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from camkit.config import RunConfig
 from camkit.data import DataSet, Item
+from camkit.data.given import GivenMaps
 from camkit.entries import METRICS, Method
 from camkit.errors import PluginError, Say, UsageError
 from camkit.methods.saliency import to_saliency
@@ -26,6 +27,7 @@ from camkit.results.arrays import Maps
 from camkit.results.folder import file_name, read_run, run_folders
 from camkit.results.lock import hold
 from camkit.results.merge import refresh_summary
+from camkit.results.model_run import ModelRun
 from camkit.runs.bench import what_failed
 from camkit.runs.cells import data_of_run
 from camkit.runs.describe import by_model, prepare_for
@@ -108,12 +110,7 @@ def _scorable(out: Path, metrics: Sequence[str], say: Say) -> dict[Path, dict[st
     Raises:
         UsageError: there are none, or a metric needs more than maps.
     """
-    for name in metrics:
-        if METRICS[name].explains_again:
-            raise UsageError(
-                f"{name} explains changed images, and only maps of the images themselves are saved: "
-                f"use camkit bench --metrics {name}"
-            )
+    expect_no_explanation(metrics)
     folders = {folder: _saved_maps(folder) for folder in run_folders(out)}
     if not any(folders.values()):
         raise UsageError(f"{out} holds no saved maps: they are written by camkit bench --save-maps")
@@ -122,6 +119,20 @@ def _scorable(out: Path, metrics: Sequence[str], say: Say) -> dict[Path, dict[st
         if without:
             say(f"{folder}: no saved maps of {', '.join(without)} (saliency methods have none)")
     return folders
+
+
+def expect_no_explanation(metrics: Iterable[str]) -> None:
+    """No metric needs more than maps of the images themselves.
+
+    Raises:
+        UsageError: one explains changed images.
+    """
+    for name in metrics:
+        if METRICS[name].explains_again:
+            raise UsageError(
+                f"{name} explains changed images, and only maps of the images themselves are saved: "
+                f"use camkit bench --metrics {name}"
+            )
 
 
 def _saved_maps(folder: Path) -> dict[str, Path]:
@@ -160,6 +171,25 @@ def _rescore_folder(
     say: Say,
 ) -> list[str]:
     run = open_run(prepared, config, data, data.items, Share(), say)
+    return score_saved(run, config, saved, prepared, numeric_record, say)
+
+
+def score_saved(
+    run: ModelRun,
+    config: RunConfig,
+    saved: Mapping[str, Maps | GivenMaps],
+    prepared: Prepared,
+    numeric_record: Mapping[str, Any],
+    say: Say,
+) -> list[str]:
+    """Make the rows of a run from maps that are there already.
+
+    Args:
+        saved: method -> its maps.
+
+    Returns:
+        Plugin errors, a line each.
+    """
     groups = _with_maps(run.todo(), saved)
     images = sum(len(items) for items, _ in groups)
     if not images:
@@ -179,7 +209,7 @@ def _rescore_folder(
     return run.failure_lines(run.items)
 
 
-def _with_maps(todo: Groups, saved: Mapping[str, Maps]) -> Groups:
+def _with_maps(todo: Groups, saved: Mapping[str, Maps | GivenMaps]) -> Groups:
     """The images that lack scores, each with the cells of which it has a map."""
     groups: dict[tuple, list[Item]] = {}
     for items, wanted in todo:
@@ -194,7 +224,7 @@ def _with_maps(todo: Groups, saved: Mapping[str, Maps]) -> Groups:
     return [(items, {cell: metrics for cell, *metrics in there}) for there, items in groups.items()]
 
 
-def _read(groups: Groups, saved: Mapping[str, Maps]) -> SavedMaps:
+def _read(groups: Groups, saved: Mapping[str, Maps | GivenMaps]) -> SavedMaps:
     """The maps that are scored, read from disk."""
     images: dict[str, set[str]] = {}
     for items, wanted in groups:
@@ -213,6 +243,11 @@ def _saved(saved: SavedMaps, method: Method, trace: Trace) -> tuple[Tensor, Tens
         raise PluginError(
             "explains changed images, and only maps of the images themselves are saved: use camkit bench"
         )
-    maps = np.stack([saved[method.name][name] for name in trace.image_ids])
-    signed = torch.as_tensor(maps).to(trace.images)
-    return signed, to_saliency(signed, (trace.images.shape[2], trace.images.shape[3]))
+    maps = [saved[method.name][name] for name in trace.image_ids]
+    size = (trace.images.shape[2], trace.images.shape[3])
+    if method.saliency:  # of any sizes
+        made = [to_saliency(torch.as_tensor(one)[None].to(trace.images), size) for one in maps]
+        saliency = torch.cat(made)
+        return saliency, saliency
+    signed = torch.as_tensor(np.stack(maps)).to(trace.images)
+    return signed, to_saliency(signed, size)

@@ -22,7 +22,7 @@ from camkit.network.prepare import Prepared
 from camkit.plugins import load_plugins
 from camkit.results.cells import Cell
 from camkit.results.files import UTF8
-from camkit.results.folder import PREDICTED_NAME, PREDICTIONS, file_name, read_run, run_folders
+from camkit.results.folder import GIVEN, PREDICTED_NAME, PREDICTIONS, file_name, read_run, run_folders
 from camkit.results.protocol import check_agreement, unlike
 from camkit.results.segments import places_of
 from camkit.results.summary import summarise, summary_text
@@ -99,7 +99,10 @@ def verify(
             "after the run"
         )
     checks: list[Checked] = []
-    for group in by_model(folders, config):
+    for cells in folders:
+        for name in read_run(cells).get(GIVEN, {}):
+            say(f"{cells.relative_to(folder)}: {name}: its maps come from elsewhere and are not made again")
+    for group in by_model([cells for cells in folders if _run_of(cells)["methods"]], config):
         if batch_size is not None:
             group = {cells: replace(settings, batch_size=batch_size) for cells, settings in group.items()}
         checks += _verify_model(group, seed, say)
@@ -141,8 +144,14 @@ def _by_cell(summary: str) -> pd.DataFrame:
     return cells.sort_index().sort_index(axis=1)
 
 
-def _expect_known(folder: Path) -> None:
+def _run_of(folder: Path) -> dict[str, Any]:
+    """run.json, less the methods whose maps come from elsewhere: they cannot be made again."""
     run = read_run(folder)
+    return run | {"methods": [name for name in run["methods"] if name not in run.get(GIVEN, {})]}
+
+
+def _expect_known(folder: Path) -> None:
+    run = _run_of(folder)
     for kind, names, known in (("method", run["methods"], METHODS), ("metric", run["metrics"], METRICS)):
         for name in names:
             if not known.knows(name):
@@ -172,7 +181,7 @@ def _verify_cells(
     folder: Path, config: RunConfig, prepared: Prepared, data: DataSet, seed: int, say: Say
 ) -> Iterator[Checked]:
     """One folder of cells; `config` has the run's own settings."""
-    run = read_run(folder)
+    run = _run_of(folder)
     protocol = run["protocol"]
     place = (protocol["model"], protocol["layer"], protocol["utility"])
     say(", ".join(place))

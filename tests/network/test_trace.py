@@ -11,7 +11,8 @@ from tiny import CPU, Headed, TinyNet, maps, noise, seeded, trace
 from torch import Tensor, nn
 
 from camkit.errors import CamkitError, UsageError
-from camkit.network.layers import find_module, last_feature_layer
+from camkit.network.features import last_feature_layer
+from camkit.network.layers import find_module
 from camkit.network.passes import Network
 
 

@@ -6,12 +6,14 @@ import csv
 import io
 import json
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import small_imagenet as small
+import timm
 import torch
 from click.testing import CliRunner, Result
 from pictures import encode, jpeg, picture, png, refuse, write
@@ -21,11 +23,11 @@ from tiny import TINY
 
 from camkit.cli import main
 from camkit.config import RunConfig
-from camkit.data import DataSet, find_images, imagenet
+from camkit.data import ClassList, DataSet, find_images, imagenet
 from camkit.errors import UsageError
 from camkit.network.numerics import numerics
 from camkit.network.passes import Network
-from camkit.runs.accuracy import measure_top1, verdict
+from camkit.runs.accuracy import _other_numbering, measure_top1, verdict
 from camkit.runs.bench import bench
 from camkit.runs.check import check_data
 from camkit.runs.photos import explain_images
@@ -249,17 +251,80 @@ def predictions(data: Path) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("top1", "images", "published", "start"),
+    ("top1", "images", "published", "classes", "start"),
     [
-        (0.1, 50_000, 69.76, "less than half"),
-        (34.8, 100, 69.76, "less than half"),
-        (35.0, 100, 69.76, "the labels fit"),
-        (0.0, 19, 69.76, "fewer than 20"),
-        (88.0, 100, None, "no published figure"),
+        (0.1, 50_000, 69.76, 1000, "suspicious: less than half"),
+        (34.8, 100, 69.76, 1000, "suspicious: less than half"),
+        (35.0, 100, 69.76, 1000, "the labels fit"),
+        (0.0, 19, 69.76, 1000, "fewer than 20"),
+        (88.0, 100, None, 1000, "no published figure"),
+        (22.0, 50, None, 5, "suspicious: no better than chance (20 %)"),
+        (50.0, 40, None, 2, "suspicious: no better than chance (50 %)"),
+        (80.0, 40, None, 2, "no published figure"),
     ],
 )
-def test_the_verdict(top1: float, images: int, published: float | None, start: str) -> None:
-    assert verdict(top1, images, published).startswith(start)
+def test_the_verdict(top1: float, images: int, published: float | None, classes: int, start: str) -> None:
+    assert verdict(top1, images, published, classes).startswith(start)
+
+
+@pytest.mark.parametrize(
+    ("numbering", "words"),
+    [
+        (lambda index: index + 1, "with labels − 1 top-1 would be 100 %"),
+        (lambda index: index - 1, "with labels + 1 top-1 would be 100 %"),
+        (lambda index: int(sorted(map(str, range(12)))[index]), "with the numbers sorted as text"),
+        (lambda index: 11 - index, "with the classes sorted by name top-1 would be 100 %"),
+        (lambda index: index * 5 % 12, ""),
+        (lambda index: index, ""),
+    ],
+)
+def test_other_numberings_are_tried(numbering: Callable[[int], int], words: str) -> None:
+    """Names in reversed order, so that a network that numbers them by name has 11 for 0."""
+    names = ClassList("names.txt", tuple("lkjihgfedcba"))
+    predicted = [place % 12 for place in range(48) if 0 <= numbering(place % 12) < 12]
+    found = _other_numbering([numbering(index) for index in predicted], predicted, names)
+    assert found.startswith(words) and bool(found) == bool(words)
+
+
+def test_top1_that_a_shift_explains_is_suspicious(tmp_path: Path) -> None:
+    """The same images over and over, with the class before the one that the network predicts."""
+    small.flat(tmp_path / "val")
+    predicted = predictions(tmp_path / "val")
+    lines = ["image,label"]
+    for place, label in enumerate(predicted):
+        for copy in range(4):
+            name = f"{copy}/{official_name(place)}"
+            write(tmp_path / "many" / name, (tmp_path / "val" / official_name(place)).read_bytes())
+            lines.append(f"{name},{label - 1}")
+    labels = write(tmp_path / "labels.csv", "\n".join(lines))
+    words = [
+        "--labels",
+        labels,
+        "--classes",
+        "imagenet",
+        "--model",
+        "timm/test_resnet",
+        "--weights",
+        "random",
+    ]
+    result = cli("check", tmp_path / "many", *words, "--format", "json", "--workers", 0, "--device", "cpu")
+    facts = json.loads(result.stdout)["facts"]
+    assert (facts["labelled"], facts["top1_percent"]) == (24, 0.0)
+    assert facts["verdict"] == "suspicious: with labels + 1 top-1 would be 100 %"
+
+
+@pytest.mark.parametrize(
+    ("classes", "known"), [(1001, "a background class"), (21843, "ImageNet-21k"), (7, "")]
+)
+def test_top1_of_another_number_of_classes(classes: int, known: str, tmp_path: Path) -> None:
+    model = timm.create_model("test_resnet", num_classes=classes)
+    torch.save(model.state_dict(), tmp_path / "mine.pth")
+    small.wnid_folders(tmp_path / "data")
+    words = ["--model", "timm/test_resnet", "--weights", tmp_path / "mine.pth", "--workers", 0]
+    result = cli("check", tmp_path / "data", *words, "--device", "cpu")
+    assert result.exit_code == 2
+    assert f"{classes} classes" in result.output and "ImageNet-1k 1000 (--classes)" in result.output
+    assert known in result.output
 
 
 def test_check_with_a_model_says_top1(tmp_path: Path) -> None:

@@ -72,6 +72,7 @@ def test_scores_from_saved_maps_are_for_the_images_of_each_method(
     labels = tmp_path / "labels.csv"
     labels.write_text("image,label\n" + "".join(f"photo_{n}.png,{n}\n" for n in range(6)))
     data = ("--data", photos, "--plugin", plugin_files["mymodel.py"], "--batch-size", 4, "--labels", labels)
+    data = (*data, "--classes", "imagenet")
     words = [
         "--model",
         "tiny",
@@ -92,6 +93,7 @@ def test_scores_from_saved_maps_are_for_the_images_of_each_method(
         "plugin": [str(plugin_files["mymodel.py"])],
         "say": lines.append,
         "batch_size": 4,
+        "classes": "imagenet",
     }
     summary = rescore(out, metrics=["insertion"], layout="flat", labels=labels, **again)
     found = summary.set_index("method")
