@@ -6,7 +6,7 @@ CAMKIT := $(VENV)/bin/camkit
 TABLES := conv_rest prepool_rest conv_log-softmax prepool_log-softmax prepool_logit
 
 .DEFAULT_GOAL := help
-.PHONY: help demo report test soak smoke lint speed gpu reproduce has-imagenet clean
+.PHONY: help demo report test soak smoke lint speed gpu conform reproduce has-imagenet clean
 # Two installs into one environment at a time would get in each other's way.
 .NOTPARALLEL:
 
@@ -52,6 +52,9 @@ speed: $(VENV)/.demo $(VENV)/.speed  ## measure camkit against its floor and oth
 
 gpu:  ## check and measure camkit on a GPU: some minutes, a table in results/gpu (scripts/gpu.py)
 	$(PYTHON) scripts/gpu.py
+
+conform: $(VENV)/.demo $(VENV)/.conform  ## set maps and scores beside other packages': who computes what (some minutes)
+	$(VENV)/bin/python scripts/conform.py
 
 reproduce: has-imagenet $(VENV)/.demo  ## the paper's tables; needs CAMKIT_DATA, ImageNet's validation set
 	@for table in $(TABLES); do $(CAMKIT) bench --config configs/$$table.toml || exit 1; done

@@ -1,15 +1,16 @@
 """camkit: benchmark class activation maps (CAMs) over ImageNet.
 
 For scripts and notebooks: `load_model`, `explain` and `bench`; for plugins: `method`, `metric`,
-`Column` and `model`.
+`Column`, `model` and `adapter`.
 """
 
 from typing import Any
 
 from camkit.entries import Column, method, metric, model
+from camkit.plugins import adapter
 
 __version__ = "0.1.0"
-__all__ = ["Column", "bench", "explain", "load_model", "method", "metric", "model"]
+__all__ = ["Column", "adapter", "bench", "explain", "load_model", "method", "metric", "model"]
 
 API = ("load_model", "explain", "bench")
 

@@ -29,6 +29,7 @@ from camkit.data import sample_items
 from camkit.data.pixels import read_file
 from camkit.entries import METHODS
 from camkit.errors import CamkitError, UsageError
+from camkit.methods.fusion import at_layer
 from camkit.network.activation import ACTIVATIONS, SOFTMAX
 from camkit.network.inspect import expect_logits
 from camkit.network.passes import CHECKPOINTING, Network
@@ -36,7 +37,7 @@ from camkit.network.prepare import Prepared, find_device, prepare
 from camkit.network.trace import Trace
 from camkit.network.utilities import find_utility
 from camkit.plugins import load_plugins
-from camkit.runs.cells import cells_of, what_is_lacking
+from camkit.runs.cells import Needs, cells_of, what_is_lacking
 from camkit.runs.guard import make_maps
 
 Images = Tensor | str | Path | Image.Image | Sequence[str | Path | Image.Image]
@@ -123,7 +124,6 @@ def explain(
         "reference_weight": reference_weight,
     }  # fmt: skip
     check_options(of_methods | {"activation": activation})
-    found = METHODS[method]
     with ExitStack() as after:
         after.enter_context(torch.inference_mode(False))
         if isinstance(model, Prepared):
@@ -134,14 +134,16 @@ def explain(
             network, path = Network(model, device, activation=ACTIVATIONS[activation]), layer
             network.copies_input = True  # whether it changes its input is not known
         batch = _batch(images, model if isinstance(model, Prepared) else None).to(network.device)
-        passed = network.trace(batch, [path])
+        network.expect(batch)
+        found = at_layer(METHODS[method], path)
+        passed = Needs.of(found, network, path).trace(network, batch)
         expect_logits(type(network.model).__name__, passed.logits)
         classes = _classes(target, passed.logits.detach())
         preprocess = model.loaded.preprocess if isinstance(model, Prepared) else None
         trace = Trace(
             images=batch,
             image_ids=[str(place) for place in range(len(batch))],
-            pixels=lambda: preprocess.denormalise(batch) if preprocess else batch.clone(),
+            pixels=lambda: preprocess.rgb(batch) if preprocess else batch.clone(),
             target=classes,
             utility=find_utility(utility, network.activation.name),
             seed=seed,

@@ -16,6 +16,8 @@ DEFAULT_REFERENCES, DEFAULT_REFERENCE_WEIGHT = 3, 0.6
 # Fields of :class:`RunConfig` that methods are given.
 OF_METHODS = ("absent", "budget", "channels", "references", "reference_weight")
 RUN, DATA, SCORES, HOW, OUTPUT = GROUPS = ("What to run", "Data", "Scores", "How it runs", "Output")
+# Names in the protocol of what is there only where it was named: the images of a network of one's own.
+OF_IMAGES = ("size", "mean", "std")
 # Options whose value is a path, or may be one: the command of a run shows the last part only.
 MOSAIC = "mosaic:"
 PATHS = ("data", "weights", "classes")
@@ -69,13 +71,14 @@ class RunConfig:
 
     # fmt: off
     model: tuple[str, ...] = option(MISSING,
-        "Models (camkit list models), `all`, timm/NAME[.TAG] or torchvision/NAME[.TAG].",
+        "Models (camkit list models), `all`, timm/NAME[.TAG], torchvision/NAME[.TAG], transformers/NAME.",
         RUN, kind="names")
     method: tuple[str, ...] = option(("shapleycam",),
         "CAM methods, or groups: paper (the ten), cheap, perturbation, controls (the seven), aumann; all: "
         "but perturbation.",
         RUN, kind="names")
-    layer: tuple[str, ...] = option(("conv",), "Target layers: conv, prepool or MODULE.PATH.",
+    layer: tuple[str, ...] = option(("conv",),
+        "Target layers: conv, prepool or MODULE.PATH; several fused: layer3+layer4; all: the ends of stages.",
         RUN, kind="names")
     utility: tuple[str, ...] = option(("rest",), "rest, logit, softmax, log-softmax.", RUN, kind="names")
     activation: str = option("softmax",
@@ -85,11 +88,18 @@ class RunConfig:
         "Class to explain; correct: the label, on images that the model gets right; or one class for all.",
         RUN, metavar="predicted|label|correct|runner-up|INDEX|NAME", decides="target_rule")
     weights: str = option("pretrained",
-        "Weights: the published ones, seeded random ones, or a .pth, .pt or .safetensors file.",
-        RUN, metavar="pretrained|random|FILE")
+        "Weights: the published ones, seeded random ones, or a file (.pth, .pt, .bin, .ckpt, .safetensors).",
+        RUN, metavar="pretrained|random|FILE[:KEY]")
     preprocess: str = option("paper",
         "paper: resize to 256, crop 224, bilinear; native: the weights' own transform.",
         RUN, kind="choice", choices=("paper", "native"), decides="preprocess")
+    size: str | None = option(None,
+        "Size of the images instead of the transform's: resized to cover 256/224 of it, then the centre.",
+        RUN, metavar="HxW", decides="size")
+    mean: str | None = option(None, "Mean of the images that the model takes, per channel, in [0, 1].",
+        RUN, metavar="R,G,B", decides="mean")
+    std: str | None = option(None, "Standard deviation of the images that the model takes, likewise.",
+        RUN, metavar="R,G,B", decides="std")
     plugin: tuple[str, ...] = option((),
         "Python file that registers methods, metrics or models of your own (docs/extend.md).",
         RUN, kind="files", metavar="FILE")
@@ -111,7 +121,7 @@ class RunConfig:
         DATA, kind="file", metavar="FILE|DIR")
     classes: str | None = option(None,
         "What labels stand for: ImageNet's classes, the class folders in sorted order, or those of a file.",
-        DATA, metavar="imagenet|folders|FILE", shown="ImageNet's; bare numbers: see docs/data.md")
+        DATA, metavar="imagenet|folders|FILE", shown="the model's own, else ImageNet's")
     image_column: str | None = option(None, "Column of the images (parquet), or their ending (WebDataset).",
         DATA, metavar="NAME")
     label_column: str | None = option(None, "Column of the labels (parquet), or their JSON key (WebDataset).",
@@ -226,7 +236,7 @@ class RunConfig:
         options = {one.metadata["decides"]: getattr(self, one.name) for one in deciding_options()}
         if not self.of_mosaics:
             del options["mosaic"], options["confidence"]
-        return options
+        return {name: value for name, value in options.items() if value is not None or name not in OF_IMAGES}
 
     def command(self) -> str:
         """The command line that makes this run; of paths only the last part."""

@@ -8,17 +8,64 @@ import re
 import sys
 import warnings
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, wraps
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 
 from camkit.entries import METHODS, METRICS, MODELS, UTILITIES, Method, Metric
 from camkit.errors import CamkitError, PluginError, UsageError, is_out_of_memory
+from camkit.registry import source_of
 
 REGISTRIES = (METHODS, METRICS, UTILITIES, MODELS)
-GROUPS = ("camkit.methods", "camkit.metrics", "camkit.models")
+GROUPS = ("camkit.methods", "camkit.metrics", "camkit.models", "camkit.adapters")
+
+# Takes the name of an explainer, gives what explains: takes a trace, gives maps.
+Finder = Callable[[str], Callable[..., Any]]
+
+
+def adapter(
+    prefix: str,
+    *,
+    package: str = "",
+    saliency: bool = False,
+    of_pixels: bool = False,
+    lacks: Callable[[Any, str], str] | None = None,
+) -> Callable[[Finder], Finder]:
+    """Register a function that finds another package's explainers: methods `prefix:NAME`.
+
+    The function takes NAME and gives what explains, as a method's function (see :class:`Method` for what it
+    takes and returns); for a NAME that there is not it raises :class:`camkit.errors.UsageError`. Its
+    docstring's first line is printed beside `prefix:NAME`.
+
+    Args:
+        prefix: letters, digits and `_`.
+        package: the package, for people; "": where the function is registered.
+        saliency, of_pixels, lacks: of all its methods, see :class:`Method`.
+
+    Raises:
+        ValueError: the prefix is none, or taken.
+    """
+    form = f"{prefix}:NAME"
+    if not re.fullmatch(r"\w+", prefix):
+        raise ValueError(f"adapter {prefix!r}: a prefix is letters, digits and _")
+    if form in METHODS.forms:
+        raise ValueError(f"adapter {prefix!r} exists already")
+
+    def register(find: Finder) -> Finder:
+        @wraps(find)
+        def find_method(name: str, explainer: str) -> Method:
+            return Method(
+                name, find(explainer), name, ("outside",), package, saliency=saliency, of_pixels=of_pixels,
+                lacks=lacks, package=package, source_file=source_of(find),
+            )  # fmt: skip
+
+        METHODS.add_family(form, rf"{prefix}:(\w+)", find_method)
+        return find
+
+    return register
 
 
 def load_plugins(files: Iterable[Path | str] = ()) -> None:
@@ -35,7 +82,7 @@ def load_plugins(files: Iterable[Path | str] = ()) -> None:
 
 @cache
 def load_entry_points() -> None:
-    """Import what packages name under `camkit.methods`, `camkit.metrics` and `camkit.models`.
+    """Import what packages name under `camkit.methods`, `.metrics`, `.models` and `.adapters`.
 
     An entry point names a module (or something in one); importing it registers what is in it.
 

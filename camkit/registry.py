@@ -116,6 +116,8 @@ class Registry(Mapping[str, T]):
     def forget(self, file: str) -> None:
         """Drop what a file has registered: it is about to be loaded again."""
         self._entries = {name: entry for name, entry in self._entries.items() if entry.source_file != file}
+        self._members = {name: entry for name, entry in self._members.items() if entry.source_file != file}
+        self._families = {form: one for form, one in self._families.items() if source_of(one[1]) != file}
 
     @property
     def groups(self) -> set[str]:
@@ -131,6 +133,7 @@ class Registry(Mapping[str, T]):
             find: takes the name and the pattern's groups, gives the entry.
         """
         self._families[form] = re.compile(pattern), find
+        self._members = {name: one for name, one in self._members.items() if not re.fullmatch(pattern, name)}
         for entry in self._entries.values():
             self._check_families(entry)
 

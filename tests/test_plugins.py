@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import tiny  # noqa: F401  (registers timm/camkit_tiny)
 from click.testing import CliRunner
 from places import ROOT
 from printed import blocks
@@ -282,6 +283,62 @@ def test_an_installed_package_adds_methods_metrics_and_models(
             assert re.search(rf"^{name} ", output, re.MULTILINE)
     finally:
         plugins.load_entry_points.cache_clear()
+
+
+ADAPTER = """
+from camkit import adapter
+from camkit.errors import UsageError
+
+
+@adapter("theirs", package="their-package")
+def find(name):
+    "A class of their package."
+    if name != "Mean":
+        raise UsageError(f"theirs has no {name!r}")
+    return lambda trace: trace.activation.mean(dim=1)
+"""
+
+
+def test_an_installed_package_adds_explainers_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, photos: Path
+) -> None:
+    site = tmp_path / "site"
+    package, info = site / "camkit_adapter_of_test", site / "camkit_adapter_of_test-1.0.dist-info"
+    package.mkdir(parents=True)
+    info.mkdir()
+    (package / "explainers.py").write_text(ADAPTER)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: camkit-adapter-of-test\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[camkit.adapters]\ntheirs = camkit_adapter_of_test.explainers\n")
+    monkeypatch.syspath_prepend(site)
+    monkeypatch.setattr(METHODS, "_families", dict(METHODS._families))
+    plugins.load_entry_points.cache_clear()
+    try:
+        code, output = run("list", "methods")
+        assert code == 0
+        assert re.search(r"theirs:NAME +A class of their package", output)
+        model = camkit.load_model("timm/camkit_tiny", weights="random")
+        found = camkit.explain(model, photos / "photo_0.png", method="theirs:Mean", layer="features")
+        assert found.maps.shape[1:] == (14, 14)
+        with pytest.raises(UsageError, match="theirs has no 'Median'"):
+            camkit.explain(model, photos / "photo_0.png", method="theirs:Median", layer="features")
+        assert METHODS["theirs:Mean"].origin == "their-package"
+    finally:
+        plugins.load_entry_points.cache_clear()
+
+
+def test_an_adapters_prefix_is_taken_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(METHODS, "_families", dict(METHODS._families))
+    file = tmp_path / "again.py"
+    file.write_text(ADAPTER)
+    plugins.load_plugins([file])
+    file.write_text(ADAPTER.replace("mean(", "sum("))
+    plugins.load_plugins([file])  # a file that is loaded again registers its things anew
+    file.write_text(ADAPTER.replace("theirs", "captum"))
+    with pytest.raises(CamkitError, match="adapter 'captum' exists already"):
+        plugins.load_plugins([file])
+    file.write_text(ADAPTER.replace('"theirs"', '"their:own"'))
+    with pytest.raises(CamkitError, match="adapter 'their:own': a prefix is letters, digits and _"):
+        plugins.load_plugins([file])
 
 
 def test_import_brings_no_torch() -> None:

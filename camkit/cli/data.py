@@ -45,7 +45,7 @@ def data() -> None:
     group="What to run",
     help="Measure this model's top-1: catches a wrong label mapping.",
 )
-@config_options("weights", "device")
+@config_options("activation", "weights", "preprocess", "size", "mean", "std", "plugin", "device")
 @batch_size_option
 @config_option("workers")
 @format_option

@@ -32,9 +32,13 @@ def _single(name: str, **changes: Any) -> Callable:
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE…", type=click.Path(path_type=Path))
 @_single("model", help="One model (camkit list models).")
 @config_option("method")
-@_single("layer", default="conv", help="Target layer: conv, prepool or MODULE.PATH.")
+@_single(
+    "layer",
+    default="conv",
+    help="Target layer: conv, prepool, MODULE.PATH, layer3+layer4 (fused); all: the end of each stage.",
+)
 @_single("utility", default="rest")
-@config_options("weights", "preprocess", "plugin")
+@config_options("activation", "target", "weights", "preprocess", "size", "mean", "std", "plugin", "classes")
 @click.option("--scores", is_flag=True, cls=Option, group="Scores", help="ADCC and its parts below each map.")
 @config_options("budget", "absent", "channels", "references", "reference_weight", "seed", "device")
 @click.option(
@@ -107,21 +111,43 @@ def explain(
 
 
 @click.command("list", cls=Command)
-@click.argument("what", type=click.Choice(["models", "methods", "metrics", "utilities"]))
+@click.argument("what", type=click.Choice(["models", "methods", "metrics", "utilities", "layers"]))
+@click.argument("model", required=False)
 @format_option
-@config_option("plugin")
-def list_names(what: str, style: str, plugin: tuple[str, ...]) -> None:
-    """List what can be named: models, methods, metrics or utilities.
+@config_options("weights", "preprocess", "activation", "plugin")
+@debug_option
+def list_names(what: str, style: str, model: str | None, plugin: tuple[str, ...], **options: Any) -> None:
+    """List what can be named: models, methods, metrics, utilities, or the layers of a MODEL.
+
+    Layers are those that can be explained, with the size of their maps; conv, prepool and the ends of stages
+    (--layer all) are marked.
+
+    Of the methods, csv and json also have formulas and sources (docs/methods.md explains them).
 
     \b
     Example:
       camkit list methods --format csv
+      camkit list layers timm/vit_tiny_patch16_224 --weights random
     """
+    if (what == "layers") != (model is not None):
+        raise UsageError(
+            "camkit list layers MODEL: name a model (camkit list models)"
+            if what == "layers"
+            else f"camkit list {what} takes no model"
+        )
     from camkit.plugins import load_plugins
-    from camkit.report.tables import listing
 
     load_plugins(plugin)
-    frame = listing(what)
+    if model is None:
+        from camkit.report.tables import brief_listing, groups_of_methods, listing
+
+        frame = listing(what)
+    else:
+        import pandas as pd
+
+        from camkit.network.prepare import list_layers
+
+        frame = pd.DataFrame(list_layers(model, RunConfig(model=(model,), **options)))
     if style == "csv":
         click.echo(frame.to_csv(index=False, lineterminator="\n"), nl=False)
     elif style == "json":
@@ -129,6 +155,7 @@ def list_names(what: str, style: str, plugin: tuple[str, ...]) -> None:
     else:
         from tabulate import tabulate
 
-        click.echo(
-            tabulate(frame.astype(object).fillna(""), headers="keys", tablefmt="simple", showindex=False)
-        )
+        brief = brief_listing(what) if model is None else frame
+        click.echo(tabulate(brief, headers="keys", tablefmt="simple", showindex=False))
+        if what == "methods":
+            click.echo(f"\n{groups_of_methods()}")

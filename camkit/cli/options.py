@@ -188,7 +188,10 @@ batch_size_option = config_option(
 
 def data_of_run(command: Callable) -> Callable:
     """Where the images of a run are."""
-    options = [config_option("data", help="The images of the run."), config_options(*READING)]
+    options = [
+        config_option("data", help="The images of the run."),
+        config_options(*READING, "regions"),
+    ]
     for option in reversed(options):
         command = option(command)
     return command

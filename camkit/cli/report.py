@@ -122,6 +122,8 @@ def report(
 ) -> None:
     """The table of results: means with 95 % intervals, marks, controls, and audit lines.
 
+    Results of several layers also have a table of which layer suits the model.
+
     html is one file with tables, figures and images; the images' maps are there if `bench --save-maps` kept
     them.
 
@@ -137,7 +139,7 @@ def report(
     style = _style(style, out)
     if style == "html" and out is None:
         raise UsageError("--format html writes a page: say where with -o FILE.html")
-    from camkit.report import paper, tables
+    from camkit.report import layers, paper, tables
 
     named = _naming(style)
     analyses = _analyses(folders, plugin)
@@ -152,6 +154,7 @@ def report(
     else:
         study = [analysis.block for analysis in analyses]
         grids = [tables.score_grid(analysis, study, named) for analysis in analyses]
+        grids += layers.layer_grids(analyses, named)
         frame = partial(tables.score_frame, analyses)
     if style == "html":
         data = data or os.environ.get("CAMKIT_DATA")
@@ -236,10 +239,13 @@ def grade(folders: tuple[Path, ...], style: str | None, out: Path | None, plugin
 
     \b
     Example:
+      camkit grade results/mosaics results/photos
+
+    \b
+    after
       camkit bench --model resnet50 --data mosaic:/data/imagenet/val --limit 100 \\
         --method paper,controls,ceilings,hirescam~all --metrics localisation,adcc,deletion,shape \\
         --save-maps -o results/mosaics
-      camkit grade results/mosaics results/photos
     """
     from camkit.plugins import load_plugins
     from camkit.report import grade_tables, grades

@@ -46,10 +46,20 @@ def with_regions(data: DataSet, path: Path) -> DataSet:
         f"regions: of {len(matched)} images, from {path.name}" + (f"; {missing} have none" if missing else "")
     )
     items = tuple(replace(item, region=matched.get(item.id)) for item in data.items)
-    digest = hashlib.sha256(
-        f"{data.fingerprint}\n{sorted(matched.items())!r}".encode("utf-8", "surrogateescape")
-    )
-    return replace(data, items=items, fingerprint=digest.hexdigest(), notes=(*data.notes, *notes))
+    known = {image: _known(region) for image, region in matched.items()}
+    digest = hashlib.sha256(repr(sorted(known.items())).encode(errors="surrogateescape"))
+    return replace(data, items=items, regions=digest.hexdigest(), notes=(*data.notes, *notes))
+
+
+def _known(region: Region) -> str:
+    """What tells one region from another, wherever the files lie: of a mask its name and size in bytes."""
+    if not isinstance(region, MaskFile):
+        return repr(region)
+    try:
+        size = region.source.stat().st_size
+    except OSError:
+        size = -1
+    return f"{region.name}, {size}"
 
 
 def _match(item: Item, found: Mapping[str, Region]) -> Region | None:
@@ -65,15 +75,16 @@ def _from_csv(path: Path) -> tuple[dict[str, Region], list[str]]:
             reader = csv.DictReader(file, restval="")
             columns = [column.strip() for column in reader.fieldnames or ()]
             reader.fieldnames = columns
-            rows = list(reader)
+            rows = [(reader.line_num, row) for row in reader]
     except (OSError, csv.Error) as error:
         raise UsageError(f"--regions {path}: {error}") from error
     if {*KAGGLE} <= {*columns}:
         return _boxes(
-            path, ((row["ImageId"], box) for row in rows for box in _kaggle(row["PredictionString"]))
+            path,
+            ((line, row["ImageId"], box) for line, row in rows for box in _kaggle(row["PredictionString"])),
         )
     if {"image", *BOX} <= {*columns}:
-        return _boxes(path, ((row["image"], [row[side] for side in BOX]) for row in rows))
+        return _boxes(path, ((line, row["image"], [row[side] for side in BOX]) for line, row in rows))
     raise UsageError(
         f"--regions {path}: expected the columns image,{','.join(BOX)} or {','.join(KAGGLE)}; it has "
         f"{','.join(columns) or 'none'}"
@@ -86,17 +97,24 @@ def _kaggle(text: str) -> list[list[str]]:
     return [words[start + 1 : start + 5] for start in range(0, len(words), 5)]
 
 
-def _boxes(path: Path, rows: Iterable[tuple[str, Sequence[str]]]) -> tuple[dict[str, Region], list[str]]:
+def _boxes(path: Path, rows: Iterable[tuple[int, str, Sequence[str]]]) -> tuple[dict[str, Region], list[str]]:
+    """Boxes by image, and what cannot be read.
+
+    Args:
+        rows: line in the file, image, and the four sides as text.
+    """
     boxes: dict[str, list[tuple[float, float, float, float]]] = defaultdict(list)
     broken: list[str] = []
-    for number, (image, sides) in enumerate(rows, start=2):
+    for line, image, sides in rows:
         try:
             x1, y1, x2, y2 = map(float, sides)
         except ValueError:
-            broken.append(f"box {number - 1} of {image!r} ({','.join(sides)})")
+            broken.append(f"of {image!r} in line {line} ({','.join(sides)})")
             continue
         boxes[image].append((x1, y1, x2, y2))
-    notes = [f"{path.name}: {len(broken)} boxes cannot be read, the first is {broken[0]}"] if broken else []
+    notes = (
+        [f"{path.name}: boxes that cannot be read: {len(broken)}, the first {broken[0]}"] if broken else []
+    )
     return {image: Boxes(tuple(found)) for image, found in boxes.items()}, notes
 
 
@@ -116,7 +134,9 @@ def _from_folder(path: Path) -> tuple[dict[str, Region], list[str]]:
             found.setdefault(key.rpartition("/")[2], found[key])
     if not found and not broken:
         raise UsageError(f"--regions {path}: no .xml and no .png files there")
-    notes = [f"{path.name}: {len(broken)} files cannot be read, the first is {broken[0]}"] if broken else []
+    notes = (
+        [f"{path.name}: files that cannot be read: {len(broken)}, the first {broken[0]}"] if broken else []
+    )
     return found, notes
 
 

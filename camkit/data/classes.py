@@ -149,6 +149,12 @@ def wnid_to_index() -> dict[str, int]:
     return imagenet().index_of_wnid
 
 
-def class_name(index: int, classes: int) -> str:
-    """The first name of an ImageNet class, or `class 7` for models with other than 1,000 classes."""
-    return imagenet().short_name(index) if classes == CLASSES else f"class {index}"
+def class_name(index: int, outputs: int, listed: ClassList | None = None) -> str:
+    """The name of one of a model's classes; `class 7` where the list is not of the model's classes.
+
+    Args:
+        outputs: how many classes the model tells apart.
+        listed: None: ImageNet's.
+    """
+    listed = listed or imagenet()
+    return listed.short_name(index) if outputs == len(listed) else f"class {index}"

@@ -25,14 +25,19 @@ from camkit.registry import unknown_name
 SHOWN = 20
 
 
-def data_of(config: RunConfig) -> DataSet:
-    """The photos of a run with their regions, see :func:`find_images` and :func:`with_regions`."""
+def data_of(config: RunConfig, own: ClassList | None = None) -> DataSet:
+    """The photos of a run with their regions, see :func:`find_images` and :func:`with_regions`.
+
+    Args:
+        own: the class list that the run's models carry with them; it counts where the user names none.
+    """
     data = find_images(
         config.photos,
         config.seed,
         config.layout,
         config.labels,
         classes=config.classes,
+        own=own,
         image_column=config.image_column,
         label_column=config.label_column,
     )
@@ -46,6 +51,7 @@ def find_images(
     labels: Path | None = None,
     *,
     classes: str | None = None,
+    own: ClassList | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
 ) -> DataSet:
@@ -56,7 +62,8 @@ def find_images(
         layout: a name of :data:`LAYOUTS`; None: found by looking.
         labels: a CSV file `image,label` that stands above all other labels.
         classes: `imagenet`, `folders` or a file (:func:`camkit.data.classfiles.read_class_file`); None:
-            ImageNet's, which bare numbers mean only where all of its indices occur.
+            `own`, which bare numbers mean only where all of its indices occur.
+        own: the list where none is named; None: ImageNet's.
         image_column: of parquet files; the ending of the photos in WebDataset's shards.
         label_column: of parquet files; a field of the .json members of WebDataset's shards, or `cls`, `txt`.
 
@@ -69,12 +76,12 @@ def find_images(
         if any((layout, labels, image_column, label_column)) or classes == FOLDERS:
             raise UsageError("the sample photos take --classes FILE and no other option on how to read data")
         items = sample_items()
-        return DataSet("sample", in_order(items, seed), fingerprint(items), classes=_class_list(classes))
+        return DataSet("sample", in_order(items, seed), fingerprint(items), classes=class_list(classes, own))
     root = Path(data).expanduser()
     contents = look(root)
     if layout != "photos":  # any folder of photos may have a subfolder `train`
         contents = validation_only(contents)
-    listed = _folder_classes(contents) if classes == FOLDERS else _class_list(classes)
+    listed = _folder_classes(contents) if classes == FOLDERS else class_list(classes, own)
     reading = Reading(listed, classes is not None, layout, image_column, label_column)
     return _read(contents, reading, labels, seed)
 
@@ -100,9 +107,15 @@ def _read(contents: Contents, reading: Reading, labels: Path | None, seed: int) 
     )
 
 
-def _class_list(classes: str | None) -> ClassList:
-    """ImageNet's list, or that of a file."""
-    return imagenet() if classes in (None, IMAGENET) else read_class_file(Path(classes).expanduser())
+def class_list(classes: str | None, own: ClassList | None = None) -> ClassList:
+    """ImageNet's list, or that of a file; where none is named, `own` if there is one.
+
+    Raises:
+        UsageError: there is no such file, or it is no class list.
+    """
+    if classes is None:
+        return own or imagenet()
+    return imagenet() if classes == IMAGENET else read_class_file(Path(classes).expanduser())
 
 
 def _folder_classes(contents: Contents) -> ClassList:
@@ -177,7 +190,7 @@ def _what_was_found(layout: Layout, reading: Reading, names: Sequence[str], labe
     lines = [f"{len(names)} images, layout {layout.name} ({layout.looks})"]
     if reading.classes.name == FOLDERS:
         lines.append(_said(reading.classes, names))
-    elif reading.named:
+    elif reading.named or reading.classes.name != IMAGENET:
         lines.append(f"classes: {reading.classes.title}, {len(reading.classes)}")
     further = _further_endings(names)
     if further and not layout.columns:

@@ -48,6 +48,7 @@ class DataSet:
     Attributes:
         layout: a name of :data:`camkit.data.layouts.LAYOUTS`, or `sample`.
         labels: where the labels come from; empty where there are none.
+        regions: a fingerprint of where the classes are; empty where that is not said.
         classes: what the labels stand for: ImageNet's list where no other was named.
         notes: lines that the user should see.
         unlabelled: image -> why it has no label, where others have one.
@@ -59,6 +60,7 @@ class DataSet:
     fingerprint: str
     layout: str = "sample"
     labels: str = ""
+    regions: str = ""
     classes: ClassList = field(default_factory=imagenet)
     notes: tuple[str, ...] = ()
     unlabelled: Mapping[str, str] = field(default_factory=dict)

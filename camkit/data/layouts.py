@@ -71,7 +71,7 @@ def _read_folders(contents: Contents, reading: Reading) -> tuple[Entries, Labels
 
 def _class_folders(contents: Contents, reading: Reading) -> bool:
     """Whether a list of the user's own names a folder."""
-    if not reading.named or reading.classes.name == IMAGENET:
+    if reading.classes.name == IMAGENET:
         return False
     folders = {folder for name in _names(contents) for folder in folders_of(name)}
     return any(map(reading.classes.indices_named, folders))

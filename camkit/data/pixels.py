@@ -28,12 +28,32 @@ MAX_ASPECT = 1000
 ORIENTATION = 0x0112  # the EXIF tag
 
 
-def crop_to(size: int) -> Compose:
-    """The paper's crop, to another size: the short side to 256/224 of it, bilinear, then the centre."""
-    short = round(size * 256 / 224)
-    return Compose(
-        [Resize(short, InterpolationMode.BILINEAR, antialias=True), CenterCrop(size), PILToTensor()]
+@dataclass(frozen=True)
+class Cover:
+    """Resize a photo, bilinear and in its proportions, until it covers a rectangle."""
+
+    height: int
+    width: int
+
+    def __call__(self, photo: Image.Image) -> Image.Image:
+        scale = max(self.height / photo.height, self.width / photo.width)
+        sides = (max(self.width, round(scale * photo.width)), max(self.height, round(scale * photo.height)))
+        return photo.resize(sides, Image.Resampling.BILINEAR)
+
+
+def crop_to(size: int | tuple[int, int]) -> Compose:
+    """The paper's crop, to another size: resized to cover 256/224 of it, bilinear, then the centre.
+
+    Args:
+        size: side of a square, or (H, W), in pixels.
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    rows, columns = (round(side * 256 / 224) for side in (height, width))
+    # Of a square the short side decides.
+    resize: Callable = (
+        Resize(rows, InterpolationMode.BILINEAR, antialias=True) if rows == columns else Cover(rows, columns)
     )
+    return Compose([resize, CenterCrop((height, width)), PILToTensor()])
 
 
 PAPER_CROP = crop_to(224)
@@ -44,21 +64,21 @@ class Preprocess:
     """How a photo becomes what the model sees.
 
     Attributes:
-        crop: PIL RGB image -> uint8 (3, H, W).
-        mean, std: per channel, in units of [0, 1].
+        crop: PIL RGB image -> uint8 (C, H, W).
+        mean, std: per channel, in units of [0, 1]; of one channel the images are grey.
         orient: turn photos as their EXIF data say.
         side: photos along a side of the image; more than one make a mosaic.
     """
 
     name: str
     crop: Callable[[Image.Image], Tensor] = field(compare=False)
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     orient: bool = False
     side: int = 1
 
     def pixels(self, data: bytes) -> Tensor:
-        """The crop of a photo by its file's content, uint8 (3, H, W).
+        """The crop of a photo by its file's content, uint8 (C, H, W).
 
         Raises:
             CamkitError: it cannot be decoded, see :func:`decode`.
@@ -67,12 +87,12 @@ class Preprocess:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(3, H, W) of every image."""
+        """(C, H, W) of every image."""
         channels, height, width = self.crop(Image.new("RGB", (512, 512))).shape
         return channels, self.side * height, self.side * width
 
     def assemble(self, crops: Sequence[Tensor]) -> Tensor:
-        """Crops (3, h, w) in raster order as one image (3, H, W)."""
+        """Crops (C, h, w) in raster order as one image (C, H, W)."""
         rows = [torch.cat(list(crops[i : i + self.side]), dim=2) for i in range(0, len(crops), self.side)]
         return torch.cat(rows, dim=1)
 
@@ -119,7 +139,7 @@ class Preprocess:
         return f"{self.name}: {self.describe_pixels()}; mean {list(self.mean)}, std {list(self.std)}"
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        """uint8 (B, 3, H, W) -> float32, channels last in memory."""
+        """uint8 (B, C, H, W) -> float32, channels last in memory."""
         images = pixels.contiguous(memory_format=torch.channels_last).float()
         batch, channels, height, width = images.shape
         # Row by row: runs of three values, a pixel's, are too short for vector instructions.
@@ -133,9 +153,13 @@ class Preprocess:
         mean, std = self._statistics(images.device)
         return images * std + mean
 
+    def rgb(self, images: Tensor) -> Tensor:
+        """The same as RGB, (B, 3, H, W), grey ones too."""
+        return self.denormalise(images).expand(-1, 3, -1, -1)
+
     def _statistics(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        mean = torch.tensor(self.mean, device=device).view(1, 3, 1, 1)
-        return mean, torch.tensor(self.std, device=device).view(1, 3, 1, 1)
+        mean = torch.tensor(self.mean, device=device).view(1, -1, 1, 1)
+        return mean, torch.tensor(self.std, device=device).view(1, -1, 1, 1)
 
 
 def shrunk(preprocess: Preprocess) -> Preprocess:

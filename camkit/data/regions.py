@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from camkit.data.sources import Photo, read_bytes
+from camkit.data.sources import read_bytes
 from camkit.errors import CamkitError
 
 Size = tuple[int, int]  # width, height
@@ -40,20 +41,30 @@ class Boxes:
                 raise CamkitError(
                     f"the box {x1:g},{y1:g},{x2:g},{y2:g} does not lie in the photo of {width}x{height}"
                 )
-            corners = (x1 * across, y1 * down, min(x2 * across, size[0] - 1), min(y2 * down, size[1] - 1))
-            ImageDraw.Draw(drawn).rectangle(tuple(round(corner) for corner in corners), fill=255)
+            columns, rows = _pixels(x1, x2, across, size[0]), _pixels(y1, y2, down, size[1])
+            ImageDraw.Draw(drawn).rectangle((columns[0], rows[0], columns[1], rows[1]), fill=255)
         return drawn
+
+
+def _pixels(first: float, last: float, scale: float, side: int) -> tuple[int, int]:
+    """The first and the last pixel of a box's side in a photo of another scale, within the photo."""
+    begin = min(round(first * scale), side - 1)
+    return begin, max(begin, min(round((last + 1) * scale) - 1, side - 1))
 
 
 @dataclass(frozen=True)
 class MaskFile:
-    """A PNG mask of the photo's size: whatever is not 0 is inside.
+    """A PNG mask of the photo's size: whatever is not 0 is inside; transparency does not count.
 
     In a mask of three channels, ImageNet-S's encoding, the segment's number is R + 256 G, and 1000 is
     ignored.
     """
 
-    source: Photo
+    source: Path
+
+    @property
+    def name(self) -> str:
+        return self.source.name
 
     def draw(self, size: Size) -> Image.Image:
         """White on black, mode L.
@@ -64,21 +75,23 @@ class MaskFile:
         try:
             with Image.open(io.BytesIO(read_bytes(self.source))) as mask:
                 values = np.asarray(mask)
-        except CamkitError:
-            raise
+        except CamkitError as error:
+            raise CamkitError(f"the mask {self.name}: {error}") from error
         except Exception as error:  # PIL's decoders raise nearly anything on a damaged file
-            raise CamkitError(f"the mask {self.source} cannot be read: {error}") from error
-        if values.ndim == 3:
-            values = values[..., 0].astype(np.int64) + 256 * values[..., 1]
+            raise CamkitError(f"the mask {self.name} cannot be read: {error}") from error
+        if values.ndim == 3 and values.shape[2] > 2:
+            values = values[..., 0] + 256 * values[..., 1].astype(np.int64)
             values = np.where(values == IGNORED, 0, values)
+        elif values.ndim == 3:  # grey, with transparency
+            values = values[..., 0]
         if values.shape != (size[1], size[0]):
             raise CamkitError(
-                f"the mask {self.source} has {values.shape[1]}x{values.shape[0]} pixels, the photo "
+                f"the mask {self.name} has {values.shape[1]}x{values.shape[0]} pixels, the photo "
                 f"{size[0]}x{size[1]}"
             )
         inside = values != 0
         if not inside.any():
-            raise CamkitError(f"the mask {self.source} is empty")
+            raise CamkitError(f"the mask {self.name} is empty")
         return Image.fromarray(inside.astype(np.uint8) * 255)
 
 

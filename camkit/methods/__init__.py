@@ -8,7 +8,7 @@ Passes through the network belong to network, scores to metrics.
 from camkit.methods import gradient
 from camkit.methods import shapley
 from camkit.methods import aumann
-from camkit.methods import activation
+from camkit.methods import components
 from camkit.methods import channels
 from camkit.methods import positions
 from camkit.methods import images
@@ -19,6 +19,6 @@ from camkit.methods import controls
 from camkit.methods import altered
 
 __all__ = [
-    "activation", "adapters", "altered", "aumann", "channels", "controls", "fusion", "gradient", "images",
+    "adapters", "altered", "aumann", "channels", "components", "controls", "fusion", "gradient", "images",
     "positions", "shapley", "transformers",
 ]  # fmt: skip

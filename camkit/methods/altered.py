@@ -52,10 +52,10 @@ def alter(trace: Trace, base: Method, change: str) -> Tensor:
 
 @family(
     rf"(.+){MARK}(moved-(?:[1-9]|[1-9][0-9]|100)|{'|'.join(HARMLESS)})",
-    form=f"METHOD{MARK}moved-T|{'|'.join(HARMLESS)}",
+    form=f"METHOD{MARK}CHANGE",
 )
 def find_altered(name: str, base: str, change: str) -> Method:
-    """A method's maps, T % of them moved into a wrong tile, or with another histogram; `METHOD~all`: each."""
+    """A method's maps changed: `~moved-T` (T % into a wrong tile), `~sqrt`, `~square`, `~raised`; `~all`."""
     found = METHODS[base]
     return Method(
         name,

@@ -1,19 +1,21 @@
-"""Methods that average the gradient along the path from the absent activation to A.
+"""Methods that average the gradient along the path from the absent activation A0 to A.
 
 With positions as players, phi_i = integral over t of E[u(i present) - u(i absent)], where each other player
 is present with probability t (Owen 1972). With the mean of that random coalition in its place this is the
 Aumann-Shapley value at the layer, integral over t of (A - A0)_i du/dA_i(A0 + t (A - A0)), A0 being the
 absent activation (zero unless `--absent` says otherwise): integrated gradients (1703.01365) of the rest of
-the network, as in Integrated Grad-CAM (2102.07805). `aumann-N` takes it at the N nodes of Gauss-Legendre, for
-N gradients of the rest of the network and no second derivative. For a quadratic u one node is exact.
+the network, as captum's LayerIntegratedGradients takes them from a baseline image's activation.
+docs/shapley.md says how the rule was chosen.
+
+`aumann-N` takes the gradient at N steps back from A and at A itself, where most methods take it: N gradients
+of the rest of the network and no second derivative.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,32 +24,49 @@ from camkit.errors import UsageError
 from camkit.network.trace import Trace
 
 MAX_NODES = 64
-SOURCE = "Aumann-Shapley value at the layer (1703.01365, 2102.07805), Gauss-Legendre"
+SOURCE = "Aumann-Shapley value at the layer (1703.01365), equal steps back from A, completed"
+
+
+def steps_back(count: int) -> Iterator[float]:
+    """The nodes t_k = (2k - 1) / (2N + 1), k = 1 ... N: equal steps back from 1, and half a step from 0."""
+    return ((2 * k - 1) / (2 * count + 1) for k in range(1, count + 1))
 
 
 def path_gradient(trace: Trace, nodes: int) -> Tensor:
-    """Sum over nodes t of w du/dA at A0 + t (A - A0), (B, C, h, w)."""
-    places, weights = np.polynomial.legendre.leggauss(nodes)  # on [-1, 1], weights of sum 2
+    """(2 sum over nodes t of G(A0 + t (A - A0)) + G(A)) / (2N + 1), G = du/dA; (B, C, h, w)."""
     absent, activation = trace.absent_activation, trace.activation
-    total = torch.zeros_like(activation)
-    for place, weight in zip(places.tolist(), weights.tolist(), strict=True):
-        total += weight / 2 * trace.gradient_at(torch.lerp(absent, activation, (place + 1) / 2))
-    return total
+    total = trace.gradient.clone()
+    for place in steps_back(nodes):
+        total += 2 * trace.gradient_at(torch.lerp(absent, activation, place))
+    return total / (2 * nodes + 1)
+
+
+def completed(maps: Tensor, gain: Tensor) -> Tensor:
+    """Maps (B, h, w) that sum to gain (B,): what they leave of it goes to positions in proportion to |m|.
+
+    A map that is 0 everywhere stays so.
+    """
+    size = maps.abs()
+    total = size.sum(dim=(1, 2))
+    share = (gain - maps.sum(dim=(1, 2))) / total.where(total > 0, torch.inf)
+    return maps + share[:, None, None] * size
 
 
 def aumann(trace: Trace, nodes: int) -> Tensor:
-    """Sum over channels of (A - A0) sum over nodes t of w G(A0 + t (A - A0)), G = du/dA."""
-    return (path_gradient(trace, nodes) * (trace.activation - trace.absent_activation)).sum(dim=1)
+    """Sum over channels of (A - A0) Ḡ, Ḡ the path gradient, completed to sum to u(A) - u(A0)."""
+    maps = (path_gradient(trace, nodes) * (trace.activation - trace.absent_activation)).sum(dim=1)
+    gain = trace.utility(trace.logits, trace.target) - trace.head(trace.absent_activation)
+    return completed(maps, gain)
 
 
 def aumann_gap(trace: Trace, nodes: int) -> Tensor:
-    """As aumann-N with the gradient averaged over positions, in the manner of GradCAM."""
+    """As aumann-N with the gradient averaged over positions, in the manner of GradCAM; not completed."""
     weights = path_gradient(trace, nodes).mean(dim=(2, 3), keepdim=True)
     return (weights * (trace.activation - trace.absent_activation)).sum(dim=1)
 
 
 def aumann_e(trace: Trace, nodes: int) -> Tensor:
-    """As aumann-N with ReLU before the sum over channels (element-wise)."""
+    """As aumann-N with ReLU before the sum over channels (element-wise); not completed."""
     return (path_gradient(trace, nodes) * (trace.activation - trace.absent_activation)).relu().sum(dim=1)
 
 
@@ -68,5 +87,5 @@ def find_aumann(name: str, nodes: str, variant: str | None) -> Method:
         SOURCE,
         value=variant is None,
         uses=("activation", "head", "gradient"),
-        cost=f"{nodes} head grads",
+        cost=f"1 grad, {nodes} head grad{'s' * (int(nodes) > 1)}" + (", 1 head" if variant is None else ""),
     )

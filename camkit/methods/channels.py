@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from camkit.entries import method
+from camkit.errors import CamkitError
 from camkit.methods.saliency import min_max
 from camkit.network.game import CHUNK
 from camkit.network.head import LinearHead, linear_head
@@ -20,21 +21,50 @@ def _weighted(weights: Tensor, activation: Tensor) -> Tensor:
     return (weights[:, :, None, None] * activation).sum(dim=1)
 
 
+def no_linear_head(network: Network, layer: str) -> str:
+    """Why what follows a layer is no global average pooling and linear map; "" where it is."""
+    found = linear_head(network, layer)
+    return found if isinstance(found, str) else ""
+
+
+@method(
+    "cam",
+    title="CAM",
+    groups=("cheap",),
+    source="arXiv 1512.04150, eq. 2",
+    uses=("activation", "head"),
+    cost="0",
+    lacks=no_linear_head,
+)
+def cam(trace: Trace) -> Tensor:
+    """Sum over channels of W_c A, where the logits are W GAP(A) + b; c the class, whatever the utility.
+
+    W is found from the network, see :func:`camkit.network.head.linear_head`.
+
+    Raises:
+        CamkitError: what follows the layer is something else.
+    """
+    found = linear_head(trace.network, trace.layer)
+    if isinstance(found, str):
+        raise CamkitError(found)
+    return _weighted(found.weight[trace.target], trace.activation)
+
+
 @method(
     "ablationcam",
     title="AblationCAM",
     groups=("perturbation",),
     source="Desai and Ramaswamy, WACV 2020, eq. 3",
     uses=("activation", "head"),
-    cost="C heads; 0 where linear",
+    cost="C heads, or 0",
 )
 def ablationcam(trace: Trace) -> Tensor:
     """Sum over channels of w A, w = u(A) - u(A without the channel): its activation 0 at every position.
 
     The paper divides w by u(A): one number for all channels, which scales the map and where it is negative
     turns it over. It is left out. Where what follows the layer is global average pooling and a linear map,
-    the logits without a channel k are y - W_k GAP(A_k), and no pass is needed; elsewhere it is one through
-    the rest of the network per channel.
+    the logits without channel k are y - W_k GAP(A_k), and no pass is needed. Elsewhere each channel takes one
+    pass through the rest of the network.
     """
     linear = trace.linear_head
     if linear is None:
@@ -72,18 +102,17 @@ def _linear_drops(trace: Trace, linear: LinearHead) -> Tensor:
     groups=("perturbation",),
     source="arXiv 1910.01279, eq. 6 and 7, algorithm 1",
     uses=("activation", "passes"),
-    cost="C passes (--channels N: N)",
+    cost="C passes (--channels)",
 )
 def scorecam(trace: Trace) -> Tensor:
-    """Sum over channels of w A, w = softmax over channels of u(x M_k), M_k the channel as a mask of the
-    image.
+    """Sum over channels of w A, w = softmax over channels of u(x M), M a channel as a mask of the image.
 
-    M_k is A_k resized to the image (bilinear), then scaled to [0, 1]; it multiplies the normalised image.
-    That the paper subtracts the utility of a blank image first changes nothing in a softmax. With `--channels
-    N` only the N channels whose A_k varies most over positions take part, and the others have weight 0.
+    M is the channel of A, resized to the image (bilinear), then scaled to [0, 1]. It multiplies the
+    normalised image. The paper first subtracts the utility of a blank image: no change in a softmax. With
+    `--channels N` only the N channels that vary most over positions take part: the others have weight 0.
 
-    As published u is a class's score before or after the softmax. Under `--utility softmax` it lies in [0,
-    1], so the largest weight is at most e times the smallest, and the map is nearly the mean of A.
+    Under `--utility softmax`, one of the published forms, u lies in [0, 1]. So the largest weight is at most
+    e times the smallest, and the map is nearly the mean of A.
     """
     activation = trace.activation
     if trace.channels is not None and trace.channels < activation.shape[1]:
@@ -110,7 +139,7 @@ def no_rescale_rule(network: Network, layer: str) -> str:
     title="LIFT-CAM",
     source="arXiv 2102.05228, eq. 9; rescale rule: 1704.02685",
     uses=("activation", "head"),
-    cost="1 head, 1 head grad; 0 where linear",
+    cost="1 head, 1 head grad, or 0",
     lacks=no_rescale_rule,
 )
 def liftcam(trace: Trace) -> Tensor:

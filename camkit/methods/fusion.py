@@ -1,22 +1,23 @@
 """One map of several layers.
 
-Layers differ in the size of their grids and in the scale of their values, so no sum of their signed maps
-means
-anything: each map is turned into values in [0, 1] at the images' size first, and what comes out is a saliency
-map.
+Layers differ in the size of their grids and in the scale of their values, so a sum of their signed maps means
+nothing. Each map is turned into values in [0, 1] at the images' size first. The result is a saliency map.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache, partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from camkit.entries import method
+from camkit.entries import Method, method
 from camkit.methods.gradient import gradcam_plus_plus, layercam
 from camkit.methods.saliency import min_max, to_saliency
+from camkit.network.layers import parts_of
 from camkit.network.passes import Network
 from camkit.network.trace import Trace
 
@@ -45,9 +46,32 @@ def fuse(maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
     return min_max(highest.where(finite, 0))
 
 
+@cache
+def at_layer(entry: Method, layer: str) -> Method:
+    """The method as it is computed at a layer; at several (`layer3+layer4`) its maps are fused.
+
+    See :func:`fuse`. Methods that are not of one layer stay as they are.
+    """
+    parts = parts_of(layer)
+    if len(parts) == 1 or not entry.of_one_layer:
+        return entry
+
+    def lacks(network: Network, _: str) -> str:
+        return next((why for part in parts if entry.lacks and (why := entry.lacks(network, part))), "")
+
+    function = partial(_fused, entry.function)
+    return replace(entry, function=function, saliency=True, value=False, lacks=lacks)
+
+
+def _fused(function: Callable[[Trace], Tensor], trace: Trace) -> Tensor:
+    return fuse([function(part) for part in trace.layers], _size(trace))
+
+
 def lacks_stages(network: Network, layer: str) -> str:
-    """Why a model has no several stages, or ""."""
-    return "" if len(network.stages) > 1 else "the model has not several stages whose ends have positions"
+    """Why there are no several layers to take the maps of, or ""."""
+    if len(parts_of(layer)) > 1 or len(network.stages) > 1:
+        return ""
+    return "the model has not several stages whose ends have positions (name layers: --layer 'a+b')"
 
 
 def _size(trace: Trace) -> tuple[int, int]:

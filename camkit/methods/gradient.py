@@ -5,13 +5,14 @@ They are written for maps before the ReLU: negative values are kept here.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from camkit.entries import method
 from camkit.errors import CamkitError
-from camkit.methods.activation import first_component
 from camkit.methods.saliency import min_max
 from camkit.network.head import classifier_weight
 from camkit.network.passes import Network
@@ -19,6 +20,7 @@ from camkit.network.seeding import generator
 from camkit.network.trace import PixelView, Trace
 
 NOISE_SAMPLES, NOISE_SIGMA = 4, 0.3  # of Smooth GradCAM++; sigma in units of the normalised image
+EXPECTED_SAMPLES = 16  # of Expected Grad-CAM
 
 
 @method(
@@ -120,22 +122,6 @@ def hirescam(trace: Trace) -> Tensor:
 
 
 @method(
-    "eigengradcam",
-    title="EigenGradCAM",
-    groups=("cheap",),
-    source="EigenCAM (2008.00299) of G A, as in the grad-cam package",
-    uses=("activation", "gradient"),
-    cost="1 grad",
-)
-def eigengradcam(trace: Trace) -> Tensor:
-    """The first principal component over positions of G A, centred; no paper defines it.
-
-    The sign is such that the map correlates positively with the sum of G A over channels, HiResCAM's map.
-    """
-    return first_component(trace.gradient * trace.activation)
-
-
-@method(
     "smoothgradcam++",
     title="Smooth GradCAM++",
     source="arXiv 1908.01224, eq. 9 and 10",
@@ -157,16 +143,41 @@ def smooth_gradcam_plus_plus(trace: Trace) -> Tensor:
     return _plus_plus(trace.activation, *moments)
 
 
-def _noise(trace: Trace, sample: int) -> Tensor:
-    """N(0, 1), (B, 3, H, W), of each image's own stream."""
-    return torch.stack(
-        [
-            torch.randn(
-                trace.images.shape[1:], generator=generator(trace.seed, name, trace.draw, "noise", sample)
-            )
-            for name in trace.image_ids
-        ]
-    ).to(trace.images)
+@method(
+    "expected-gradcam",
+    title="Expected Grad-CAM",
+    source="arXiv 2406.01274; expected gradients: 1906.10670",
+    uses=("activation", "gradient", "passes"),
+    cost="16 passes, 16 grads",
+)
+def expected_gradcam(trace: Trace) -> Tensor:
+    """Sum over channels of w A, w = mean of GAP(G) over 16 images x' + t (x + e - x').
+
+    x' is a baseline and t the place on the way from it to the image x: expected gradients. e is noise, N(0,
+    0.3): a smoothing by a Gaussian kernel. All three are drawn by (seed, image id, draw, sample), t from U(0,
+    1), x' from N(0, 1): the mean and variance of normalised images.
+
+    The paper's weights are the smoothed expectation of perturbed integrated gradients. It leaves the
+    distribution of baselines, the kernel and the number of samples to be chosen: those here are camkit's.
+    """
+    weights = torch.zeros_like(trace.activation[:, :, :1, :1])
+    for sample in range(EXPECTED_SAMPLES):
+        baseline = _noise(trace, sample, "baseline")
+        image = trace.images + NOISE_SIGMA * _noise(trace, sample)
+        images = torch.lerp(baseline, image, _drawn(torch.rand, trace, (1, 1, 1), "place", sample))
+        weights += trace.at(images).gradient.mean(dim=(2, 3), keepdim=True) / EXPECTED_SAMPLES
+    return (weights * trace.activation).sum(dim=1)
+
+
+def _noise(trace: Trace, sample: int, purpose: str = "noise") -> Tensor:
+    """N(0, 1), (B, 3, H, W)."""
+    return _drawn(torch.randn, trace, trace.images.shape[1:], purpose, sample)
+
+
+def _drawn(draw: Callable[..., Tensor], trace: Trace, shape: Sequence[int], *purpose: object) -> Tensor:
+    """Random numbers (B, *shape), those of an image from its own stream."""
+    streams = [generator(trace.seed, name, trace.draw, *purpose) for name in trace.image_ids]
+    return torch.stack([draw(*shape, generator=stream) for stream in streams]).to(trace.images)
 
 
 def no_similar_classes(network: Network, layer: str) -> str:
@@ -226,8 +237,8 @@ def _similar_classes(trace: Trace) -> Tensor:
 def fullgrad(view: PixelView) -> Tensor:
     """psi(du/dx x) + sum over biases b and their channels of psi(du/dz b), scaled to [0, 1].
 
-    z is what has the bias b: outputs of convolutions, normalisations and linear maps that have positions; of
-    a batch norm b = beta - mu gamma / sigma. psi takes absolute values of a channel, scales them to [0, 1],
+    z is what has the bias b: outputs of convolutions, normalisations and linear maps that have positions. A
+    batch norm has b = beta - mu gamma / sigma. psi takes absolute values of a channel, scales them to [0, 1]
     and resizes them to the image (bilinear). Biases without a position (behind the pooling) are left out, as
     in the paper. Only in a piecewise linear network (ReLU) do the gradients account for the whole utility.
     """

@@ -40,9 +40,8 @@ def random_masks(view: PixelView, count: int) -> Iterator[Tensor]:
     for _ in range(count):
         grids = torch.stack([torch.rand(CELLS, CELLS, generator=stream) < KEPT for stream in streams])
         places = [[int(torch.randint(side, (), generator=stream)) for side in cell] for stream in streams]
-        whole = F.interpolate(grids[:, None].to(view.images), size, mode="bilinear", align_corners=False)[
-            :, 0
-        ]
+        cells = grids[:, None].to(view.images)
+        whole = F.interpolate(cells, size, mode="bilinear", align_corners=False)[:, 0]
         yield torch.stack(
             [
                 one[top : top + height, left : left + width]
@@ -76,7 +75,7 @@ def find_rise(name: str, masks: str | None) -> Method:
     saliency=True,
     of_pixels=True,
     uses=("passes",),
-    cost="226 passes (a square image)",
+    cost="226 passes (square)",
 )
 def occlusion(view: PixelView) -> Tensor:
     """Mean of u(x) - u(x with a window of 0) over the windows that cover a pixel; ReLU, scaled to [0, 1].

@@ -16,17 +16,17 @@ from camkit.network.trace import Trace
     groups=("perturbation",),
     source="arXiv 2209.14074; of a ViT: 2310.02588",
     uses=("activation", "head"),
-    cost="P heads; 0 where linear",
+    cost="P heads, or 0",
 )
 def reciprocam(trace: Trace) -> Tensor:
     """u of each position alone, less the least of them: all other positions are absent (0, or `--absent`).
 
     Tokens that have no position (class, distillation, registers) keep their values, as in the paper's form
-    for a ViT. The papers take p_c, and scale the map by its least and largest value where others take a ReLU:
-    hence the least is subtracted. Their variant that blurs the mask by a Gaussian (3x3) is not used.
+    for a ViT. The papers take p_c. They scale the map by its least and largest value, where others take a
+    ReLU: hence the least is subtracted. Their variant that blurs the mask by a Gaussian (3x3) is not used.
 
-    Where what follows the layer is global average pooling and a linear map, no pass is needed; elsewhere it
-    is one through the rest of the network per position.
+    Where what follows the layer is global average pooling and a linear map, no pass is needed. Elsewhere each
+    position takes one pass through the rest of the network.
     """
     activation, absent = trace.activation, trace.absent_activation
     linear = trace.linear_head

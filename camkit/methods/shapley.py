@@ -21,7 +21,7 @@ def shapley_weight(trace: Trace) -> Tensor:
 @method(
     "shapleycam",
     title="ShapleyCAM",
-    groups=("paper",),
+    groups=("paper", "cheap"),
     source="arXiv 2501.06261",
     uses=("activation", "gradient", "Hessian term"),
     cost="2 grads",
@@ -35,7 +35,7 @@ def shapleycam(trace: Trace) -> Tensor:
 @method(
     "shapleycam-h",
     title="ShapleyCAM-H",
-    groups=("paper",),
+    groups=("paper", "cheap"),
     source="arXiv 2501.06261",
     value=True,
     uses=("activation", "gradient", "Hessian term"),
@@ -49,7 +49,7 @@ def shapleycam_h(trace: Trace) -> Tensor:
 @method(
     "shapleycam-e",
     title="ShapleyCAM-E",
-    groups=("paper",),
+    groups=("paper", "cheap"),
     source="arXiv 2501.06261",
     uses=("activation", "gradient", "Hessian term"),
     cost="2 grads",
@@ -63,11 +63,15 @@ def shapleycam_e(trace: Trace) -> Tensor:
     "shapley",
     title="Shapley value",
     groups=("perturbation",),
-    source="Shapley 1953; permutation sampling: Castro et al. 2009",
+    source="Shapley 1953; docs/shapley.md; permutation sampling: Castro et al. 2009",
     value=True,
     uses=("activation", "head"),
-    cost="budget x P heads; 0 where linear",
+    cost="7 heads, or budget x P",
 )
 def shapley(trace: Trace) -> Tensor:
-    """Shapley values of the layer's positions: enumeration up to 16, else permutations (`--budget`)."""
-    return trace.game.shapley("method")[0]
+    """Shapley values of the layer's positions: by a surrogate game where the logits are affine in them.
+
+    Up to 16 positions they are enumerated. Where logits are not affine, they come from permutations
+    (`--budget`). See :meth:`camkit.network.game.Game.estimate`.
+    """
+    return trace.game.estimate("method")[0]

@@ -107,7 +107,7 @@ def gradient_rollout(trace: Trace) -> Tensor:
     groups=("transformer",),
     source="arXiv 2404.03214",
     uses=("attention", "gradient", "head"),
-    cost="1 pass, L heads and block grads; L blocks",
+    cost="1 pass, L heads, L grads",
     lacks=lacks_attention,
 )
 def legrad(trace: Trace) -> Tensor:

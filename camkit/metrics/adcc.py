@@ -13,7 +13,7 @@ from torch import Tensor
 
 from camkit.entries import UNIT, Column, metric
 from camkit.methods.saliency import is_degenerate
-from camkit.metrics.subject import Subject
+from camkit.metrics.subject import MASKED, Subject
 
 
 def pearson(first: Tensor, second: Tensor) -> Tensor:
@@ -24,7 +24,9 @@ def pearson(first: Tensor, second: Tensor) -> Tensor:
     a, b = (maps.flatten(1).to(device, torch.float64) for maps in (first, second))
     a, b = a - a.mean(dim=1, keepdim=True), b - b.mean(dim=1, keepdim=True)
     correlation = (a * b).sum(dim=1) / (a.norm(dim=1) * b.norm(dim=1))
-    return correlation.clamp(-1, 1).to(first)
+    # The mean of equal numbers may differ from them in its last bit.
+    constant = is_degenerate(first) | is_degenerate(second)
+    return correlation.clamp(-1, 1).to(first).where(~constant, torch.nan)
 
 
 def coherency(subject: Subject) -> Tensor:
@@ -119,9 +121,12 @@ def masked_scores(before: Tensor, masked: Tensor) -> dict[str, Tensor]:
     source="Chattopadhay et al., WACV 2018, 1710.11063; average gain: Opti-CAM, 2301.07002",
 )
 def average_drop(subject: Subject) -> dict[str, Tensor]:
-    """One pass: the masked image. `adcc` has the first two columns too."""
+    """One pass, the masked image; none beside `adcc`, which has the first two columns too."""
     before = subject.probability
-    after = subject.score(subject.images * subject.saliency[:, None])
+    if subject.knows(MASKED):
+        after, _ = subject.explained_masked
+    else:
+        after = subject.score(subject.images * subject.saliency[:, None])
     return masked_scores(before, after) | {"average_gain": relative_gain(before, after)}
 
 

@@ -70,8 +70,8 @@ def localisation(subject: Subject) -> dict[str, Tensor]:
     """energy: sum of the saliency in the region over the sum of all; chance where the map is empty.
 
     pointing: 1 where the maximum lies in the region; where several pixels share it, their share that does.
-    certified: 1 where blanking everything outside the region lowers y_c by less than a tenth of what blanking
-        the region does. Three passes per image, shared by all methods. NaN throughout without a region.
+    certified: 1 where blanking the region lowers y_c, and blanking everything outside it by less than a tenth
+        of that. Three passes per image, shared by all methods. NaN throughout without a region.
     """
     if subject.regions is None:
         unknown = torch.full_like(subject.probability, torch.nan)

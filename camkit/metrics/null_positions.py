@@ -58,6 +58,7 @@ def null_share(maps: Tensor, mask: Tensor) -> Tensor:
     "null",
     columns=COLUMNS,
     flags=("empty_null_map",),
+    sees_layer=True,
     passes="2 gradients; 2 for all methods",
     source="the dummy axiom; precedents: 2011.08891, 2205.10435, 2404.01964",
 )
@@ -79,6 +80,6 @@ def null(subject: Subject) -> dict[str, Tensor]:
             maps = F.adaptive_avg_pool2d(maps[:, None], subject.grid)[:, 0]
         shares["null_share"].append(null_share(maps, mask))
         shares["null_share_positive"].append(null_share(maps.relu(), mask))
-        empty |= maps.relu().sum(dim=(1, 2)) == 0
+        empty |= ~(maps.relu().sum(dim=(1, 2)) > 0)  # nor is one that is not finite
     means = {name: torch.stack(both).mean(dim=0) for name, both in shares.items()}
     return means | {"empty_null_map": empty}

@@ -7,6 +7,7 @@ methods` and in summary.csv says which are, and so do the tables.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,11 +22,29 @@ YARDSTICK = "yardstick"
 NO_GAIN = 1e-4
 
 
+class RootMean:
+    """The root of another column's mean, 0 where that is negative."""
+
+    def __init__(self, part: str) -> None:
+        self.parts = (part,)
+
+    def of(self, means: np.ndarray) -> np.ndarray:
+        """Of the part's mean (..., 1)."""
+        return np.sqrt(means[..., 0].clip(min=0))
+
+    def slopes(self, means: np.ndarray) -> np.ndarray:
+        """Derivatives by the part's mean, (..., 1); NaN where the figure is 0, as the root has none there."""
+        value = self.of(means)[..., None]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.where(value > 0, 1 / (2 * value), np.nan)
+
+
 COLUMNS = {
     "shapley_error": Column(
         "lower",
         "SV error",
-        "Distance of the map from the Shapley values, over their length.",
+        "Distance of the map from the Shapley values, over their length; over images the root mean square.",
+        mean=RootMean("shapley_square"),
         optional=True,
         of_values=True,
         bounds=NOT_NEGATIVE,
@@ -34,6 +53,7 @@ COLUMNS = {
         "lower",
         "SV error, scaled",
         "The same for the best multiple of the map.",
+        mean=RootMean("shapley_square_scaled"),
         optional=True,
         bounds=NOT_NEGATIVE,
     ),
@@ -70,6 +90,12 @@ COLUMNS = {
         "Of the yardstick, not of a map: standard error of the Shapley values, over their length.",
         bounds=NOT_NEGATIVE,
     ),
+    "shapley_square": Column(
+        "neither", "SV error²", "Square of the SV error, negative where noise has it so.", optional=True
+    ),
+    "shapley_square_scaled": Column(
+        "neither", "SV error², scaled", "The same for the best multiple of the map.", optional=True
+    ),
 }
 
 
@@ -83,9 +109,11 @@ COLUMNS = {
 def shapley(subject: Subject) -> dict[str, Tensor]:
     """Distances of a map m from the Shapley values phi; those of saliency maps as they stand are empty.
 
-    shapley_error: |m - phi| / |phi|, L2 over positions; what the sampling of phi adds is subtracted from
-        both squares. shapley_error_scaled: the same for the best multiple of m. Both are NaN where
-        shapley_noise is 1 or more.
+    shapley_square: |m - phi|^2 / |phi|^2, L2 over positions; what the sampling of phi adds is subtracted from
+        both squares, so that it can be negative. shapley_square_scaled: the same for the best multiple of m.
+        Both are NaN where shapley_noise is 1 or more.
+    shapley_error, shapley_error_scaled: their roots, 0 where they are negative; over a data set the roots of
+        their means, as a mean of such roots is too high where noise is all there is.
     shapley_correlation: Pearson correlation of m and phi.
     efficiency_gap: |sum of m - (u(A) - u(A0))| / |u(A) - u(A0)|: what the map leaves unaccounted for. NaN
         where the values cancel, as with `--absent mean` at a layer with affine logits: u(A) = u(A0).
@@ -109,9 +137,13 @@ def shapley(subject: Subject) -> dict[str, Tensor]:
     gain = gain.where(gain.abs() > NO_GAIN * values.abs().sum(dim=(1, 2)), torch.nan)
     # NaN where the map is 0 everywhere: no multiple of it is nearer than another.
     scale = (maps * values).sum(dim=(1, 2)) / maps.square().sum(dim=(1, 2))
+    square = relative_square(maps, values, errors)
+    square_scaled = relative_square(maps * scale[:, None, None], values, errors)
     return scores | {
-        "shapley_error": relative_error(maps, values, errors),
-        "shapley_error_scaled": relative_error(maps * scale[:, None, None], values, errors),
+        "shapley_error": square.clamp(min=0).sqrt(),
+        "shapley_error_scaled": square_scaled.clamp(min=0).sqrt(),
+        "shapley_square": square,
+        "shapley_square_scaled": square_scaled,
         "shapley_correlation": pearson(maps, values),
         "efficiency_gap": (maps.sum(dim=(1, 2)) - gain).abs() / gain.abs(),
     }
@@ -122,14 +154,14 @@ def _length(values: Tensor) -> Tensor:
     return values.square().sum(dim=(1, 2)).sqrt()
 
 
-def relative_error(maps: Tensor, values: Tensor, errors: Tensor) -> Tensor:
-    """|m - phi| / |phi| of maps (B, h, w), (B,), where phi is known as values with standard errors.
+def relative_square(maps: Tensor, values: Tensor, errors: Tensor) -> Tensor:
+    """|m - phi|^2 / |phi|^2 of maps (B, h, w), (B,), where phi is known as values with standard errors.
 
     The estimate's expected squared distance from phi, the sum of the squared standard errors, is subtracted
-    from both squares; 0 where nothing is left of the first, NaN where nothing is left of the second: an
-    estimate that is no longer than its noise says nothing of phi.
+    from both squares. The first can then be negative; NaN where nothing is left of the second: an estimate
+    that is no longer than its noise says nothing of phi.
     """
     noise = errors.square().sum(dim=(1, 2))
     distance = (maps - values).square().sum(dim=(1, 2)) - noise
     length = values.square().sum(dim=(1, 2)) - noise
-    return (distance.clamp(min=0) / length.where(length > 0, torch.nan)).sqrt()
+    return distance / length.where(length > 0, torch.nan)

@@ -6,10 +6,12 @@ class is explained, and the map keeps its sign.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from camkit.entries import CORRELATION, Column, metric
+from camkit.methods.controls import patch_slices
 from camkit.metrics.adcc import pearson
 from camkit.metrics.subject import Subject
 
@@ -49,7 +51,8 @@ def single_deletion(subject: Subject) -> dict[str, Tensor]:
     maps = subject.saliency if subject.maps is None else subject.maps
     size = (subject.images.shape[2], subject.images.shape[3])
     resized = F.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)
-    sums = F.adaptive_avg_pool2d(resized, subject.patches).flatten(1)  # the mean of a patch orders as its sum
+    patches = patch_slices(*size, subject.patches)
+    sums = torch.stack([resized[:, 0, rows, columns].sum(dim=(1, 2)) for rows, columns in patches], dim=1)
     ranks = (average_ranks(one).to(maps.dtype) for one in (sums, subject.patch_drops))
     first, second = (one[:, None] for one in ranks)
     return {"single_deletion": pearson(first, second)}

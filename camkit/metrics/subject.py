@@ -20,6 +20,7 @@ from camkit.network.trace import Trace
 from camkit.network.transfer import sent
 
 BLUR_SIZE, BLUR_SIGMA = 11, 5
+MASKED = "masked probability"  # its name in :meth:`Subject.of_maps`
 CELL = 32  # pixels a side, of cells where a method sees no layer
 
 
@@ -125,11 +126,10 @@ class Subject:
     @property
     def explained_masked(self) -> tuple[Tensor, Tensor]:
         """p_c (B,) and saliency maps (B, H, W) of the images times their saliency: one explained pass."""
-        if not self.knows("masked probability"):
+        if not self.knows(MASKED):
             found = self.explain_again(self.images * self.saliency[:, None])
-            for name, one in zip(("masked probability", "masked saliency"), found, strict=True):
-                self._of_maps[name] = one
-        return self._of_maps["masked probability"], self._of_maps["masked saliency"]
+            self._of_maps[MASKED], self._of_maps["masked saliency"] = found
+        return self._of_maps[MASKED], self._of_maps["masked saliency"]
 
     @property
     def ranks(self) -> Tensor:
@@ -193,7 +193,7 @@ class Subject:
         return _once(self._of_maps, name, make)
 
     def region_certified(self, share: float) -> Tensor:
-        """(B,): blanking all else lowers y_c by less than this share of what blanking the region does."""
+        """(B,): blanking the region lowers y_c, and blanking all else by less than this share of that."""
         return self._once(f"certified {share}", lambda: self._region_certified(share))
 
     def _region_certified(self, share: float) -> Tensor:
@@ -202,7 +202,7 @@ class Subject:
         whole = self.logit(self.images)
         without_region = whole - self.logit(self.images * ~inside)
         without_rest = whole - self.logit(self.images * inside)
-        return without_rest < share * without_region
+        return (without_region > 0) & (without_rest < share * without_region)
 
     @property
     def patch_drops(self) -> Tensor:

@@ -29,26 +29,31 @@ class Attention:
     """One softmax over tokens in one pass, still tied to its graph.
 
     Attributes:
-        weights: what it gives, (B, heads, queries, keys), in [0, 1]; each row sums to 1.
+        weights: what it gives, (B, heads, queries, keys), in [0, 1]; each row sums to 1. Of windows
+            (B * windows, heads, queries, keys).
+        module: path of the module that computes it.
         block: path of the outermost module that has no other attention in it.
         tokens: what this module gives, (B, tokens, C) in a ViT.
     """
 
     weights: Tensor
+    module: str
     block: str
     tokens: object
 
     @property
     def of_tokens(self) -> bool:
         """Whether it is between all tokens that the block hands on: no windows, channels or pooling."""
-        queries, keys = self.weights.shape[2:]
         tokens = self.tokens
-        return isinstance(tokens, Tensor) and tokens.ndim == 3 and queries == keys == tokens.shape[1]
+        if not isinstance(tokens, Tensor) or tokens.ndim != 3 or self.weights.ndim != 4:
+            return False
+        batch, _, queries, keys = self.weights.shape
+        return batch == len(tokens) and queries == keys == tokens.shape[1]
 
     @property
     def pools(self) -> bool:
         """Whether a single query reads the tokens: class attention, or pooling by attention."""
-        return self.weights.shape[2] == 1 < self.weights.shape[3]
+        return self.weights.shape[-2] == 1 < self.weights.shape[-1]
 
 
 @dataclass(frozen=True)
@@ -72,9 +77,9 @@ class Transformer:
         """
         grids = {grid for one in attention if (grid := _grid(one, positions)) is not None}
         others = [one for one in attention if _grid(one, positions) is None]
-        if not grids:
-            return cls("the model has no attention between all tokens of an image")
-        if others and all(one.pools for one in others):
+        if not attention:
+            return cls("the model has no softmax attention between tokens")
+        if grids and others and all(one.pools for one in others):
             return cls(f"{others[0].block} reads its tokens by another attention, of a single query")
         if others:
             return cls(f"the attention of {others[0].block} is not between all tokens of an image")
@@ -116,7 +121,7 @@ def attention_seen(model: nn.Module, batch: int) -> Iterator[list[Attention]]:
     def see(weights: Tensor) -> Tensor:
         if weights.ndim == 3 and len(weights) % batch == 0:  # (B * heads, queries, keys)
             return see(weights.unflatten(0, (batch, -1))).flatten(0, 1)
-        if weights.ndim != 4 or len(weights) != batch:
+        if weights.ndim < 3:  # class probabilities
             return weights
         if torch.is_grad_enabled() and not weights.requires_grad:
             weights = weights.detach().requires_grad_()
@@ -136,7 +141,7 @@ def _with_blocks(softmaxes: Sequence[Seen], outputs: dict[str, object]) -> Itera
     within = Counter(path for paths, _ in softmaxes for path in paths)
     for paths, weights in softmaxes:
         block = next((path for path in paths[1:] if within[path] == 1), paths[-1])
-        yield Attention(weights, block, outputs.get(block))
+        yield Attention(weights, paths[-1], block, outputs.get(block))
 
 
 @contextmanager

@@ -68,8 +68,8 @@ def full_gradient(
 ) -> tuple[Tensor, list[Tensor]]:
     """The full gradient of a utility: one pass and its gradient through the whole network, in float32.
 
-    Of a piecewise linear network (ReLU, max pooling) all that is returned, and the same products of the
-    biases without a position, sum to the utility (1905.00780, proposition 1).
+    Of a piecewise linear network (ReLU, max pooling) all that is returned, and the same products of biases
+    without a position, sum to the utility (1905.00780, proposition 1).
 
     Args:
         images: (B, 3, H, W).

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from camkit.network.attention import attention_seen
 from camkit.network.layers import hooked, logits_of
 from camkit.network.reshape import Positions
+
+HAND_ON = (nn.Identity, nn.Dropout)  # give what they are given
 
 
 @dataclass(eq=False)
@@ -51,20 +53,29 @@ class Features:
         self._positions = Positions.of(model, images)
         self.found: list[Feature] = []
         self._without: set[str] = set()  # modules whose output has no positions
+        self._ended: list[str] = []  # every module, in the order of the pass
         inner = ((module, partial(self._keep, path)) for path, module in model.named_modules() if path)
         with torch.enable_grad(), hooked(inner), attention_seen(model, len(images)) as attention:
             logits = logits_of(model(images.detach().clone().requires_grad_()))
             logits = logits.reshape(len(images), -1)  # one output may lack the classes' axis
         self._top = logits.max(dim=1).values.sum()
-        # Within these a class token or a query reads the tokens: nothing there belongs to the backbone.
-        self._pooling = {one.block for one in attention if one.pools}
+        # The only attention of a model has no block: around it lies the backbone.
+        alone = len(attention) == 1
+        pooling = {one.module if alone else one.block for one in attention if one.pools}
+        self._behind = self._behind_pooling(pooling)
         self._heads = {
             name
             for name, one in model.named_children()
             if isinstance(one, nn.Linear) and one.out_features == logits.shape[1]
         }
 
+    def _behind_pooling(self, blocks: Set[str]) -> set[str]:
+        """Modules that end after the first of `blocks` has begun, where a single query reads the tokens."""
+        first = next((n for n, path in enumerate(self._ended) if {path, *_parents(path)} & blocks), None)
+        return set() if first is None else set(self._ended[first:])
+
     def _keep(self, path: str, module: nn.Module, _: tuple, output: object) -> None:
+        self._ended.append(path)
         reshape = self._positions.reshape(output, path)
         if reshape is not None:
             assert isinstance(output, Tensor)  # it has positions
@@ -77,16 +88,17 @@ class Features:
         """Path of the last module before pooling: its output has positions, and the logits depend on them.
 
         A ViT's last blocks are passed over: after the last attention nothing but the class token counts. So
-        are the inner projections of an attention (they have another number of channels), what stands inside
-        a pooling by attention (the module around it gives no positions, or a single query reads them), and
-        class logits per position.
+        are the inner projections of an attention (they have another number of channels), a pooling by
+        attention (the module around it gives no positions, or a single query reads them) and all that follows
+        it, class logits per position, and modules that hand on what they are given.
         """
         outputs = [
             one
             for one in self.found
             if one.path not in self._heads
             and not _parents(one.path) & self._without
-            and not {one.path, *_parents(one.path)} & self._pooling
+            and one.path not in self._behind
+            and not issubclass(one.kind, HAND_ON)
         ]
         for one in reversed(outputs):
             if one.shape[0] == outputs[-1].shape[0] and self.matters(one):
@@ -98,11 +110,23 @@ class Features:
         if not feature.output.requires_grad:
             return False
         (gradient,) = torch.autograd.grad(self._top, feature.output, retain_graph=True, allow_unused=True)
+        return self._reached(gradient)
+
+    def _reached(self, gradient: Tensor | None) -> bool:
+        """Whether a gradient is there at any position."""
         if gradient is None:
             return False
         reshape = self._positions.reshape(gradient)
         assert reshape is not None  # it has the shape of the output
         return bool((reshape.to_map(gradient) != 0).any())
+
+    def usable(self) -> list[Feature]:
+        """Those that can be explained: they run once, and the logits depend on them at some position."""
+        runs = Counter(one.path for one in self.found)
+        known = [one for one in self.found if runs[one.path] == 1 and one.output.requires_grad]
+        outputs = [one.output for one in known]
+        gradients = torch.autograd.grad(self._top, outputs, retain_graph=True, allow_unused=True)
+        return [one for one, gradient in zip(known, gradients, strict=True) if self._reached(gradient)]
 
     def stages(self) -> tuple[str, ...]:
         """Paths of the ends of the stages, the first stage first.

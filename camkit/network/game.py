@@ -14,13 +14,11 @@ import torch
 from torch import Tensor
 
 from camkit.config import DEFAULT_BUDGET
+from camkit.network.coalitions import AffineLogits, coalition_logits
+from camkit.network.surrogate import shapley_values
+from camkit.network.utilities import form_of
 
 EXACT_PLAYERS = 16  # up to so many players all coalitions are enumerated
-
-
-# Coalitions that tell whether the logits are affine in them, and how far an affine head may miss (rounding),
-# over the largest logit.
-PROBES, AFFINE_TOLERANCE = 4, 1e-4
 
 
 CHUNK = 2**23  # logits held at once
@@ -59,8 +57,7 @@ class Game:
         present, absent: the activation where a position is present and where it is not, (B, C, h, w).
         streams: purpose -> one random generator an image.
         budget: permutations from which a Shapley value is estimated (beyond 16 players).
-        affine: logits (B, 1, K) without any position and what each position adds, (B, P, K), where they are
-            known; None: whether the logits are affine is found out.
+        affine: the logits of coalitions, of images of which they are affine in the set of present positions.
 
     Attributes:
         players: P = h * w.
@@ -75,8 +72,8 @@ class Game:
         present: Tensor,
         absent: Tensor,
         streams: Callable[[str], Sequence[torch.Generator]],
+        affine: AffineLogits,
         budget: int = DEFAULT_BUDGET,
-        affine: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         self._logits = logits
         self._utility = utility
@@ -84,63 +81,41 @@ class Game:
         self._present = present
         self._absent = absent
         self._streams = streams
+        self._affine = affine
         self.budget = budget
         self.players = present.shape[2] * present.shape[3]
         self._shapley: dict[str, tuple[Tensor, Tensor]] = {}
-        with torch.inference_mode():
-            self._affine = self._affine_logits() if affine is None else affine
 
     @property
-    def is_affine(self) -> bool:
-        """Whether the logits are affine in the set of present positions.
+    def is_affine(self) -> Tensor:
+        """Of which images the logits are affine in the set of present positions, bool (B,).
 
-        So they are where the rest of the network treats each position alone up to pooling. Then P + 1
-        passes tell the logits of every coalition.
+        So they are where the rest of the network treats each position alone up to pooling. What each position
+        adds then tells the logits of every coalition, see :mod:`camkit.network.coalitions`.
         """
-        return self._affine is not None
-
-    def _coalition_logits(self, present: Tensor) -> Tensor:
-        """Logits (B, n, K) of coalitions (B, n, P), one pass through the head each."""
-        grid = present.unflatten(2, (1, *self._present.shape[2:]))  # (B, n, 1, h, w)
-        return torch.stack(
-            [self._logits(torch.where(one, self._present, self._absent)) for one in grid.unbind(1)], dim=1
-        )
-
-    def _affine_logits(self) -> tuple[Tensor, Tensor] | None:
-        """Logits (B, 1, K) without any position, and what each position adds, (B, P, K)."""
-        batch = len(self._present)
-        fixed = torch.Generator().manual_seed(0)
-        some = torch.rand(PROBES, self.players, generator=fixed) < 0.5
-        ends = torch.tensor([False, True])[:, None].expand(2, self.players)
-        coalitions = torch.cat([ends, some, ~some]).to(self._present.device)
-        logits = self._coalition_logits(coalitions.expand(batch, -1, -1))
-        none, everyone, halves = logits[:, :1], logits[:, 1:2], logits[:, 2:]
-        rounding = AFFINE_TOLERANCE * logits.abs().amax()
-        # Coalitions and those that they leave out sum to the ends: most heads are told apart by that already.
-        miss = halves[:, :PROBES] + halves[:, PROBES:] - none - everyone
-        if (miss.abs() > rounding).any():
-            return None
-        alone = torch.eye(self.players, dtype=torch.bool, device=self._present.device)
-        added = self._coalition_logits(alone.expand(batch, -1, -1)) - none
-        miss = none + coalitions.to(added.dtype) @ added - logits
-        return None if (miss.abs() > rounding).any() else (none, added)
+        return self._affine.holds
 
     @torch.inference_mode()
     def utility(self, present: Tensor) -> Tensor:
         """What coalitions are worth: boolean (B, n, P) -> (B, n)."""
-        batch, count, _ = present.shape
-        classes = 0 if self._affine is None else self._affine[1].shape[2]
-        chunk = max(1, CHUNK // (batch * classes)) if classes else 1
+        batch = len(present)
+        chunk = max(1, CHUNK // self._affine.none.numel())
         values = []
         for some in present.split(chunk, dim=1):
-            if self._affine is None:
-                logits = self._coalition_logits(some)
-            else:
-                none, added = self._affine
-                logits = none + some.to(added.dtype) @ added
+            logits = self._coalition_logits(some)
             target = self._target.repeat_interleave(some.shape[1])
             values.append(self._utility(logits.flatten(0, 1), target).unflatten(0, (batch, -1)))
         return torch.cat(values, dim=1)
+
+    def _coalition_logits(self, present: Tensor) -> Tensor:
+        """Logits (B, n, K); of an image they come from the same place whatever the other images are."""
+        if not self.is_affine.any():
+            return coalition_logits(self._logits, self._present, self._absent, present)
+        affine = self._affine.of(present)
+        if self.is_affine.all():
+            return affine
+        passed = coalition_logits(self._logits, self._present, self._absent, present)
+        return torch.where(self.is_affine[:, None, None], affine, passed)
 
     @cached_property
     def ends(self) -> tuple[Tensor, Tensor]:
@@ -162,9 +137,33 @@ class Game:
         if purpose not in self._shapley:
             exact = self.players <= EXACT_PLAYERS
             values, errors = self._enumerate() if exact else self._sample(purpose)
-            size = self._present.shape[2:]
-            self._shapley[purpose] = values.unflatten(1, size), errors.unflatten(1, size)
+            self._shapley[purpose] = self._on_grid(values), self._on_grid(errors)
         return self._shapley[purpose]
+
+    def estimate(self, purpose: str) -> tuple[Tensor, Tensor]:
+        """The nearest Shapley values that are cheap, and their standard errors, both (B, h, w).
+
+        Those of a surrogate game and a correction (:mod:`camkit.network.surrogate`), of images whose logits
+        are affine in the set of present positions, with more than 16 players and one of camkit's utilities.
+        Else those of :meth:`shapley`.
+
+        Args:
+            purpose: see :meth:`shapley`.
+        """
+        form = form_of(self._utility)
+        if self.players <= EXACT_PLAYERS or form is None or not self.is_affine.any():
+            return self.shapley(purpose)
+        none, added = self._affine.none, self._affine.added
+        found = shapley_values(none, added, self._target, form, self._streams(purpose))
+        values, errors = (self._on_grid(one) for one in found)
+        if self.is_affine.all():
+            return values, errors
+        sampled, sampled_errors = self.shapley(purpose)
+        affine = self.is_affine[:, None, None]
+        return torch.where(affine, values, sampled), torch.where(affine, errors, sampled_errors)
+
+    def _on_grid(self, values: Tensor) -> Tensor:
+        return values.unflatten(1, self._present.shape[2:])
 
     def _enumerate(self) -> tuple[Tensor, Tensor]:
         players = self.players

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from camkit.errors import CamkitError
-from camkit.network.game import AFFINE_TOLERANCE
+from camkit.network.coalitions import AFFINE_TOLERANCE
 from camkit.network.layers import find_module, hooked, replaced
 from camkit.network.numerics import numerics
 from camkit.network.passes import Network, whole_attention
@@ -55,6 +56,16 @@ class Head:
         self.bypassed = bool(self.passing)
         # A copy of its own: another module's output may share its memory.
         self.given = [one.clone() if place in self.passing else one for place, one in enumerate(self.given)]
+
+    def blank(self) -> Head | None:
+        """The same for any images, zeros in place of what ran before the layer; None where that matters."""
+        blank = copy(self)
+        blank.output, *blank.given = (_zeros(one) for one in (self.output, *self.given))
+        activation = precise(self.reshape.to_map(self.output))
+        try:
+            return blank if torch.equal(blank(activation), self(activation)) else None
+        except Exception:  # whatever the model cannot do with zeros that share one number's memory
+            return None
 
     def __call__(self, activation: Tensor) -> Tensor:
         """Logits (B, K) with `activation` (B, C, h, w) in place of the layer's own: one head pass."""
@@ -121,6 +132,25 @@ class Head:
                     until.enter_context(replaced(module, "forward", _hand_out(queue, module.forward)))
                 until.enter_context(replaced(self.module, "forward", substitute))
                 return precise(self.network.run(images))
+
+
+def _zeros(like: Tensor) -> Tensor:
+    return like.new_zeros(()).expand(like.shape)
+
+
+def head_of(network: Network, images: Tensor, layer: str) -> Head:
+    """As :func:`head_after`, but without a pass where the logits depend on the layer's map alone.
+
+    So they do where nothing passes the layer by, be it a skip connection or a class token. That is found once
+    per size of a batch, from noise.
+    """
+    if not network.is_changed:
+        noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0)).to(images)
+        key = ("blank head", layer, images.shape)
+        blank = network.once(key, lambda: head_after(network, noise, layer).blank())
+        if blank is not None:
+            return blank
+    return head_after(network, images, layer)
 
 
 def head_after(network: Network, images: Tensor, layer: str, reshape: Reshape | None = None) -> Head:
@@ -202,18 +232,18 @@ class LinearHead:
 def linear_head(network: Network, layer: str) -> LinearHead | str:
     """The rest of a network after `layer` (a module path) as a linear head; why it is none.
 
-    Found once, from logits on noise of the size of the last pass's images: they are a function of the layer's
-    output alone, affine in it, and the same when its positions move. W is then their gradient.
-
-    Raises:
-        UsageError, CamkitError: see :func:`head_after`.
+    It is found once, from the logits of noise of the size of the last pass's images: they are a function of
+    the layer's output alone, affine in it, and the same when its positions move. W is then their gradient.
     """
     return network.once(("linear head", layer), lambda: _find_linear_head(network, layer))
 
 
 def _find_linear_head(network: Network, layer: str) -> LinearHead | str:
     with numerics(tf32=False, deterministic=torch.are_deterministic_algorithms_enabled()):
-        head = head_after(network, network.noise(PROBE_IMAGES), layer)
+        try:
+            head = head_after(network, network.noise(PROBE_IMAGES), layer)
+        except CamkitError as error:
+            return str(error)
         own = precise(head.reshape.to_map(head.output))
         drawn = torch.randn(2, *own.shape[1:], generator=torch.Generator().manual_seed(1))
         # On the scale of the largest value: nothing that bends further out is taken for straight.
@@ -251,15 +281,11 @@ def classifier_weight(network: Network) -> Tensor | str:
 
 
 def _find_classifier(network: Network) -> Tensor | str:
-    outputs: list[tuple[nn.Module, Tensor]] = []
+    outputs: list[tuple[Tensor, Tensor]] = []
     linear = [one for one in network.model.modules() if isinstance(one, nn.Linear | nn.Conv2d)]
-    with hooked((one, lambda module, _, output: outputs.append((module, output))) for one in linear):
+    with hooked((one, lambda module, _, output: outputs.append((module.weight, output))) for one in linear):
         logits = network.run(network.noise(1))
-    for module, output in reversed(outputs):
-        if (
-            torch.equal(output.flatten(), logits.flatten())
-            and isinstance(weight := module.weight, Tensor)
-            and weight[0].numel() == weight.shape[1]
-        ):
+    for weight, output in reversed(outputs):
+        if torch.equal(output.flatten(), logits.flatten()) and weight[0].numel() == weight.shape[1]:
             return precise(weight.detach().flatten(1))
     return "no linear layer gives the logits, so there are no weights that tell which classes are similar"

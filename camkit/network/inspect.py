@@ -137,7 +137,9 @@ def expect_classes(name: str, row: ModelRow, model: nn.Module, outputs: int) -> 
             "a head, "
             "or add one in a plugin (docs/extend.md)"
         )
-    if row.library == "timm" and "clip" in row.tagged and outputs not in CLASSIFIERS:
+    published = getattr(model, "pretrained_cfg", None) or {}
+    projects = row.library == "timm" and "clip" in row.tagged and outputs == published.get("num_classes")
+    if projects and outputs not in CLASSIFIERS:
         raise UsageError(
             f"{name} is the image tower of a CLIP model: its {outputs} outputs are its projection, the "
             "coordinates "

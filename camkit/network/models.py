@@ -18,7 +18,8 @@ class ModelRow:
     """A model by the name it has here.
 
     Attributes:
-        library: `torchvision` or `timm`, where `entry` is its name; or `plugin`.
+        library: `torchvision` or `timm`, where `entry` is its name; `transformers`, where it is a folder or
+            a name on the hub; or `plugin`.
         tag: the pretrained weights' tag in that library.
         conv, prepool: module paths of the two layers; None: the last feature layer, found when loaded.
         top1: accuracy in the paper, percent.
@@ -45,6 +46,8 @@ class ModelRow:
         """
         if self.library == "plugin":
             return self.declared_family or self.name
+        if self.library == "transformers":
+            return self.name
         if self.library == "timm":
             return timm.models.model_entrypoint(self.entry).__module__.rpartition(".")[2]
         return torchvision.models.get_model_builder(self.entry).__module__.rpartition(".")[2]
@@ -95,7 +98,8 @@ ROWS = {row.name: row for row in (*PAPER_ROWS, _lite(0), _lite(1), _lite(2))}
 
 
 def find_row(name: str) -> ModelRow:
-    """The row of a model by its name here, or as `timm/NAME[.TAG]` or `torchvision/NAME[.TAG]`.
+    """The row of a model by its name here, or as `timm/NAME[.TAG]`, `torchvision/NAME[.TAG]` or
+    `transformers/NAME_OR_FOLDER`.
 
     Raises:
         UsageError: there is no such model; the message names the nearest.
@@ -108,9 +112,14 @@ def find_row(name: str) -> ModelRow:
             name, "plugin", name, added.origin, added.conv, added.prepool, declared_family=added.family
         )
     library, slash, entry = name.partition("/")
+    if library == "transformers" and entry:
+        return ModelRow(name, library, entry)
     if not slash or library not in ("timm", "torchvision"):
         raise unknown_name(
-            "model", name, [*ROWS, *MODELS], also="; any other as timm/NAME or torchvision/NAME"
+            "model",
+            name,
+            [*ROWS, *MODELS],
+            also="; any other as timm/NAME, torchvision/NAME or transformers/NAME",
         )
     architecture, _, tag = entry.partition(".")
     if library == "timm":

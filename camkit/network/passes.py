@@ -115,6 +115,10 @@ class Network:
             self._found[key] = found
         return found
 
+    def expect(self, images: Tensor) -> None:
+        """Images of this size are to come: what is found on noise before them is found at their size."""
+        self._like = images.new_empty(0, *images.shape[1:])
+
     def noise(self, count: int) -> Tensor:
         """Seeded normal noise (count, C, H, W) of the size of the last pass's images."""
         shape = (count, *self._like.shape[1:])
@@ -137,7 +141,7 @@ class Network:
         return self._output(self.model, images)
 
     def _output(self, model: Callable[[Tensor], Any], images: Tensor) -> Tensor:
-        self._like = images.new_empty(0, *images.shape[1:])
+        self.expect(images)
         outputs = logits_of(model(images.clone() if self.copies_input else images))
         return self.activation.logits(outputs, len(images))
 
@@ -185,9 +189,12 @@ class Network:
                 )
             return TracedPass(precise(logits), leaves, seen)
 
-    @cached_property
+    @property
     def transformer(self) -> Transformer:
         """What its attention is, from a pass of noise."""
+        return self.once("transformer", self._find_transformer)
+
+    def _find_transformer(self) -> Transformer:
         images = self.noise(1)
         attention = self.trace(images, [], attention=True).attention
         assert attention is not None  # it was asked for
@@ -195,13 +202,17 @@ class Network:
 
     @cached_property
     def stages(self) -> tuple[str, ...]:
-        """The ends of its stages, module paths, from a pass of noise: see :meth:`Features.stages`."""
-        return Features(self.model, self.noise(1)).stages()
+        """The ends of its stages, module paths: see :meth:`Features.stages`."""
+        return self.features().stages()
 
     @cached_property
     def last_layer(self) -> str | None:
-        """The last feature layer before pooling, a module path, likewise: see :meth:`Features.last`."""
-        return Features(self.model, self.noise(1)).last()
+        """The last feature layer before pooling, a module path: see :meth:`Features.last`."""
+        return self.features().last()
+
+    def features(self) -> Features:
+        """Its layers with positions, from a pass of noise."""
+        return Features(self.model, self.noise(1))
 
     @contextmanager
     def changed(self, layer: str, change: Change, traced: bool = False) -> Iterator[None]:

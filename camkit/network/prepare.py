@@ -14,12 +14,14 @@ from camkit.data.pixels import Preprocess, shrunk
 from camkit.errors import CamkitError, Say, UsageError
 from camkit.network.activation import ACTIVATIONS
 from camkit.network.allocator import keep_freed_memory
+from camkit.network.features import HAND_ON, Features
 from camkit.network.inspect import expect_classes, inspect, noise_like, open_network, takes
-from camkit.network.layers import SEVERAL, parts_of
+from camkit.network.layers import SEVERAL, find_module, parts_of
 from camkit.network.loading import LoadedModel, load_model, load_preprocess
 from camkit.network.models import ModelRow
 from camkit.network.passes import Network
 from camkit.network.random import calibrate, fill_classifier
+from camkit.network.view import View
 from camkit.registry import ALL
 from camkit.share import Share
 
@@ -78,7 +80,9 @@ def prepare(name: str, layers: Sequence[str], data: Sequence[Item], config: RunC
     device = find_device(config.device)
     if device.type == "cpu":
         keep_freed_memory()
-    loaded = load_model(name, config.weights, config.preprocess, config.seed)
+    loaded = load_model(name, config.weights, config.preprocess, config.seed, View.of(config))
+    if loaded.weights.note:
+        say(f"{name}: {loaded.weights.note}")
     loaded = replace(loaded, preprocess=replace(loaded.preprocess, orient=config.exif == "apply"))
     if config.of_mosaics:
         loaded = replace(loaded, preprocess=replace(loaded.preprocess, side=config.mosaic))
@@ -89,6 +93,10 @@ def prepare(name: str, layers: Sequence[str], data: Sequence[Item], config: RunC
     shape = loaded.preprocess.shape
     if not 1 <= config.steps <= shape[1] * shape[2]:
         raise UsageError(f"--steps {config.steps}: expected 1 to {shape[1] * shape[2]}, the number of pixels")
+    if config.grid > min(shape[1:]):
+        raise UsageError(
+            f"--grid {config.grid}: expected 2 to {min(shape[1:])}, the number of pixels along a side"
+        )
     network = open_network(
         name,
         loaded.model,
@@ -111,6 +119,53 @@ def prepare(name: str, layers: Sequence[str], data: Sequence[Item], config: RunC
     if config.compile:
         network.compile()
     return prepared
+
+
+def list_layers(name: str, config: RunConfig) -> list[dict[str, object]]:
+    """The layers of a model that can be explained, in the order in which they end; one row each.
+
+    A row has the `layer` (a module path), its `kind` (class), `channels`, `height` and `width` of its map,
+    and its `names`: `conv`, `prepool`, and `stage N` at the end of a stage. Modules that hand on what they
+    get (Identity, Dropout) are left out.
+
+    Args:
+        config: weights and preprocessing, which decides the size of the images.
+
+    Raises:
+        UsageError: the model does not exist, or takes no such images.
+        CamkitError: the weights cannot be had.
+    """
+    loaded = load_model(name, config.weights, config.preprocess, config.seed)
+    shape, device = loaded.preprocess.shape, find_device(config.device)
+    advice, activation = _advice(config, loaded), ACTIVATIONS[config.activation]
+    network = open_network(name, loaded.model, shape, device, torch.float32, advice, activation)
+    if config.weights == "random":
+        fill_classifier(loaded.model, config.seed)
+    features = network.features()
+    names = _names_of_layers(loaded.row, network, features)
+    return [
+        {
+            "layer": one.path,
+            "kind": one.kind.__name__,
+            **dict(zip(("channels", "height", "width"), one.shape, strict=True)),
+            "names": ", ".join(names.get(one.path, ())),
+        }
+        for one in features.usable()
+        if one.path in names or not issubclass(one.kind, HAND_ON)
+    ]
+
+
+def _names_of_layers(row: ModelRow, network: Network, features: Features) -> dict[str, list[str]]:
+    """Module path -> what else the layer is called."""
+    known = {module: path for path, module in network.model.named_modules()}
+    names: dict[str, list[str]] = {}
+    for name, path in (("conv", row.conv), ("prepool", row.prepool)):
+        found = known[find_module(network.model, path)] if path else features.last()
+        if found:
+            names.setdefault(found, []).append(name)
+    for number, path in enumerate(features.stages(), start=1):
+        names.setdefault(path, []).append(f"stage {number}")
+    return names
 
 
 def _paths(row: ModelRow, network: Network, layers: Sequence[str], say: Say) -> dict[str, str]:
@@ -139,7 +194,7 @@ def _paths(row: ModelRow, network: Network, layers: Sequence[str], say: Say) -> 
 def _advice(config: RunConfig, loaded: LoadedModel) -> str:
     """What to try where a model does not take images of this size."""
     native = load_preprocess(loaded.row, loaded.model, "native")
-    if config.preprocess == "native" or native.shape == loaded.preprocess.shape:
+    if config.preprocess == "native" or config.size or native.shape == loaded.preprocess.shape:
         return ""
     height, width = native.shape[1:]
     return f"Use --preprocess native, the transform that belongs to the weights ({height}x{width})."

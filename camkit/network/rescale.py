@@ -9,16 +9,19 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from camkit.errors import CamkitError
 from camkit.network.head import Head, head_after
 from camkit.network.layers import replaced
 from camkit.network.passes import Network
 from camkit.network.precision import precise
 
+Pair = tuple[Tensor, Tensor]  # what a module is given, and what it gives
 # Below so small a difference of inputs the multiplier is the derivative.
 NO_DIFFERENCE = 1e-7
 # How far the contributions may be from what they have to sum to, over the largest logit.
 INCOMPLETE = 1e-3
-PROBE_IMAGES = 2
+# Noise images whose activation, so much enlarged that nothing that bends is taken for straight, is the probe.
+PROBE_IMAGES, PROBE_FACTOR = 2, 8
 # Modules that are linear, and none of which is elementwise.
 LINEAR = (nn.Linear, nn.Conv2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Flatten)
 
@@ -27,14 +30,14 @@ def contributions(head: Head, activation: Tensor, target: Tensor, modules: Itera
     """What each unit of A (B, C, h, w) contributes to y_c, against an activation of zeros.
 
     An elementwise module passes a difference of its inputs on by the multiplier (difference of outputs) /
-    (difference of inputs); what is linear, by its weights. So the contributions sum to y_c(A) - y_c(0). One
-    head pass with zeros, and one with A and back.
+    (difference of inputs); what is linear, by its weights; max pooling, to the largest unit. So the
+    contributions sum to y_c(A) - y_c(0). One head pass with zeros, and one with A and back.
 
     Args:
         target: classes c, (B,).
         modules: the elementwise modules of the network.
     """
-    references: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {module: [] for module in modules}
+    references: dict[nn.Module, list[Pair]] = {module: [] for module in modules}
     with torch.no_grad(), ExitStack() as until:
         for module, kept in references.items():
             until.enter_context(replaced(module, "forward", partial(_reference, module.forward, kept)))
@@ -48,17 +51,13 @@ def contributions(head: Head, activation: Tensor, target: Tensor, modules: Itera
     return multipliers * activation
 
 
-def _reference(
-    forward: Callable[[Tensor], Tensor], kept: list[tuple[Tensor, Tensor]], given: Tensor
-) -> Tensor:
+def _reference(forward: Callable[[Tensor], Tensor], kept: list[Pair], given: Tensor) -> Tensor:
     output = forward(given.clone())  # which it may change in place
     kept.append((given.clone(), output.clone()))
     return output
 
 
-def _rescaled(
-    forward: Callable[[Tensor], Tensor], kept: Iterator[tuple[Tensor, Tensor]], given: Tensor
-) -> Tensor:
+def _rescaled(forward: Callable[[Tensor], Tensor], kept: Iterator[Pair], given: Tensor) -> Tensor:
     """What the module gives, as a function whose derivative is the multiplier."""
     reference, reference_output = next(kept)
     output = forward(given.clone())
@@ -72,18 +71,17 @@ def elementwise_modules(network: Network, layer: str) -> frozenset[nn.Module] | 
     """The modules behind `layer` (a module path) that treat each element alone; why the rule has no form.
 
     Found once, from noise: such a module gives the same for an element whatever the others are. The rule has
-        a
-    form where all that is not linear is such a module: the contributions then sum to y(A) - y(0).
-
-    Raises:
-        UsageError, CamkitError: see :func:`camkit.network.head.head_after`.
+    a form where the contributions then sum to y(A) - y(0).
     """
     return network.once(("elementwise modules", layer), lambda: _find(network, layer))
 
 
 def _find(network: Network, layer: str) -> frozenset[nn.Module] | str:
-    head = head_after(network, network.noise(PROBE_IMAGES), layer)
-    activation = precise(head.reshape.to_map(head.output))
+    try:
+        head = head_after(network, network.noise(PROBE_IMAGES), layer)
+    except CamkitError as error:
+        return str(error)
+    activation = PROBE_FACTOR * precise(head.reshape.to_map(head.output))
     leaves = [module for module in network.model.modules() if not list(module.children())]
     ran: dict[nn.Module, bool] = {}
     with ExitStack() as until:

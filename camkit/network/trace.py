@@ -13,8 +13,9 @@ from camkit.config import DEFAULT_BUDGET, DEFAULT_REFERENCE_WEIGHT, DEFAULT_REFE
 from camkit.errors import CamkitError
 from camkit.network.attention import Attention
 from camkit.network.biases import full_gradient
+from camkit.network.coalitions import AffineLogits, affine_logits
 from camkit.network.game import Game, absent_activation
-from camkit.network.head import Head, LinearHead, head_after, linear_head
+from camkit.network.head import Head, LinearHead, head_after, head_of, linear_head
 from camkit.network.layers import find_module, hooked, parts_of
 from camkit.network.passes import Network, TracedPass
 from camkit.network.rescale import contributions, elementwise_modules
@@ -248,7 +249,7 @@ class Trace(PixelView):
 
     @cached_property
     def _head(self) -> Head:
-        return head_after(self.network, self.images, self.layer)
+        return head_of(self.network, self.images, self.layer)
 
     def head(self, activation: Tensor) -> Tensor:
         """Utility (B,) with another activation (B, C, h, w) in place of A: the rest of the network alone.
@@ -291,17 +292,26 @@ class Trace(PixelView):
     @cached_property
     def game(self) -> Game:
         """The game whose players are the positions of the layer."""
-        linear = self.linear_head
         return Game(
-            lambda activation: self._head(activation),  # not made before it is needed: it costs a pass
+            lambda activation: self._head(activation),  # not made before it is needed: it may cost a pass
             self.utility,
             self.target,
             present=self.activation,
             absent=self.absent_activation,
             streams=lambda purpose: [generator(self.seed, name, purpose) for name in self.image_ids],
+            affine=self._affine_logits(),
             budget=self.budget,
-            affine=linear.by_position(self.activation, self.absent_activation) if linear else None,
         )
+
+    @torch.inference_mode()
+    def _affine_logits(self) -> AffineLogits:
+        linear = self.linear_head
+        if linear is None:
+            return affine_logits(
+                self._head, self.activation, self.absent_activation, rows=not self._head.bypassed
+            )
+        none, added = linear.by_position(self.activation, self.absent_activation)
+        return AffineLogits(none[:, 0], added, torch.ones_like(self.target, dtype=torch.bool))
 
 
 def _gradient(utility: Tensor, leaf: Tensor, create_graph: bool, retain_graph: bool = False) -> Tensor:

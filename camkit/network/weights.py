@@ -1,8 +1,4 @@
-"""Weights: what a file holds, and a library's own builder around it.
-
-A model is always built by its library for one published entry, whose tag decides the number of classes, the
-size and switches such as Inception's `transform_input`. No code in a file is ever run.
-"""
+"""Weights: published ones, random ones, and those of a file, in a model that its library has built."""
 
 from __future__ import annotations
 
@@ -10,22 +6,30 @@ import hashlib
 import importlib.util
 import os
 import pickle
-import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-import torchvision
 from torch import nn
-from torchvision.models import WeightsEnum
 
-from camkit.entries import MODELS
-from camkit.errors import CamkitError, PluginError
-from camkit.network.checkpoints import REFUSED, State, read_weights, renamed
+from camkit.errors import CamkitError
+from camkit.network.builders import (
+    AS_PUBLISHED,
+    Size,
+    answered,
+    build,
+    entry_of,
+    from_plugin,
+    from_torchvision,
+    replaced,
+    size_in,
+)
+from camkit.network.checkpoints import REFUSED, State, read_checkpoint, without_prefix
+from camkit.network.huggingface import build_classifier
 from camkit.network.models import ModelRow
 
 # torch's switches for all calls of torch.load: on, and off.
@@ -41,19 +45,22 @@ class Weights:
         tag: the library's tag or the seed; None for a file, which may have any name.
         sha256: of all tensors of the state dict as loaded, names included.
         file: the name of the file they come from; None for random ones.
+        note: what the user should know of the file.
     """
 
     kind: str
     tag: str | None
     sha256: str
     file: str | None = None
+    note: str = ""
 
 
 def load(row: ModelRow, weights: str, seed: int) -> tuple[nn.Module, Weights]:
     """A row's model with its weights.
 
     Args:
-        weights: `pretrained`, `random` or a file.
+        weights: `pretrained`, `random` or a file, see :func:`camkit.network.checkpoints.read_checkpoint`,
+            which decides how many classes and input channels the model has.
         seed: of random weights.
 
     Raises:
@@ -63,23 +70,23 @@ def load(row: ModelRow, weights: str, seed: int) -> tuple[nn.Module, Weights]:
     if weights == "pretrained":
         model = _pretrained(row)
         return model, Weights("pretrained", row.tag or "default", _sha256(model), published_file(row))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = _build(row, published=weights != "random")
     if weights == "random":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = build(row)
         return model, Weights("random", f"seed {seed}", _sha256(model))
-    path = Path(weights).expanduser()
-    model = _filled(row, model, read_weights(path), path.name)
-    return model, Weights("file", None, _sha256(model), path.name)
+    found = read_checkpoint(weights)
+    model = _filled(row, found.state, found.name)
+    return model, Weights("file", None, _sha256(model), found.name, found.note)
 
 
 def published_file(row: ModelRow) -> str:
     """The name under which a row's library publishes the weights; "" for a plugin's own."""
-    if row.library == "plugin":
+    if row.library in ("plugin", "transformers"):
         return ""
     if row.module is not None:
         return _packaged(row).name
-    entry = _entry(row)
+    entry = entry_of(row)
     if entry is not None:
         return Path(entry.url).name
     published = timm.models.get_pretrained_cfg(row.tagged)
@@ -90,90 +97,33 @@ def published_file(row: ModelRow) -> str:
     return Path(str(published.url or "")).name
 
 
-def _entry(row: ModelRow) -> WeightsEnum | None:
-    """torchvision's entry of published weights."""
-    if row.library != "torchvision" or row.tag is None:
-        return None
-    return torchvision.models.get_model_weights(row.entry)[row.tag]
-
-
-def _build(row: ModelRow, published: bool = False) -> nn.Module:
-    """The model without weights.
-
-    Args:
-        published: as its library makes it around published weights, which may differ in more than these.
-    """
-    if row.library == "plugin":
-        return _from_plugin(row, pretrained=False)
-    if row.library == "timm":
-        return timm.create_model(row.tagged, pretrained=False)
-    entry = _entry(row) if published else None
-    if entry is None:
-        return _from_torchvision(row, None)
-    with _answered(entry, {}), _replaced(nn.Module, "load_state_dict", lambda *_, **__: None):
-        return _from_torchvision(row, entry)
-
-
-def _from_torchvision(row: ModelRow, entry: WeightsEnum | None) -> nn.Module:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # GoogLeNet and Inception: initialisation will change
-        return torchvision.models.get_model(row.entry, weights=entry)
-
-
-def _from_plugin(row: ModelRow, pretrained: bool) -> nn.Module:
-    added = MODELS[row.entry]
-    try:
-        model = added.build(pretrained=pretrained)
-    except (Exception, SystemExit) as error:
-        raise PluginError(
-            f"plugin {added.origin}: model {row.name!r}: {type(error).__name__}: {error}"
-        ) from error
-    if not isinstance(model, nn.Module):
-        given = type(model).__name__
-        raise PluginError(
-            f"plugin {added.origin}: model {row.name!r} gives {given}, expected torch.nn.Module"
-        )
-    return model
-
-
-def _answered(entry: WeightsEnum, state: State) -> AbstractContextManager:
-    """Let torchvision's builders have `state` where they would fetch the weights."""
-    return _replaced(entry, "get_state_dict", lambda **_: renamed(state, str))
-
-
-@contextmanager
-def _replaced(owner: object, name: str, value: object) -> Iterator[None]:
-    """Give an object or a class another attribute for a while."""
-    before = vars(owner).get(name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        if before is None:
-            delattr(owner, name)
-        else:
-            setattr(owner, name, before)
-
-
-def _filled(row: ModelRow, model: nn.Module, state: State, source: str) -> nn.Module:
-    """A model with the tensors of a file: as they are, else as the library's own loader renames them.
+def _filled(row: ModelRow, state: State, source: str) -> nn.Module:
+    """A row's model with the tensors of a file: as they are, else as the library's own loader renames them.
 
     Raises:
         CamkitError: neither fits; the message names what is missing, unexpected or of another shape.
     """
+    model = build(row, published=True)
     own = model.state_dict()
+    state = without_prefix(state, own)
     if row.package is not None and not own.keys() & state.keys() and len(own) == len(state):
         state = dict(zip(own, state.values(), strict=True))
+    try:
+        size = Size() if row.library == "plugin" else size_in(model, state)
+    except CamkitError as error:
+        raise CamkitError(f"{source} does not fit the model: {error}") from error
+    if size != AS_PUBLISHED:
+        model = build(row, published=True, size=size)
     try:
         model.load_state_dict(state)
         return model
     except (RuntimeError, ValueError) as error:  # of a module that looks at its version
         refused = CamkitError(f"{source} does not fit the model; {_faults(own, state) or error}")
     try:
-        entry = _entry(row)
+        entry = entry_of(row)
         if entry is not None:
-            with _answered(entry, state):
-                return _from_torchvision(row, entry)
+            with answered(entry, state):
+                return from_torchvision(row, entry)
         if row.library == "timm":
             given = {"state_dict": dict(state)}
             filled, load = list[nn.Module](), nn.Module.load_state_dict
@@ -182,7 +132,7 @@ def _filled(row: ModelRow, model: nn.Module, state: State, source: str) -> nn.Mo
                 filled.append(self)
                 return load(self, *state, **options)
 
-            with _replaced(nn.Module, "load_state_dict", noted):
+            with replaced(nn.Module, "load_state_dict", noted):
                 found = timm.create_model(row.tagged, pretrained=True, pretrained_cfg_overlay=given)
             if any(one is found for one in filled):  # a builder from elsewhere may ignore `pretrained`
                 return found
@@ -216,16 +166,18 @@ def _pretrained(row: ModelRow) -> nn.Module:
         CamkitError: there are none, or they cannot be fetched.
     """
     if row.library == "plugin":
-        return _from_plugin(row, pretrained=True)
+        return from_plugin(row, pretrained=True)
+    if row.library == "transformers":
+        return build_classifier(row.entry, pretrained=True)
     try:
         if row.module is not None:
-            return _filled(row, _build(row), read_weights(_packaged(row)), str(row.package))
+            return _filled(row, read_checkpoint(str(_packaged(row))).state, str(row.package))
         if row.library == "torchvision" and row.tag is None:
             raise CamkitError("torchvision has no weights for it")
         with _only_tensors():
-            entry = _entry(row)
+            entry = entry_of(row)
             if entry is not None:
-                return _from_torchvision(row, entry)
+                return from_torchvision(row, entry)
             return timm.create_model(row.tagged, pretrained=True)
     except CamkitError as error:
         raise CamkitError(f"no pretrained weights for {row.name}: {error}") from error

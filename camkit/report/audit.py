@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from camkit.report.analysis import SAME, Analysis
-from camkit.report.scores import WITHOUT_HESSIAN, Naming, identifier, is_control, known_scores
+from camkit.report.scores import WITHOUT_HESSIAN, Naming, identifier, is_control, known_scores, of_one_layer
 from camkit.report.statistics import FEW_IMAGES
 from camkit.report.study import Block
 from camkit.results.summary import columns_of_values, is_value
@@ -109,7 +109,7 @@ def _same_cells(block: Block, named: Naming) -> list[str]:
 def _same_elsewhere(block: Block, study: Sequence[Block], named: Naming) -> list[str]:
     """Methods with the very scores that they have for another layer or utility of this model.
 
-    Most controls do not depend on the layer, and are left out.
+    Methods that see no single layer, as most controls, are left out.
     """
     lines = []
     for other in study:
@@ -120,6 +120,7 @@ def _same_elsewhere(block: Block, study: Sequence[Block], named: Naming) -> list
             for place, name in enumerate(block.methods)
             if name in other.methods
             and not is_control(name)
+            and of_one_layer(name)
             and other.columns == block.columns
             and _largest_difference(block.values[:, place], other.values[:, other.methods.index(name)]) == 0
         ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from camkit.report.scores import known_scores, title_of
 # Perceptually even, unlike the field's usual jet, whose bands draw edges that are not in the map.
 COLOUR_MAPS = ("inferno", "viridis", "jet")
 FRAMES_A_SECOND = 6
+MAPS_A_LINE = 10  # of the saliency figure
 # Names of methods, models and classes are text; matplotlib takes what is between dollar signs for formulas.
 PLAIN_TEXT: dict[Any, Any] = {"text.parse_math": False}
 
@@ -50,21 +52,26 @@ class Explained:
 def saliency_figure(
     rows: Sequence[Explained], colour_map: str = COLOUR_MAPS[0], with_scores: bool = True
 ) -> Figure:
-    """Photos in the first column, then each method's saliency map laid over the photo."""
+    """Photos in the first column, then each method's saliency map laid over the photo.
+
+    More than :data:`MAPS_A_LINE` maps of a photo take several lines of about the same length.
+    """
     methods = list(dict.fromkeys(method for row in rows for method in row.saliency))
-    columns = 1 + len(methods)
+    lines = math.ceil(len(methods) / MAPS_A_LINE)
+    columns = math.ceil(len(methods) / lines)
     scored = [scores for row in rows for scores in row.scores.values()] if with_scores else []
-    lines = max(map(len, map(_score_lines, scored)), default=0)
-    height = (1.85 + 0.1 * lines) * len(rows)
-    figure = Figure(figsize=(1.6 * columns, height), dpi=120, layout="constrained")
-    axes = figure.subplots(len(rows), columns, squeeze=False)
-    for place, (row, line) in enumerate(zip(rows, axes, strict=True)):
-        for axis in line:
-            axis.axis("off")
-        line[0].imshow(row.photo)
-        line[0].set_title(row.title, fontsize=7)
-        for axis, method in zip(line[1:], methods, strict=True):
-            if place == 0:
+    below = max(map(len, map(_score_lines, scored)), default=0)
+    height = (1.85 + 0.1 * below) * lines * len(rows)
+    figure = Figure(figsize=(1.6 * (1 + columns), height), dpi=120, layout="constrained")
+    axes = figure.subplots(lines * len(rows), 1 + columns, squeeze=False)
+    for axis in axes.flat:
+        axis.axis("off")
+    for place, row in enumerate(rows):
+        block = axes[lines * place : lines * (place + 1)]
+        block[0, 0].imshow(row.photo)
+        block[0, 0].set_title(row.title, fontsize=7)
+        for axis, method in zip(block[:, 1:].flat, methods, strict=False):  # the last line may be shorter
+            if place == 0 or lines > 1:
                 axis.set_title(title_of(method), fontsize=8)
             if method not in row.saliency:  # a plugin's, which failed on this photo
                 continue

@@ -12,14 +12,15 @@ import numpy as np
 from PIL import Image
 
 from camkit.data import class_name, find_images
-from camkit.data.pixels import PAPER_CROP, Preprocess, read_file
+from camkit.data.pixels import PAPER_CROP, Preprocess, crop_to, read_file
 from camkit.data.sources import Source, parts_of
 from camkit.errors import CamkitError, UsageError
 from camkit.network.loading import load_model
 from camkit.network.models import ROWS
+from camkit.network.view import image_size
 from camkit.report.scores import title_of
 from camkit.report.study import Block, Say
-from camkit.results.folder import file_name
+from camkit.results.folder import file_name, read_classes
 
 MOST_PHOTOS = 200  # in one page, whatever the number of models: small enough to mail
 PER_LIST = 12
@@ -221,8 +222,9 @@ def find_photos(
 def _read_photos(
     selections: Sequence[Selection], data: str, reading: Mapping[str, Any], say: Say
 ) -> dict[Photo, str]:
+    own = read_classes(selections[0].block.folder.parent)
     try:
-        found = find_images(data, seed=0, **reading)
+        found = find_images(data, seed=0, own=own, **reading)
     except UsageError as error:
         raise UsageError(f"--data {data}: {error}") from error
     blocks = [one.block for one in selections]
@@ -252,8 +254,12 @@ def _read_photos(
 
 
 def _preprocess(block: Block) -> Preprocess:
-    if block.protocol["preprocess"] == "paper":
-        found = Preprocess("paper", PAPER_CROP, mean=(0, 0, 0), std=(1, 1, 1))
+    size = image_size(block.protocol.get("size"))
+    if size is not None or (
+        block.protocol["preprocess"] == "paper" and not block.model.startswith("transformers/")
+    ):
+        crop = PAPER_CROP if size is None else crop_to(size)
+        found = Preprocess("paper", crop, mean=(0, 0, 0), std=(1, 1, 1))
     else:
         # The crop belongs to the architecture, not to its weights.
         found = load_model(block.model, "random", block.protocol["preprocess"], seed=0).preprocess
@@ -263,7 +269,7 @@ def _preprocess(block: Block) -> Preprocess:
 def _jpeg(preprocess: Preprocess, source: Source) -> str:
     crops = [preprocess.pixels(read_file(photo)) for photo in parts_of(source)]
     pixels = preprocess.assemble(crops)
-    photo = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+    photo = Image.fromarray(pixels.expand(3, -1, -1).permute(1, 2, 0).numpy())
     photo.thumbnail((PHOTO_SIDE, PHOTO_SIDE), Image.Resampling.LANCZOS)
     file = io.BytesIO()
     photo.save(file, "JPEG", quality=JPEG_QUALITY, optimize=True)
@@ -279,8 +285,10 @@ def small_map(one: np.ndarray) -> str:
 
 def explained(block: Block, place: int) -> str:
     """The class that an image's maps explain and its probability, in words; empty where not known."""
-    classes = IMAGENET_CLASSES if block.model in ROWS else 0  # else it is not known how many the model has
+    listed = read_classes(block.folder.parent)
+    # Without a list it is not known how many classes another model has.
+    outputs = len(listed) if listed else IMAGENET_CLASSES if block.model in ROWS else 0
     target, probability = block.explained[place]
     if np.isnan([target, probability]).any():
         return ""
-    return f"{class_name(int(target), classes)}, {100 * probability:.1f} %"
+    return f"{class_name(int(target), outputs, listed)}, {100 * probability:.1f} %"

@@ -68,6 +68,11 @@ def is_control(name: str) -> bool:
     return name in tuple(METHODS) and "controls" in METHODS[name].groups
 
 
+def of_one_layer(name: str) -> bool:
+    """Whether a method's map is that of the layer that is named, as far as is known here."""
+    return ":" in name or not METHODS.knows(name) or METHODS[name].of_one_layer
+
+
 def table_place(name: str) -> tuple[bool, int, str]:
     """Sorts methods as tables show them: the controls last."""
     return is_control(name), *method_place(name)

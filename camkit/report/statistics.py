@@ -131,10 +131,11 @@ def estimates(values: np.ndarray, columns: Mapping[str, Column]) -> Estimates:
         influence = np.round(np.nan_to_num(values - value), DECIMALS) * (images / np.maximum(count, 1))
     names = list(columns)
     for place, column in enumerate(columns.values()):
-        if column.mean is not None:
-            parts = [names.index(part) for part in column.mean.parts]
-            slopes = column.mean.slopes(value[:, parts])
-            value[:, place] = column.mean.of(value[:, parts])
+        mean = column.mean_of(names)
+        if mean is not None:
+            parts = [names.index(part) for part in mean.parts]
+            slopes = mean.slopes(value[:, parts])
+            value[:, place] = mean.of(value[:, parts])
             influence[..., place] = (influence[..., parts] * slopes).sum(axis=-1)
     binary = (np.isnan(values) | (values == 0) | (values == 1)).all(axis=(0, 1))
     declared = np.array([column.share for column in columns.values()], dtype=bool)

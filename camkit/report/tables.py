@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
-from camkit.entries import METHODS, METRICS, MODELS, UTILITIES
+from camkit.entries import COSTLY, METHODS, METRICS, MODELS, UTILITIES
 from camkit.network.models import ROWS, find_row
-from camkit.registry import first_line
+from camkit.registry import ALL, first_line
 from camkit.report.analysis import Analysis
 from camkit.report.audit import audit, no_values
 from camkit.report.grid import Entry, Grid, terminal
@@ -142,8 +143,41 @@ def cell_keys(block: Block) -> dict[str, object]:
     return {"results": block.source, "model": block.model, "layer": block.layer, "utility": block.utility}
 
 
+# Of the methods, what a terminal shows: formulas are too wide.
+BRIEF = ("name", "title", "uses", "cost", "from")
+COSTS = """\
+Cost per image beside the pass that all methods share. pass: a pass through the network; head: one
+through what follows the layer; grad: a gradient at the layer. C channels, P positions, L blocks.
+or 0: none where pooling and a linear map follow the layer."""
+
+
+def brief_listing(what: str) -> pd.DataFrame:
+    """:func:`listing` as a terminal shows it: of the methods without formulas and empty columns."""
+    frame = listing(what).astype(object).fillna("")
+    if what != "methods":
+        return frame
+    return frame[[column for column in BRIEF if frame[column].any()]]
+
+
+def groups_of_methods() -> str:
+    """What the costs mean, and the members of each group, as text of at most 100 letters a line."""
+    groups: dict[str, list[str]] = {}
+    for one in METHODS.values():
+        for group in one.groups:
+            groups.setdefault(group, []).append(one.name)
+    groups["maps that divide the utility"] = [one.name for one in METHODS.values() if one.value]
+    lines = [
+        textwrap.fill(f"{name}: {', '.join(members)}", 100, subsequent_indent="  ", break_on_hyphens=False)
+        for name, members in groups.items()
+    ]
+    return "\n".join([COSTS, "", *lines, f"{ALL}: all but {COSTLY}"])
+
+
 def listing(what: str) -> pd.DataFrame:
-    """What can be named: `models`, `methods`, `metrics` or `utilities`, one row each."""
+    """What can be named: `models`, `methods`, `metrics` or `utilities`, one row each.
+
+    Of the methods `from` is the plugin or package, and `value` says which maps divide the utility.
+    """
     rows: list[dict[str, object]]
     if what == "models":
         rows = [
@@ -163,8 +197,13 @@ def listing(what: str) -> pd.DataFrame:
             {
                 "name": m.name,
                 "groups": ",".join(m.groups),
+                "uses": ", ".join(m.uses),
                 "cost": m.cost,
+                "from": m.origin,
+                "title": m.title,
+                "value": "yes" if m.value else "",
                 "map": first_line(m.function),
+                "source": m.source,
             }
             for m in METHODS.values()
         ]

@@ -50,6 +50,23 @@ def write_atomically(path: Path, data: str | bytes) -> None:
             raise
 
 
+def write_first(path: Path, data: bytes) -> None:
+    """Write a file that other processes may be writing too: whichever comes first stands, whole.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with writing(path):
+        try:
+            append(temporary, data)
+            with suppress(FileExistsError):
+                os.link(temporary, path)
+            _sync_folder(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
 def remove_temporaries(folder: Path) -> None:
     """Remove what a crash between writing and renaming left; only for who holds the folder's lock."""
     for path in folder.glob(".*.tmp"):

@@ -2,6 +2,7 @@
 
 OUT/summary.csv                                  one row a cell
 OUT/<model>/predictions.csv                      what the model says of each image
+OUT/<model>/classes.csv                          the model's classes, where they are not ImageNet's
 OUT/<model>/errors.csv                           images that could not be read (only if there are any)
 OUT/<model>/failures.csv                         what plugins did wrong (likewise)
 OUT/<model>/flags.csv                            degenerate maps and other odd cases (likewise)
@@ -22,26 +23,29 @@ import numpy as np
 import pandas as pd
 
 from camkit.config import DEFAULT_METRICS
+from camkit.data import ClassList
+from camkit.data.classfiles import read_class_file
 from camkit.entries import METRICS, ROW_FIELDS
 from camkit.errors import CamkitError
 from camkit.results.files import ODD_NAMES, UTF8, write_atomically
-from camkit.results.table import Table, merge_rows, read_fields
+from camkit.results.table import Table, csv_line, merge_rows, read_fields
 
-DEFINITIONS_VERSION = 1
+DEFINITIONS_VERSION = 2  # docs/definitions.md says what each changed
 
 
 KEYS = ROW_FIELDS
 
 
-PREDICTIONS, ERRORS, FLAGS = "predictions.csv", "errors.csv", "flags.csv"
+PREDICTIONS, ERRORS, FLAGS, CLASSES = "predictions.csv", "errors.csv", "flags.csv", "classes.csv"
 
 
 FAILURES = "failures.csv"
+PREDICTED_NAME = "predicted_name"  # follows from the class and the list
 
 
 # Of each table of a model: its columns, and those that identify a row.
 MODEL_TABLES = {
-    PREDICTIONS: (("image", "label", "predicted", "probability"), ("image",)),
+    PREDICTIONS: (("image", "label", "predicted", "probability", PREDICTED_NAME), ("image",)),
     ERRORS: (("image", "stage", "reason"), ("image",)),
     FAILURES: (
         ("layer", "utility", "method", "image", "reason", "scored"),
@@ -52,6 +56,19 @@ MODEL_TABLES = {
         ("layer", "utility", "method", "image", "flag"),
     ),
 }
+
+
+def write_classes(folder: Path, classes: ClassList) -> None:
+    """Keep a model's class list, in a form that `--classes` reads."""
+    wnids = classes.wnids or ("",) * len(classes)
+    rows = zip(map(str, range(len(classes))), classes.names, wnids, strict=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / CLASSES, "".join(csv_line(row) for row in (("index", "name", "wnid"), *rows)))
+
+
+def read_classes(folder: Path) -> ClassList | None:
+    """A model's class list that is not ImageNet's; None where its folder holds none."""
+    return read_class_file(folder / CLASSES) if (folder / CLASSES).exists() else None
 
 
 def model_table(folder: Path, name: str, also: Iterable[Path] = ()) -> Table:

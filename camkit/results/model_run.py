@@ -10,12 +10,23 @@ from typing import Any
 import numpy as np
 
 from camkit.config import RunConfig
-from camkit.data import Item
+from camkit.data import ClassList, Item
+from camkit.data.classes import IMAGENET
 from camkit.errors import Say
 from camkit.results.arrays import Curves, curve_paths, thin
 from camkit.results.cells import Cell, CellFailure, CellScores, Predictions, Result
 from camkit.results.files import remove_temporaries
-from camkit.results.folder import ERRORS, FAILURES, file_name, model_counts, model_table, read_run, write_run
+from camkit.results.folder import (
+    ERRORS,
+    FAILURES,
+    PREDICTED_NAME,
+    file_name,
+    model_counts,
+    model_table,
+    read_run,
+    write_classes,
+    write_run,
+)
 from camkit.results.lock import hold
 from camkit.results.merge import PATIENCE, fold, write_order
 from camkit.results.rows import ModelRows
@@ -28,6 +39,9 @@ class ModelRun(ModelRows):
     """The cells of one model in a results folder that new rows are written into; see :class:`ModelRows`.
 
     The caller holds the lock of the model's folder.
+
+    Args:
+        classes: what the model's outputs stand for; None where that is not known.
 
     Raises:
         UsageError: the folder holds results of another protocol.
@@ -43,8 +57,10 @@ class ModelRun(ModelRows):
         items: Sequence[Item],
         share: Share,
         segment: Mapping[str, Any],
+        classes: ClassList | None = None,
     ) -> None:
         super().__init__(model, cells, config, order, items, share)
+        self.classes = classes
         self.segment = dict(segment)
         self.curves: dict[tuple[Cell, str], Curves] = {}
         self.failed: set[tuple[str, ...]] = set()  # keys of failures.csv that this start made
@@ -59,6 +75,8 @@ class ModelRun(ModelRows):
                 write_order(config.out, self.order)
             for folder in self.protocols:
                 write_run(folder, self._run_file(folder))
+            if classes is not None and classes.name != IMAGENET:
+                write_classes(self.merged, classes)
         self.read()
 
     def start(self, batch_size: int, numeric_record: Mapping[str, Any], say: Say) -> None:
@@ -106,6 +124,7 @@ class ModelRun(ModelRows):
                     "label": _text(item.label),
                     "predicted": str(predicted),
                     "probability": number(probability),
+                    PREDICTED_NAME: self.classes.short_name(predicted) if self.classes else "",
                 }
                 for item, predicted, probability in zip(
                     result.items, result.predicted, result.probability, strict=True

@@ -14,7 +14,7 @@ from camkit.results.folder import read_run, run_folders
 
 # Beside the options that decide numbers: what all cells of a results folder have in common, and what those of
 # one model have besides.
-SHARED = ("weights", "data_fingerprint", "definitions")
+SHARED = ("weights", "data_fingerprint", "regions", "class_list")
 OF_MODEL = ("library_name", "transform", "weights_tag", "weights_sha256")
 
 
@@ -42,6 +42,13 @@ def check_protocol(folders: Iterable[Path], protocol: Mapping[str, Any]) -> None
     for out in folders:
         for folder in run_folders(out):
             difference = unlike(read_run(folder)["protocol"], protocol)
+            if difference and difference.name == "definitions":
+                raise UsageError(
+                    f"{out} holds results of version {difference.there} of the definitions, now "
+                    f"{difference.here}: they can be reported, but no longer added to "
+                    f"({folder.relative_to(out)}).\n"
+                    "Use another --out, or --force: it moves the old results aside and starts afresh."
+                )
             if difference:
                 raise UsageError(
                     f"{out} holds results with another {difference} ({folder.relative_to(out)}).\n"
@@ -58,11 +65,12 @@ def unlike(there: Mapping[str, Any], here: Mapping[str, Any]) -> Difference | No
     def same(*names: str) -> bool:
         return all(there.get(name) == here.get(name) for name in names)
 
-    names: Iterable[str] = [*(one.metadata["decides"] for one in deciding_options()), *SHARED]
+    # Definitions first: under others, options may have another meaning.
+    names: Iterable[str] = ["definitions", *(one.metadata["decides"] for one in deciding_options()), *SHARED]
     if same("model"):
         names = [*names, *OF_MODEL]
     if same("model", "layer", "utility"):
-        names = {**there, **here}
+        names = {"definitions": None, **there, **here}
     for name in names:
         if not same(name):
             values = (json.dumps(one.get(name), ensure_ascii=False) for one in (there, here))

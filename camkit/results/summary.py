@@ -79,11 +79,12 @@ def cell_means(rows: pd.DataFrame, columns: list[str]) -> dict[str, float]:
     A column with a mean of its own (`adcc`) has that; the mean of its values is `adcc_image_mean`.
     """
     means = {column: float(rows[column].mean()) for column in columns}
-    own = {name: column.mean for name, column in all_columns().items() if name in means and column.mean}
+    known = {name: column.mean_of(means) for name, column in all_columns().items() if name in means}
+    own = {name: mean for name, mean in known.items() if mean}
     for name in own:
         means[name + IMAGE_MEAN] = means[name]
     for name, mean in own.items():
-        means[name] = float(mean.of(np.array([means.get(part, np.nan) for part in mean.parts])))
+        means[name] = float(mean.of(np.array([means[part] for part in mean.parts])))
     return means
 
 

@@ -6,19 +6,24 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import pandas as pd
+from torch import Tensor
 
 import camkit.methods
 import camkit.metrics
 import camkit.network.utilities  # noqa: F401  (all three fill registries)
 from camkit.config import RunConfig
-from camkit.data import DataSet, Item, data_of
+from camkit.data import ClassList, DataSet, Item, data_of
 from camkit.entries import COSTLY, METHODS, METRICS, UTILITIES, Method
 from camkit.errors import CamkitError, Say, UsageError
 from camkit.methods.altered import expand
+from camkit.methods.fusion import at_layer
+from camkit.network.layers import parts_of
+from camkit.network.loading import own_classes as own_classes_of
 from camkit.network.models import PAPER_ROWS, find_row
-from camkit.network.passes import Network
+from camkit.network.passes import Network, TracedPass
 from camkit.network.prepare import Prepared
 from camkit.network.targets import find_target
+from camkit.network.view import View
 from camkit.plugins import load_plugins
 from camkit.registry import ALL, unknown_name
 from camkit.results.cells import Cell
@@ -70,11 +75,11 @@ def find_models(names: Iterable[str]) -> list[str]:
 
 
 def cells_of(summary: pd.DataFrame, config: RunConfig) -> pd.DataFrame:
-    """The rows of a run's cells in a summary that may hold others too."""
+    """The rows of a run's cells in a summary that may hold others too; under `--layer all` of every layer."""
     methods = [method.name for method in find_methods(config.method)]
     return summary[
         summary["model"].isin(find_models(config.model))
-        & summary["layer"].isin(config.layer)
+        & (summary["layer"].isin(config.layer) | (ALL in config.layer))
         & summary["utility"].isin(config.utility)
         & summary["method"].isin(methods)
     ]
@@ -87,11 +92,13 @@ def cells_of_model(prepared: Prepared, config: RunConfig, say: Say = lambda line
 
     Raises:
         UsageError: a method does not exist.
-        CamkitError: a method was named that the model cannot have.
+        CamkitError: a method was named that the model cannot have, or it can have none of a group.
     """
     cells = []
-    for layer in config.layer:
-        for method in find_methods(config.method):
+    named = prepared.layers(config.layer)
+    for layer in named:
+        for found in find_methods(config.method):
+            method = at_layer(found, prepared.paths[layer])
             why = without_regions(method, config)
             if not why:
                 why = what_is_lacking(method, prepared.network, prepared.paths[layer])
@@ -102,14 +109,53 @@ def cells_of_model(prepared: Prepared, config: RunConfig, say: Say = lambda line
                     say(f"{line}; left out")
             if not why:
                 cells += [Cell(layer, prepared.paths[layer], utility, method) for utility in config.utility]
+    if not cells:
+        raise CamkitError(
+            f"{prepared.loaded.row.name} can have none of the methods {', '.join(config.method)}"
+        )
     order = {utility: place for place, utility in enumerate(config.utility)}
-    layers = {layer: place for place, layer in enumerate(config.layer)}
+    layers = {layer: place for place, layer in enumerate(named)}
     return sorted(cells, key=lambda cell: (layers[cell.layer], order[cell.utility]))
 
 
 def what_is_lacking(method: Method, network: Network, path: str) -> str:
     """Why a network or its layer cannot have a method; "" where they can."""
     return method.lacks(network, path) if method.lacks else ""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a pass has to keep for a method.
+
+    Attributes:
+        layers: module paths.
+        attention: also the attention of every block.
+    """
+
+    layers: frozenset[str]
+    attention: bool
+
+    @classmethod
+    def of(cls, method: Method, network: Network, path: str) -> Needs:
+        """Those of a method at a layer, or at several (`layer3+layer4`)."""
+        parts = parts_of(path)
+        stages = network.stages if "stages" in method.uses and len(parts) == 1 else ()
+        return cls(frozenset((*parts, *stages)), "attention" in method.uses)
+
+    def together(self, others: Iterable[Needs]) -> Needs:
+        """What one pass keeps for all."""
+        every = [self, *others]
+        layers = frozenset(layer for one in every for layer in one.layers)
+        return Needs(layers, any(one.attention for one in every))
+
+    def met_by(self, passed: TracedPass, exactly: bool) -> bool:
+        """Whether a pass has kept this; `exactly`: and nothing else."""
+        kept = Needs(frozenset(passed.leaves), passed.attention is not None)
+        return self == kept if exactly else kept == kept.together([self])
+
+    def trace(self, network: Network, images: Tensor) -> TracedPass:
+        """A pass that keeps this."""
+        return network.trace(images, sorted(self.layers), attention=self.attention)
 
 
 def without_regions(method: Method, config: RunConfig) -> str:
@@ -130,6 +176,51 @@ def check_regions(config: RunConfig, say: Say) -> None:
             raise UsageError(f"method {method.name!r}: {why}")
         if why:
             say(f"{method.name} is left out: {why}")
+
+
+def check_layers(config: RunConfig) -> None:
+    """Scores that judge a map by its layer are asked for single layers.
+
+    Raises:
+        UsageError: one is asked for several (`layer3+layer4`).
+    """
+    several = next((layer for layer in config.layer if len(parts_of(layer)) > 1), None)
+    for name in config.metrics:
+        if several and METRICS[name].sees_layer:
+            raise UsageError(
+                f"--metrics {name}: judges a map by its layer, and --layer {several} is several layers"
+            )
+
+
+def own_classes(config: RunConfig) -> ClassList | None:
+    """The class list that a run's models carry, see :func:`camkit.network.loading.own_classes`.
+
+    None where none has one, and where the user names a list.
+
+    Raises:
+        UsageError: two models carry different lists.
+    """
+    if config.classes is not None:
+        return None
+    found = {name: own_classes_of(name, config.weights) for name in find_models(config.model)}
+    carried = {name: listed for name, listed in found.items() if listed is not None}
+    first, *others = [*carried] or [""]
+    for name in others:
+        if carried[name].digest != carried[first].digest:
+            raise UsageError(f"{first} and {name} carry different class lists: name one with --classes FILE")
+    return carried.get(first)
+
+
+def data_of_run(config: RunConfig) -> DataSet:
+    """The photos of a run, their labels in the class list that the user names, else the models carry."""
+    return data_of(config, own_classes(config))
+
+
+def with_target(config: RunConfig, classes: ClassList) -> RunConfig:
+    """The same with a target class by its index, where it is named."""
+    if len(classes.indices_named(config.target)) == 1:
+        return replace(config, target=str(classes.index_of(config.target)))
+    return config
 
 
 @dataclass(frozen=True)
@@ -155,21 +246,22 @@ def select(config: RunConfig, say: Say) -> Selection:
     """
     load_plugins(config.plugin)
     models = find_models(config.model)
+    View.of(config)  # what cannot be read is said at once
     check_names(config.method, config.utility, config.metrics)
+    check_layers(config)
     check_regions(config, say)
-    data = data_of(config)
+    if config.of_mosaics and config.regions is not None:
+        raise UsageError("--regions: in a mosaic the region is the photo's tile")
+    if config.of_mosaics and config.target != "predicted":
+        raise UsageError(f"--target {config.target}: in a mosaic each photo's own class is explained")
+    data = data_of_run(config)
     for note in data.notes:
         say(note)
-    if len(data.classes.indices_named(config.target)) == 1:
-        config = replace(config, target=str(data.classes.index_of(config.target)))
+    config = with_target(config, data.classes)
     target = find_target(config.target)
     if config.data == "sample":
         say("The data are scikit-image's six sample photos: a demonstration, not a benchmark (see --data).")
     if config.of_mosaics:
-        if config.regions is not None:
-            raise UsageError("--regions: in a mosaic the region is the photo's tile")
-        if config.target != "predicted":
-            raise UsageError(f"--target {config.target}: in a mosaic each photo's own class is explained")
         return Selection(config, models, data, list(data.items))
     items = list(data.items[: config.limit])
     if target.needs_labels:

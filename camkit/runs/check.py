@@ -15,14 +15,15 @@ from torch.utils.data import DataLoader, Dataset
 
 from camkit.config import RunConfig
 from camkit.console import Bar
-from camkit.data import ClassList, DataSet, Item, data_of
+from camkit.data import ClassList, DataSet, Item
 from camkit.data.classes import CLASSES, IMAGENET
 from camkit.data.items import in_storage_order
 from camkit.data.pixels import decode, read_file
 from camkit.data.sources import parts_of
 from camkit.errors import CamkitError
+from camkit.plugins import load_plugins
 from camkit.runs.accuracy import measure_top1
-from camkit.runs.cells import find_models
+from camkit.runs.cells import data_of_run, find_models
 
 COMPLETE = 50  # images of each class in ImageNet's validation set
 
@@ -137,8 +138,9 @@ def check_data(
     config = RunConfig(
         model=() if model is None else (model,), data=path, layout=layout, labels=labels, **options
     )
+    load_plugins(config.plugin)
     find_models(config.model)
-    data = data_of(config)
+    data = data_of_run(config)
     for note in data.notes:
         say(note)
     items = in_storage_order(data.items)

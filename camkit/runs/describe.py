@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 import camkit
-from camkit.config import RunConfig, deciding_options
+from camkit.config import MOSAIC, RunConfig, deciding_options
 from camkit.data import DataSet
 from camkit.errors import Say, UsageError
 from camkit.network.prepare import Prepared, prepare
@@ -40,6 +40,8 @@ def describe_protocol(prepared: Prepared, cell: Cell, config: RunConfig, data: D
         "weights_tag": loaded.weights.tag,
         "weights_sha256": loaded.weights.sha256,
         "data_fingerprint": data.fingerprint,
+        **({"regions": data.regions} if data.regions else {}),
+        "class_list": data.classes.digest,
         "definitions": DEFINITIONS_VERSION,
     }
 
@@ -55,6 +57,7 @@ def describe_segment(prepared: Prepared, config: RunConfig, data: DataSet) -> di
         "data_images": len(data.items),
         "layout": data.layout,
         "labels": data.labels,
+        "classes": data.classes.title,
         "weights_file": prepared.loaded.weights.file,
         "device": torch.cuda.get_device_name(device) if cuda else str(device),
         "driver": _driver() if cuda else None,
@@ -81,13 +84,17 @@ def as_it_ran(folder: Path, config: RunConfig) -> RunConfig:
         config: gives what run.json does not know: where data and a weights' file are, on what to run.
 
     Raises:
-        UsageError: there are no rows yet, or the weights were a file and `config` names none.
+        UsageError: there are no rows yet, the weights were a file and `config` names none, or one of the two
+            is of mosaics.
         CamkitError: run.json cannot be read.
     """
     run = read_run(folder)
     if not run["segments"]:
         raise UsageError(f"{folder}: this run has not made a row yet")
     protocol, segment = run["protocol"], run["segments"][-1]
+    if ("mosaic" in protocol) != config.of_mosaics:
+        of, data = ("mosaics", f"{MOSAIC}PATH") if "mosaic" in protocol else ("photos", "PATH")
+        raise UsageError(f"{folder}: this run is of {of}: --data {data}")
     weights = protocol["weights"] if config.weights == "pretrained" else config.weights
     if protocol["weights"] == "file" and config.weights == "pretrained":
         raise UsageError(

@@ -85,9 +85,10 @@ def _estimate(
 ) -> dict[str, float]:
     prepared = prepare(name, config.layer, data.items, config, say)
     cells = {
-        cell: describe_protocol(prepared, cell, config, data) for cell in cells_of_model(prepared, config)
+        cell: describe_protocol(prepared, cell, config, data)
+        for cell in cells_of_model(prepared, config, say)
     }
-    items, order = images_of(prepared, config, data, items, say)
+    items, order = images_of(prepared, config, data, items, say, keep=False)
     rows = ModelRows(name, cells, config, order, items, Share())
     rows.check_protocols()
     rows.read()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,18 +15,19 @@ from camkit.entries import METRICS, Method
 from camkit.errors import PluginError, UsageError
 from camkit.methods.saliency import is_degenerate
 from camkit.metrics import Subject
-from camkit.network.passes import Change, TracedPass
+from camkit.network.layers import parts_of
+from camkit.network.passes import TracedPass
 from camkit.network.prepare import Prepared
 from camkit.network.targets import Target, find_target, keeps_all
-from camkit.network.trace import ImageView, PixelView, Trace
 from camkit.network.transfer import arriving, sent
-from camkit.network.utilities import find_utility
 from camkit.results.cells import Cell, CellFailure, CellScores, Predictions, Result
 from camkit.runs.batch import Explained, Made, defined, not_finite, together
+from camkit.runs.cells import Needs
 from camkit.runs.guard import compute_scores, make_maps
+from camkit.runs.views import Views
 
 
-class Evaluation:
+class Evaluation(Views):
     """Scores batches of one model.
 
     Args:
@@ -47,13 +47,9 @@ class Evaluation:
         target: Target | None = None,
         make_maps: Callable[[Method, Any], tuple[Tensor, Tensor]] = make_maps,
     ) -> None:
-        self.network = prepared.network
-        self.preprocess = prepared.loaded.preprocess
-        self.layers = list(dict.fromkeys(prepared.paths.values()))
-        self.config = config
-        self.batch_size = batch_size
+        super().__init__(prepared, config, batch_size, make_maps)
+        self.layers = {part for path in prepared.paths.values() for part in parts_of(path)}
         self.target = target or find_target(config.target)
-        self.make_maps = make_maps
 
     def run(
         self,
@@ -72,7 +68,7 @@ class Evaluation:
         if batch.pixels is None:
             return
         images = self.preprocess.normalise(sent(pad(batch.pixels, self.batch_size), self.network.device))
-        traced = self._first_pass(images)
+        traced = self._first_pass(images, wanted)
         logits = traced.logits.detach()
         predictions, predicted = self._predictions(batch, logits, predicted_before or {})
         yield predictions
@@ -92,14 +88,15 @@ class Evaluation:
                 made[key] = self._make(explained, cell)
             yield from self._cell(explained, cell, metrics, made[key])
 
-    def _first_pass(self, images: Tensor) -> TracedPass:
-        """The pass that gives the predictions: in float32 also every layer's activation.
+    def _first_pass(self, images: Tensor, wanted: Iterable[Cell]) -> TracedPass:
+        """The pass that gives the predictions: in float32 also all that the cells need, of every layer.
 
         Below float32 a traced layer changes the logits, as float32 begins there: no layer is traced, and a
         cell then has a pass of its own layer's, whichever others the run has.
         """
         if self.network.dtype == torch.float32:
-            return self.network.trace(images, self.layers)
+            every = Needs(frozenset(self.layers), attention=False)
+            return every.together(map(self._needs, wanted)).trace(self.network, images)
         return TracedPass(self.network.logits(images).clone(), {})  # no longer a tensor of inference mode
 
     def _predictions(
@@ -143,8 +140,11 @@ class Evaluation:
 
     def _regions(self, batch: Batch, target: Tensor) -> Tensor | None:
         """Regions (B, H, W) of the padded batch; empty where another class is explained than lies there."""
-        if batch.regions is None:
+        if not self.config.has_regions:
             return None
+        if batch.regions is None:  # those of all its images are broken or missing
+            height, width = self.preprocess.shape[1:]
+            return torch.zeros(self.batch_size, height, width, dtype=torch.bool, device=target.device)
         regions = sent(pad(batch.regions, self.batch_size), target.device)
         of = [item.label if item.target is None else item.target for item in batch.items]
         classes = self._column(of, target)
@@ -163,15 +163,6 @@ class Evaluation:
         trace = self._trace(explained, cell)
         probability = self.network.probability(trace.logits, explained.target)
         return Made(probability, partial(self.make_maps, cell.method, trace))
-
-    def _trace(self, explained: Explained, cell: Cell) -> Trace:
-        """The trace of a cell's layer and utility: what one method or metric asks of it, the next one has."""
-        trace = explained.trace
-        if trace is None or (trace.layer, trace.utility) != (cell.path, self._utility(cell.utility)):
-            if cell.path not in explained.traced.leaves:
-                explained.traced = self.network.trace(explained.images, [cell.path])
-            trace = explained.trace = self._view(explained, cell, explained.images, explained.traced, draw=0)
-        return trace
 
     def _subject(self, explained: Explained, cell: Cell, made: Made) -> Subject:
         """What the metrics of a cell are given.
@@ -196,7 +187,7 @@ class Evaluation:
             image_ids=self._ids(explained),
             seed=self.config.seed,
             ties=self.config.ties,
-            grid=None if cell.method.of_image or cell.method.of_pixels else self._grid(explained, cell),
+            grid=self._grid(explained, cell),
             explain_again=partial(self._explain_again, explained, cell),
             explain_behind=partial(self._explain_behind, explained, cell),
             explain_as=partial(self._explain_as, explained, cell),
@@ -242,86 +233,11 @@ class Evaluation:
         columns, flags["not_finite"] = defined(columns, optional)
         yield explained.scores(cell, columns, curves, flags, None if cell.method.saliency else maps, saliency)
 
-    def _seen(self, explained: Explained, images: Tensor, draw: int) -> dict[str, Any]:
-        """The fields of an image view."""
-        return {
-            "images": images,
-            "image_ids": self._ids(explained),
-            "pixels": partial(self.preprocess.denormalise, images),
-            "target": explained.target,
-            "seed": self.config.seed,
-            "draw": draw,
-            "network": self.network,
-            "regions": explained.regions,
-        }
-
-    def _without_layer(self, explained: Explained, cell: Cell, images: Tensor, draw: int) -> ImageView | None:
-        """What a method sees that sees no layer; None of all others."""
-        if cell.method.of_image:
-            return ImageView(**self._seen(explained, images, draw))
-        if cell.method.of_pixels:
-            return PixelView(**self._seen(explained, images, draw), utility=self._utility(cell.utility))
-        return None
-
-    def _ids(self, explained: Explained) -> list[str]:
-        """Names (B,) of the padded batch."""
-        ids = [item.id for item in explained.batch.items]
-        return ids + ids[-1:] * (self.batch_size - len(ids))
-
-    def _grid(self, explained: Explained, cell: Cell) -> tuple[int, int]:
-        height, width = self._trace(explained, cell).activation.shape[2:]
-        return height, width
-
-    def _view(self, explained: Explained, cell: Cell, images: Tensor, traced: TracedPass, draw: int) -> Trace:
-        return Trace(
-            **self._seen(explained, images, draw),
-            utility=self._utility(cell.utility),
-            layer=cell.path,
-            passed=traced,
-            **self.config.of_methods,
-        )
-
-    def _explain_again(self, explained: Explained, cell: Cell, images: Tensor) -> tuple[Tensor, Tensor]:
-        """p_c (B,) and saliency maps (B, H, W) of other images, in one pass."""
-        view = self._without_layer(explained, cell, images, draw=1)
-        if view is not None:
-            return view.score(images), self.make_maps(cell.method, view)[1]
-        traced = self.network.trace(images, [cell.path])
-        view = self._view(explained, cell, images, traced, draw=1)
-        probability = self.network.probability(traced.logits.detach(), explained.target)
-        return probability, self.make_maps(cell.method, view)[1]
-
-    def _explain_behind(
-        self, explained: Explained, cell: Cell, name: str, change: Change, traced: bool = False
-    ) -> tuple[Tensor, Tensor]:
-        """Maps and saliency maps of a network that is changed behind the layer."""
-        key = (cell.path, name)
-        with self.network.changed(cell.path, change, traced):
-            if key not in explained.changed:
-                explained.changed[key] = self.network.trace(explained.images, [cell.path])
-            view = self._view(explained, cell, explained.images, explained.changed[key], draw=0)
-            return self.make_maps(cell.method, view)
-
-    def _explain_as(
-        self, explained: Explained, cell: Cell, target: Tensor | None = None, utility: str | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Maps and saliency maps of other classes (B,) or of another utility, from the same pass."""
-        target = explained.target if target is None else target
-        if cell.method.of_image:
-            view = ImageView(**self._seen(explained, explained.images, draw=0) | {"target": target})
-            return self.make_maps(cell.method, view)
-        function = self._utility(utility or cell.utility)
-        trace = replace(self._trace(explained, cell), target=target, utility=function)
-        return self.make_maps(cell.method, trace)
-
-    def _utility(self, name: str) -> Callable[[Tensor, Tensor], Tensor]:
-        return find_utility(name, self.network.activation.name)
-
 
 def _shared_by(cell: Cell) -> tuple[Any, ...]:
     """What a cell has in common with all others that have the same maps."""
     if cell.method.of_image:
         return (cell.method,)
-    if cell.method.of_pixels:
+    if cell.method.of_pixels or not (cell.method.of_one_layer or len(parts_of(cell.path)) > 1):
         return (cell.method, cell.utility)
     return (cell.method, cell.path, cell.utility)

@@ -38,6 +38,8 @@ def _lent(value: Any) -> Any:
     """An argument as a plugin gets it."""
     if isinstance(value, Tensor):
         return value.clone()
+    if isinstance(value, tuple):  # the traces of several layers, the attention of all blocks
+        return tuple(map(_lent, value))
     return _Copies(value) if isinstance(value, ImageView | Subject) else value
 
 
@@ -50,7 +52,8 @@ def make_maps(method: Method, view: ImageView) -> tuple[Tensor, Tensor]:
     Raises:
         PluginError: a plugin's method fails, or gives something else.
     """
-    like = view.activation if isinstance(view, Trace) else view.images
+    # Of several layers only methods have signed maps whose grid is the same at each.
+    like = view.layers[0].activation if isinstance(view, Trace) else view.images
     size = (view.images.shape[2], view.images.shape[3])
     grid = size if method.saliency else (like.shape[2], like.shape[3])
     with torch.no_grad(), blamed("method", method):

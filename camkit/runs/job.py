@@ -39,12 +39,13 @@ FOLDING = 10
 
 
 def images_of(
-    prepared: Prepared, config: RunConfig, data: DataSet, items: Sequence[Item], say: Say
+    prepared: Prepared, config: RunConfig, data: DataSet, items: Sequence[Item], say: Say, keep: bool = True
 ) -> tuple[Sequence[Item], dict[str, int]]:
     """The images that a model scores, and the place of each image in the order of the run.
 
     Args:
         items: the photos of the run.
+        keep: whether the choice of mosaics is written.
 
     Raises:
         CamkitError: labels are needed, and the model has another number of classes; or no mosaic can be made.
@@ -54,7 +55,8 @@ def images_of(
         data = replace(data, items=tuple(replace(item, label=None) for item in data.items))
     if not config.of_mosaics:
         return items, {item.id: place for place, item in enumerate(data.items)}
-    mosaics = mosaic_items(prepared, config, data, config.out / file_name(prepared.loaded.row.name), say)
+    folder = config.out / file_name(prepared.loaded.row.name)
+    mosaics = mosaic_items(prepared, config, data, folder, say, keep)
     return mosaics, {item.id: place for place, item in enumerate(mosaics)}
 
 
@@ -83,7 +85,8 @@ def open_run(
     }
     items, order = images_of(prepared, config, data, items, say)
     segment = describe_segment(prepared, config, data)
-    return ModelRun(prepared.loaded.row.name, cells, config, order, items, share, segment)
+    classes = data.classes if prepared.classes == len(data.classes) else None
+    return ModelRun(prepared.loaded.row.name, cells, config, order, items, share, segment, classes)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ model; which are tried does not, so that models can be compared on the mosaics t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,10 +18,10 @@ from camkit.console import Bar
 from camkit.data import DataSet, Item
 from camkit.data.regions import Tile
 from camkit.data.sources import Mosaic
-from camkit.errors import CamkitError, Say
+from camkit.errors import CamkitError, RunError, Say
 from camkit.network.loading import load_preprocess
 from camkit.network.prepare import Prepared
-from camkit.results.files import write_atomically
+from camkit.results.files import write_first
 from camkit.results.table import merge_rows, number, render
 from camkit.runs.loop import load_batches
 
@@ -45,54 +45,69 @@ class Known:
     confident: np.ndarray
 
 
-def mosaic_items(prepared: Prepared, config: RunConfig, data: DataSet, folder: Path, say: Say) -> list[Item]:
+def mosaic_items(
+    prepared: Prepared, config: RunConfig, data: DataSet, folder: Path, say: Say, keep: bool = True
+) -> list[Item]:
     """The images of a run over mosaics: each mosaic once for each of its tiles.
 
     Args:
         data: the photos.
-        folder: OUT/<model>, where the choice is kept.
+        folder: OUT/<model>, where the choice is kept; what is kept there stands.
+        keep: write it there, where it is not yet.
 
     Raises:
-        CamkitError: no photos of this model can be set together.
+        CamkitError: no photos of this model can be set together, or the choice is of other photos.
     """
     path = folder / MOSAICS
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, render(COLUMNS, _rows(prepared, config, data, say)))
-    sources = {item.id: item.source for item in data.items}
+    if path.exists():
+        rows = list(merge_rows([path], ("mosaic", "place"))[1].values())
+    else:
+        rows = _rows(prepared, config, data, say)
+        if keep:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_first(path, render(COLUMNS, rows))
+            rows = list(merge_rows([path], ("mosaic", "place"))[1].values())
     chosen: dict[str, list[dict[str, str]]] = {}
-    for row in merge_rows([path], ("mosaic", "place"))[1].values():
+    for row in rows:
         chosen.setdefault(row["mosaic"], []).append(row)
-    items = []
-    for name, rows in list(chosen.items())[: config.limit]:
+    if config.limit is not None and len(chosen) < config.limit:
+        model = prepared.loaded.row.name
+        say(f"{model}: {len(chosen)} mosaics, the photos give no more (--limit {config.limit})")
+    try:
+        return list(_items(dict(list(chosen.items())[: config.limit]), config, data))
+    except (KeyError, ValueError) as error:
+        raise CamkitError(
+            f"{path} is of other photos or options ({error}): move it away, or use another --out"
+        ) from error
+
+
+def _items(
+    chosen: Mapping[str, Sequence[Mapping[str, str]]], config: RunConfig, data: DataSet
+) -> Iterator[Item]:
+    """The tiles of the chosen mosaics.
+
+    Raises:
+        KeyError: a photo is not among the data.
+        ValueError: a mosaic has another number of tiles.
+    """
+    sources = {item.id: item.source for item in data.items}
+    for name, rows in chosen.items():
+        if len(rows) != config.mosaic**2:
+            raise ValueError(f"mosaic {name} has {len(rows)} tiles")
         mosaic = Mosaic(tuple(sources[row["image"]] for row in rows), config.mosaic)  # type: ignore[misc]
-        items += [
-            Item(
-                f"mosaic/{name}#{place + 1}",
-                mosaic,
-                None,
-                name,
-                int(row["target"]),
-                Tile(config.mosaic, place),
-            )
-            for place, row in enumerate(rows)
-        ]
-    return items
+        for place, row in enumerate(rows):
+            tile = Tile(config.mosaic, place)
+            yield Item(f"mosaic/{name}#{place + 1}", mosaic, None, name, int(row["target"]), tile)
 
 
 def _rows(prepared: Prepared, config: RunConfig, data: DataSet, say: Say) -> list[dict[str, str]]:
-    known = classify(prepared, config, data)
-    mosaics = choose(known, config.mosaic**2, config.seed, config.limit)
+    known = classify(prepared, config, data, say)
+    mosaics = choose(known, config.mosaic**2, config.seed)
     if not mosaics:
         raise CamkitError(
             f"no mosaic of {config.mosaic}x{config.mosaic}: of {len(known.items)} photos "
             f"{known.confident.sum()} are classified with a probability of {config.confidence:g} or more, "
             "and too few of them have different classes: more photos, or a lower --confidence"
-        )
-    if config.limit is not None and len(mosaics) < config.limit:
-        say(
-            f"{prepared.loaded.row.name}: {len(mosaics)} mosaics, the photos give no more "
-            f"(--limit {config.limit})"
         )
     return [
         {
@@ -107,10 +122,14 @@ def _rows(prepared: Prepared, config: RunConfig, data: DataSet, say: Say) -> lis
     ]
 
 
-def classify(prepared: Prepared, config: RunConfig, data: DataSet) -> Known:
+def classify(prepared: Prepared, config: RunConfig, data: DataSet, say: Say) -> Known:
     """What the model says of each photo by itself: one pass per batch.
 
     A photo is confident where its class has the probability `--confidence` and is its label, if it has one.
+
+    Raises:
+        RunError: a photo cannot be read (`--on-error stop`).
+        CamkitError: none can be read.
     """
     loaded = prepared.loaded
     alone = replace(
@@ -120,14 +139,22 @@ def classify(prepared: Prepared, config: RunConfig, data: DataSet) -> Known:
     photos = sorted(data.items, key=lambda item: item.id)
     items: list[Item] = []
     probabilities = []
+    errors: list[tuple[Item, str]] = []
     with Bar(len(photos), f"{loaded.row.name}, photos") as bar:
         for batch in load_batches(view, config, photos, BATCH):
             bar.update(len(batch.items) + len(batch.errors))
+            errors += batch.errors
             if batch.pixels is not None:
                 images = alone.normalise(batch.pixels.to(prepared.network.device))
                 logits = prepared.network.logits(images)
                 probabilities.append(prepared.network.activation.probability(logits).cpu().numpy())
                 items += batch.items
+    if errors:
+        first, reason = errors[0]
+        said = f"{len(errors)} of {len(photos)} photos cannot be read, the first {first.id}: {reason}"
+        if config.on_error == "stop":
+            raise RunError(f"{said} (--on-error stop)")
+        say(said)
     if not items:
         raise CamkitError(f"none of the {len(photos)} photos could be read")
     everything = np.concatenate(probabilities)
@@ -137,7 +164,7 @@ def classify(prepared: Prepared, config: RunConfig, data: DataSet) -> Known:
     return Known(items, target, probability, everything, right & (probability >= config.confidence))
 
 
-def choose(known: Known, tiles: int, seed: int, wanted: int | None) -> list[tuple[int, tuple[int, ...]]]:
+def choose(known: Known, tiles: int, seed: int) -> list[tuple[int, tuple[int, ...]]]:
     """Candidates that qualify: (number, indices of the photos in raster order).
 
     Their photos are confident and of different classes, none of them sees another's class, and no photo
@@ -145,24 +172,23 @@ def choose(known: Known, tiles: int, seed: int, wanted: int | None) -> list[tupl
     """
     found: list[tuple[int, tuple[int, ...]]] = []
     used = np.zeros((tiles, len(known.items)), dtype=bool)  # (place, photo)
-    for candidate, group in candidates(len(known.items), tiles, seed):
-        photos = np.array(group)
-        if wanted is not None and len(found) == wanted:
-            break
-        if used[range(tiles), photos].any() or not known.confident[photos].all():
-            continue
-        others = known.all_probabilities[np.ix_(photos, known.target[photos])]  # (tiles, tiles)
-        if (others[~np.eye(tiles, dtype=bool)] < OTHERS).all():
-            found.append((candidate, group))
-            used[range(tiles), photos] = True
+    for first, groups in candidates(len(known.items), tiles, seed):
+        for place in np.flatnonzero(known.confident[groups].all(axis=1)):
+            photos = groups[place]
+            others = known.all_probabilities[np.ix_(photos, known.target[photos])]  # (tiles, tiles)
+            apart = (others[~np.eye(tiles, dtype=bool)] < OTHERS).all()
+            if apart and not used[range(tiles), photos].any():
+                found.append((first + int(place), tuple(map(int, photos))))
+                used[range(tiles), photos] = True
     return found
 
 
-def candidates(photos: int, tiles: int, seed: int) -> Iterator[tuple[int, tuple[int, ...]]]:
-    """Numbered groups of photos, whatever the model: in each round every photo stands in one group."""
-    count = 0
+def candidates(photos: int, tiles: int, seed: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Numbered groups (N, tiles) of photos, whatever the model: in each round every photo stands in one.
+
+    Yields the number of a round's first group, and the groups.
+    """
+    count = photos // tiles
     for turn in range(ROUNDS):
         order = np.random.default_rng([seed, turn]).permutation(photos)
-        for start in range(0, photos - tiles + 1, tiles):
-            yield count, tuple(int(photo) for photo in order[start : start + tiles])
-            count += 1
+        yield turn * count, order[: count * tiles].reshape(count, tiles)

@@ -11,15 +11,26 @@ import torch
 from torch import Tensor
 
 from camkit.config import RunConfig
-from camkit.data import Item, class_name, find_images, sample_items
+from camkit.data import ClassList, Item, class_name, find_images, sample_items
+from camkit.data.classes import FOLDERS
+from camkit.data.find import class_list
 from camkit.errors import CamkitError, Say, UsageError
 from camkit.metrics.subject import blur
 from camkit.network.numerics import numerics
 from camkit.network.prepare import Prepared, prepare
+from camkit.network.targets import find_target
 from camkit.plugins import load_plugins
 from camkit.report.figures import Explained
+from camkit.report.scores import title_of
 from camkit.results.cells import CellFailure, CellScores, Predictions, Result
-from camkit.runs.cells import cells_of_model, check_names, check_regions, find_methods, find_models
+from camkit.runs.cells import (
+    cells_of_model,
+    check_names,
+    check_regions,
+    find_models,
+    own_classes,
+    with_target,
+)
 from camkit.runs.loop import Loop, first_batch_size
 
 # Of one folder: a picture with more rows could not be looked at.
@@ -48,6 +59,17 @@ def photo_items(names: Sequence[Path], say: Say) -> list[Item]:
     return items
 
 
+def _classes_of(config: RunConfig) -> ClassList:
+    """What the model's outputs stand for.
+
+    Raises:
+        UsageError: the list is no file.
+    """
+    if config.classes == FOLDERS:
+        raise UsageError("--classes folders: photos are in no class folders; name a file of class names")
+    return class_list(config.classes, own_classes(config))
+
+
 @numerics(tf32=False, deterministic=False)
 def explain_images(
     names: Sequence[Path], config: RunConfig, say: Say, metrics: Sequence[str] = (), most: int | None = None
@@ -66,16 +88,19 @@ def explain_images(
     """
     load_plugins(config.plugin)
     (model,) = find_models(config.model)
-    methods = find_methods(config.method)
     check_names(config.method, config.utility, metrics)
     check_regions(config, say)
+    classes = _classes_of(config)
+    config = with_target(config, classes)
+    if find_target(config.target).needs_labels:
+        raise UsageError(f"--target {config.target}: photos have no labels; name a class")
     photos = photo_items(names, say)
-    if most is not None and len(photos) * len(methods) > most:
-        raise UsageError(
-            f"{len(photos) * len(methods)} maps, at most {most} can be shown so: take fewer photos or methods"
-        )
     prepared = prepare(model, config.layer, photos, config, say)
     cells = dict.fromkeys(cells_of_model(prepared, config, say), metrics)
+    if most is not None and len(photos) * len(cells) > most:
+        raise UsageError(
+            f"{len(photos) * len(cells)} maps, at most {most} can be shown so: take fewer photos or methods"
+        )
     batch_size = first_batch_size(config, prepared.network.device, len(photos))
     loop = Loop(prepared, replace(config, workers=0), batch_size, kept="")
     rows: list[Explained] = []
@@ -86,7 +111,7 @@ def explain_images(
                 say(f"{item.source}: {reason}")
             made = list(results)
             if batch.pixels is not None:
-                rows += _explained(batch.pixels, made, prepared)
+                rows += _explained(batch.pixels, made, prepared, classes)
             failures += [
                 f"{one.reason} ({', '.join(item.id for item in one.items)})"
                 for one in made
@@ -97,24 +122,34 @@ def explain_images(
     return rows, failures
 
 
-def _explained(pixels: Tensor, made: Sequence[Result], prepared: Prepared) -> list[Explained]:
+def _explained(
+    pixels: Tensor, made: Sequence[Result], prepared: Prepared, classes: ClassList
+) -> list[Explained]:
     """The rows of a figure for one batch, uint8 (B, 3, H, W)."""
     preprocess = prepared.loaded.preprocess
     images = preprocess.normalise(pixels)
-    shown = [pixels, *map(preprocess.denormalise, (torch.zeros_like(images), blur(images)))]
+    shown = [pixels.expand(-1, 3, -1, -1), *map(preprocess.rgb, (torch.zeros_like(images), blur(images)))]
     saliency: list[dict] = [{} for _ in pixels]
     scores: list[dict] = [{} for _ in pixels]
     curves: list[dict] = [{} for _ in pixels]
     titles: list[str] = []
+
+    def shown_as(index: int, probability: float) -> str:
+        return f"{class_name(index, prepared.classes, classes)}, {100 * probability:.1f} %"
+
+    predicted: tuple[int, ...] = ()
     for result in made:
         if isinstance(result, Predictions):
-            titles = [
-                f"{class_name(index, prepared.classes)}, {100 * probability:.1f} %"
-                for index, probability in zip(result.predicted, result.probability, strict=True)
-            ]
+            predicted = result.predicted
+            titles = list(map(shown_as, predicted, result.probability))
         elif isinstance(result, CellScores):
             name = result.cell.method.name
-            for place in range(len(result.items)):
+            if len(prepared.paths) > 1:
+                name = f"{title_of(name)}, {result.cell.layer}"
+            for place, target in enumerate(result.target):
+                if target != predicted[place] and "\n" not in titles[place]:
+                    explained = shown_as(target, result.scores["probability"][place])
+                    titles[place] += f"\nexplained: {explained}"
                 saliency[place][name] = result.saliency[place].cpu().numpy()
                 scores[place][name] = {column: values[place] for column, values in result.scores.items()}
                 curves[place][name] = {

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from camkit.config import RunConfig
-from camkit.data import DataSet, Item, data_of
+from camkit.data import DataSet, Item
 from camkit.entries import METRICS, Method
 from camkit.errors import PluginError, Say, UsageError
 from camkit.methods.saliency import to_saliency
@@ -27,6 +27,7 @@ from camkit.results.folder import file_name, read_run, run_folders
 from camkit.results.lock import hold
 from camkit.results.merge import refresh_summary
 from camkit.runs.bench import what_failed
+from camkit.runs.cells import data_of_run
 from camkit.runs.describe import by_model, prepare_for
 from camkit.runs.job import open_run
 from camkit.runs.loop import Groups, Loop, first_batch_size
@@ -46,6 +47,7 @@ def rescore(
     classes: str | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
+    regions: Path | None = None,
     weights: str = "pretrained",
     batch_size: int = 32,
     device: str = "auto",
@@ -55,8 +57,8 @@ def rescore(
 
     Args:
         metrics: groups of scores; those that explain changed images (`adcc`) cannot be had from saved maps.
-        data, layout, labels, classes, image_column, label_column: the images of the run, as they were read
-            there; they are compared with its fingerprint.
+        data, layout, labels, classes, image_column, label_column, regions: the images of the run, as they
+            were read there; they are compared with its fingerprint.
         weights: the file, where the run's weights came from one.
 
     Returns:
@@ -78,6 +80,7 @@ def rescore(
         classes=classes,
         image_column=image_column,
         label_column=label_column,
+        regions=regions,
         device=device,
         plugin=tuple(plugin),
         out=out,
@@ -132,7 +135,7 @@ def _rescore_model(
 ) -> list[str]:
     """Score the maps of the folders that one loaded model serves; plugin errors, a line each."""
     config = next(iter(folders.values()))
-    data = data_of(config)
+    data = data_of_run(config)
     for folder in folders:
         if data.fingerprint != read_run(folder)["protocol"]["data_fingerprint"]:
             raise UsageError(f"--data {config.data} is not the data of this run (another fingerprint)")
@@ -211,5 +214,5 @@ def _saved(saved: SavedMaps, method: Method, trace: Trace) -> tuple[Tensor, Tens
             "explains changed images, and only maps of the images themselves are saved: use camkit bench"
         )
     maps = np.stack([saved[method.name][name] for name in trace.image_ids])
-    signed = torch.as_tensor(maps).to(trace.activation)
+    signed = torch.as_tensor(maps).to(trace.images)
     return signed, to_saliency(signed, (trace.images.shape[2], trace.images.shape[3]))

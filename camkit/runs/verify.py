@@ -13,21 +13,24 @@ from typing import Any
 import pandas as pd
 
 from camkit.config import RunConfig
-from camkit.data import DataSet, Item, data_of
+from camkit.data import DataSet, Item
 from camkit.entries import METHODS, METRICS
 from camkit.errors import CamkitError, Say, UsageError
+from camkit.methods.fusion import at_layer
 from camkit.network.numerics import numerics
 from camkit.network.prepare import Prepared
 from camkit.plugins import load_plugins
 from camkit.results.cells import Cell
 from camkit.results.files import UTF8
-from camkit.results.folder import PREDICTIONS, file_name, read_run, run_folders
+from camkit.results.folder import PREDICTED_NAME, PREDICTIONS, file_name, read_run, run_folders
 from camkit.results.protocol import check_agreement, unlike
 from camkit.results.segments import places_of
 from camkit.results.summary import summarise, summary_text
 from camkit.results.table import Row, merge_rows
 from camkit.runs.agreement import Comparison, tolerance_of
+from camkit.runs.cells import data_of_run
 from camkit.runs.describe import by_model, describe_protocol, prepare_for
+from camkit.runs.job import images_of
 from camkit.runs.recompute import Recomputed, recompute
 
 SHARE, AT_LEAST = 0.01, 5
@@ -151,7 +154,7 @@ def _expect_known(folder: Path) -> None:
 def _verify_model(folders: Mapping[Path, RunConfig], seed: int, say: Say) -> Iterator[Checked]:
     """The folders of cells that one loaded model serves, with the settings of their runs."""
     config = next(iter(folders.values()))
-    data = data_of(config)
+    data = data_of_run(config)
     for folder in folders:
         run = read_run(folder)
         if data.fingerprint != run["protocol"]["data_fingerprint"]:
@@ -174,10 +177,11 @@ def _verify_cells(
     place = (protocol["model"], protocol["layer"], protocol["utility"])
     say(", ".join(place))
     cells = _cells(run, config, prepared, data)
-    items = {item.id: item for item in data.items}
+    out = replace(config, out=folder.parent.parent)
+    items = {item.id: item for item in images_of(prepared, out, data, data.items, say, keep=False)[0]}
     tables = {method: _rows(folder / f"{file_name(method)}.csv") for method in run["methods"]}
     picked = {method: _pick(rows, seed) for method, rows in tables.items()}
-    predictions = _rows(folder.parent / PREDICTIONS)
+    predictions = _rows(folder.parent / PREDICTIONS, without=PREDICTED_NAME)
     groups: dict[tuple[Item, ...], dict[Cell, list[str]]] = {}
     for method, rows in tables.items():
         there = tuple(items[image] for image in picked[method] if image in items)
@@ -207,7 +211,8 @@ def _cells(run: Mapping[str, Any], config: RunConfig, prepared: Prepared, data: 
         UsageError: what decides its numbers is another thing here.
     """
     (layer,), (utility,) = config.layer, config.utility
-    cells = {name: Cell(layer, prepared.paths[layer], utility, METHODS[name]) for name in run["methods"]}
+    path = prepared.paths[layer]
+    cells = {name: Cell(layer, path, utility, at_layer(METHODS[name], path)) for name in run["methods"]}
     any_cell = next(iter(cells.values()))
     difference = unlike(run["protocol"], describe_protocol(prepared, any_cell, config, data))
     if difference:
@@ -250,8 +255,12 @@ def _compare_names(rows: Collection[str], listed: set[str], comparison: Comparis
         comparison.lacks(image, "has no row, but run.json lists one")
 
 
-def _rows(path: Path) -> dict[str, Row]:
-    return {image: row for (image,), row in merge_rows([path])[1].items()}
+def _rows(path: Path, without: str = "") -> dict[str, Row]:
+    """Image -> row of a table, less one column."""
+    return {
+        image: {column: text for column, text in row.items() if column != without}
+        for (image,), row in merge_rows([path])[1].items()
+    }
 
 
 def _pick(images: Iterable[str], seed: int) -> list[str]:

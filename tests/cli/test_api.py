@@ -81,7 +81,10 @@ def test_a_methods_edits_leave_the_callers_images_alone() -> None:
         ({"budget": -3}, "--budget -3: expected 4 or more"),
         ({"target": 10**6}, "expected classes from 0"),
         ({"images": "photo.png"}, "a module takes normalised images"),
-        ({"images": torch.zeros(3, 24, 24)}, r"shape \(3, 24, 24\), expected \(B, 3, H, W\)"),
+        (
+            {"images": torch.zeros(3, 24, 24)},
+            r"shape \(3, 24, 24\), expected normalised images \(B, 3, H, W\)",
+        ),
     ],
 )
 def test_what_cannot_be_explained_is_said(arguments: dict, message: str) -> None:

@@ -527,9 +527,27 @@ class TestList:
     @pytest.mark.parametrize("what", ["models", "methods", "metrics", "utilities"])
     def test_formats(self, what: str) -> None:
         rows = json.loads(call("list", what, "--format", "json").stdout)
-        table = call("list", what).stdout
+        table, *_ = call("list", what).stdout.split("\n\n")  # of methods, groups follow
         assert len(table.splitlines()) == len(rows) + 2
         assert all(row["name"] in table for row in rows)
+
+    def test_methods_fit_a_terminal_with_their_names_needs_costs_and_groups(self) -> None:
+        """In a process of its own, where no other test's plugin is registered."""
+        listed = subprocess.run(
+            [sys.executable, "-m", "camkit", "list", "methods"], capture_output=True, text=True, check=True
+        )
+        table, costs, groups = listed.stdout.split("\n\n")
+        assert max(map(len, listed.stdout.splitlines())) <= 100
+        titles, *_ = table.splitlines()
+        assert titles.split() == ["name", "title", "uses", "cost"]
+        (row,) = [line for line in table.splitlines() if line.startswith("smoothgradcam++ ")]
+        assert re.split(r" {2,}", row.strip()) == [
+            "smoothgradcam++", "Smooth GradCAM++", "activation, gradient, passes", "4 passes, 4 grads",
+        ]  # fmt: skip
+        assert "C channels, P positions" in costs
+        members = dict(line.split(": ", 1) for line in groups.replace("\n  ", " ").splitlines())
+        assert members["perturbation"] == "shapley, ablationcam, scorecam, reciprocam, rise, occlusion"
+        assert members["all"] == "all but perturbation"
 
     def test_wrong_usage(self) -> None:
         assert "'model'" in wrong(call("list", "model"))

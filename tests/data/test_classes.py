@@ -464,8 +464,12 @@ def test_a_run_takes_the_list_and_one_folder_holds_one(tmp_path: Path) -> None:
         assert result.exit_code == 0, result.output
     words = ["report", str(out), "--data", data, "-o", str(tmp_path / "page.html")]
     said = "is not what these results were made with"
-    assert said in CliRunner().invoke(main, words).output
+    assert said not in CliRunner().invoke(main, words).output  # the results keep the list
     assert said not in CliRunner().invoke(main, [*words, "--classes", listed]).output
+    assert said in CliRunner().invoke(main, [*words, "--classes", "imagenet"]).output
+    with (out / "timm__test_resnet" / "predictions.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            assert row["predicted_name"] == names[999 - int(row["predicted"])]
 
 
 def test_the_command_of_a_run_shows_a_files_name_only(tmp_path: Path) -> None:

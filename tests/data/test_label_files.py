@@ -143,9 +143,7 @@ def tiny_imagenet(root: Path) -> Path:
     """Its three splits; the validation split's labels stand in a file."""
     lines = ""
     for place, wnid in enumerate(WNIDS):
-        write(
-            root / "train" / wnid / "images" / f"{wnid}_{place}.JPEG", jpeg(picture(60 + place))
-        )
+        write(root / "train" / wnid / "images" / f"{wnid}_{place}.JPEG", jpeg(picture(60 + place)))
         write(root / "train" / wnid / f"{wnid}_boxes.txt", f"{wnid}_{place}.JPEG\t0\t10\t63\t58\n")
         write(root / "val" / "images" / f"val_{place}.JPEG", photos()[place])
         lines += f"val_{place}.JPEG\t{wnid}\t0\t32\t44\t62\n"

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import small_imagenet as small
-from pictures import encode, picture, write
 from click.testing import CliRunner
+from pictures import encode, picture, write
 from small_imagenet import LABELS, WNIDS, photos
 
 from camkit.cli import main

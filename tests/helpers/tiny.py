@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from camkit.config import RunConfig
 from camkit.entries import METHODS, UTILITIES
+from camkit.network.layers import parts_of
 from camkit.network.loading import load_model
 from camkit.network.passes import Network
 from camkit.network.random import calibrate
@@ -111,16 +112,21 @@ def trace(
     seed: int = 0,
     draw: int = 0,
     pixels: Tensor | None = None,
+    regions: Tensor | None = None,
+    uses: Sequence[str] = (),
     **more: Any,
 ) -> Trace:
     """One traced pass, as a method sees it.
 
     Args:
         target: classes, or what gives them for logits; None: the predicted ones.
+        uses: `attention` or `stages`, where a method needs them.
         more: of the game, see :class:`camkit.network.trace.Trace`.
     """
     network = Network(model, CPU)
-    passed = network.trace(images, [layer])
+    network.expect(images)
+    layers = {*parts_of(layer), *(network.stages if "stages" in uses else ())}
+    passed = network.trace(images, sorted(layers), attention="attention" in uses)
     if target is None:
         classes = passed.logits.argmax(dim=1)
     else:
@@ -134,9 +140,10 @@ def trace(
         seed=seed,
         draw=draw,
         network=network,
+        regions=regions,
         layer=layer,
         passed=passed,
-        **more,
+        **{"regions": None} | more,
     )
 
 

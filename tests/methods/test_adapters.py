@@ -2,18 +2,25 @@
 
 import sys
 import warnings
+from dataclasses import replace
 
 import pytest
+import timm
 import torch
+import torchvision
 from networks import Net
 from polynomials import trace
+from tiny import noise, seeded
+from tiny import trace as tiny_trace
 from torch import Tensor, nn
 
 import camkit.methods  # noqa: F401  (fills the registry)
 from camkit.entries import METHODS, UTILITIES
-from camkit.errors import UsageError
-from camkit.methods.saliency import min_max
+from camkit.errors import PluginError, UsageError
+from camkit.methods.saliency import min_max, to_saliency
+from camkit.network.trace import PixelView
 from camkit.results.summary import is_value
+from camkit.runs.cells import what_is_lacking
 from camkit.runs.guard import make_maps
 
 pytestmark = pytest.mark.peers
@@ -174,15 +181,15 @@ class Tokens(nn.Module):
     def __init__(self, prefix: int) -> None:
         super().__init__()
         self.embed = nn.Conv2d(3, 6, 2, stride=2)
-        self.prefix = nn.Parameter(torch.randn(1, prefix, 6))
+        self.cls_token = nn.Parameter(torch.randn(1, prefix, 6))
         self.block = nn.Linear(6, 6)
         self.classify = nn.Linear(6, 5)
 
     def forward(self, images):
         positions = self.embed(images)
-        if self.prefix.shape[1]:
+        if self.cls_token.shape[1]:
             positions = positions.flatten(2).transpose(1, 2)
-            tokens = torch.cat([self.prefix.expand(len(images), -1, -1), positions], dim=1)
+            tokens = torch.cat([self.cls_token.expand(len(images), -1, -1), positions], dim=1)
             return self.classify(self.block(tokens).relu().mean(dim=1))
         return self.classify(self.block(positions.permute(0, 2, 3, 1)).relu().mean(dim=(1, 2)))
 
@@ -212,6 +219,189 @@ def test_layers_of_transformers_are_explained_as_our_own_methods_do(theirs, ours
     torch.testing.assert_close(scale * found, expected, rtol=1e-4, atol=1e-6)
     assert expected.abs().max() > 1e-3
     assert not model.block._forward_hooks
+
+
+def all_of(prefix: str) -> list[str]:
+    """The classes that an adapter offers."""
+    with pytest.raises(UsageError) as error:
+        METHODS[f"{prefix}:nothing"]
+    return str(error.value).splitlines()[1].partition(": ")[2].split(", ")
+
+
+def swin() -> nn.Module:
+    return strong(
+        timm.models.SwinTransformer(
+            img_size=32, patch_size=4, window_size=4, embed_dim=12, depths=(1, 2), num_heads=(2, 4),
+            num_classes=7,
+        )
+    )  # fmt: skip
+
+
+def torchvision_vit() -> nn.Module:
+    model = torchvision.models.VisionTransformer(
+        image_size=32, patch_size=8, num_layers=2, num_heads=3, hidden_dim=24, mlp_dim=48, num_classes=7
+    )
+    nn.init.normal_(model.heads.head.weight)  # the library starts it at zero
+    return strong(model)
+
+
+def strong(model: nn.Module) -> nn.Module:
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter *= 2
+    return model
+
+
+NETS = {
+    "convolutions": (Net, 8, "block"),
+    "channels last": (swin, 32, "layers[-1].blocks[-1].norm1"),
+    "tokens": (torchvision_vit, 32, "encoder.layers.encoder_layer_1.ln_1"),
+}
+
+
+def traced_net(name: str, layer: str | None = None, utility: str = "rest"):
+    build, side, own = NETS[name]
+    return tiny_trace(seeded(build), noise(2, 3, side, side), layer or own, utility)
+
+
+@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize("prefix", ["grad_cam", "torchcam"])
+def test_every_class_that_is_offered_works_or_says_why_not(prefix: str, net: str) -> None:
+    pytest.importorskip("pytorch_grad_cam")
+    pytest.importorskip("torchcam")
+    traced = traced_net(net, utility="logit")
+    refused = {}
+    for one in all_of(prefix):
+        method = METHODS[f"{prefix}:{one}"]
+        why = what_is_lacking(method, traced.network, traced.layer)
+        if why:
+            refused[one] = why
+            continue
+        saliency = make_maps(method, traced)[1]
+        assert saliency.isfinite().all(), one
+        if one != "RefineCAM":  # a product, which may vanish
+            assert saliency.amax() > 0.9, one
+    alone = "torchcam reads the attention of torchvision's VisionTransformer alone"
+    expected = {} if prefix == "grad_cam" or net == "tokens" else {"LeGrad": alone}
+    needs_linear = refused.pop("CAM", "CAM needs global average pooling")
+    assert needs_linear.startswith("CAM needs global average pooling")
+    assert refused == expected
+    assert not any(one._forward_hooks or one._forward_pre_hooks for one in traced.network.model.modules())
+
+
+def test_grad_cams_finer_cam_weighs_the_nearest_classes_by_their_probability() -> None:
+    pytest.importorskip("pytorch_grad_cam")
+    traced = traced_net("channels last", utility="logit")
+
+    def contrast(logits: Tensor) -> Tensor:
+        own = logits.gather(1, traced.target[:, None])
+        nearest = (logits - own).abs().argsort(dim=1)[:, 1:4]
+        weights = logits.softmax(dim=1).gather(1, nearest)
+        return (weights * (own - logits.gather(1, nearest))).sum(dim=1) / weights.sum(dim=1)
+
+    weights = traced.gradient_of(contrast).mean(dim=(2, 3), keepdim=True)
+    expected = to_saliency((weights * traced.activation).sum(dim=1), (32, 32))
+    found = make_maps(METHODS["grad_cam:FinerCAM"], traced)[1]
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-3)
+    plain = make_maps(METHODS["grad_cam:GradCAM"], traced)[1]
+    assert (found - plain).abs().max() > 0.05
+
+
+@pytest.mark.parametrize("utility", ["logit", "rest"])
+def test_torchcams_finer_cam_takes_the_mean_of_the_nearest_classes(utility: str) -> None:
+    pytest.importorskip("torchcam")
+    traced = traced_net("channels last", utility=utility)
+
+    def contrast(logits: Tensor) -> Tensor:
+        classes = torch.arange(7).expand(2, 7)
+        utilities = torch.stack([traced.utility(logits, one) for one in classes.unbind(1)], dim=1)
+        own = utilities.gather(1, traced.target[:, None])
+        nearest = (utilities - own).abs().argsort(dim=1)[:, 1:4]
+        return own[:, 0] - 0.6 * utilities.gather(1, nearest).mean(dim=1)
+
+    weights = traced.gradient_of(contrast).mean(dim=(2, 3), keepdim=True)
+    expected = (weights * traced.activation).sum(dim=1).relu()
+    torch.testing.assert_close(maps("torchcam:FinerCAM", traced), expected, rtol=1e-4, atol=1e-5)
+    assert expected.amax() > 1e-3
+
+
+@pytest.mark.parametrize("base", ["grad_cam:GradCAMPlusPlus", "torchcam:GradCAMpp"])
+def test_refine_cam_is_the_product_over_the_stages(base: str) -> None:
+    package = base.partition(":")[0]
+    pytest.importorskip("pytorch_grad_cam" if package == "grad_cam" else package)
+    traced = traced_net("channels last")
+    stages = [stage.layer for stage in traced.stages]
+    assert len(stages) == 2
+    product = torch.ones(2, 32, 32)
+    for stage in stages:
+        product *= make_maps(METHODS[base], traced_net("channels last", stage))[1]
+    found = make_maps(METHODS[f"{package}:RefineCAM"], traced)[1]
+    torch.testing.assert_close(found, min_max(product), rtol=0, atol=5e-3)
+    assert (product > 0.01).float().mean() > 0.02
+
+
+def test_torchcams_legrad_is_our_own() -> None:
+    """Both average ReLU of the gradient of every block's own utility, of the mean of its tokens."""
+    pytest.importorskip("torchcam")
+    build, side, layer = NETS["tokens"]
+    traced = tiny_trace(seeded(build), noise(2, 3, side, side), layer)
+    network = traced.network
+    traced = replace(traced, passed=network.trace(traced.images, [layer], attention=True))
+    expected, found = maps("legrad", traced), maps("torchcam:LeGrad", traced)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=expected.amax().item() * 1e-4)
+    assert expected.std() > 0
+
+
+@pytest.mark.parametrize("prefix", [0, 1])
+def test_grad_cams_ablation_cam_explains_tokens_and_channels_last(prefix: int) -> None:
+    """Where A has no negative values it sets a channel to 0, as the paper and our own do."""
+    pytest.importorskip("pytorch_grad_cam")
+    model = seeded(lambda: Tokens(prefix))
+    model.block = nn.Sequential(model.block, nn.ReLU())
+    traced = trace(model, noise(2, 3, 8, 8), "block", utility="logit")
+    ours = maps("ablationcam", traced)
+    worth = traced.utility(traced.logits, traced.target)[:, None, None]
+    expected = to_saliency(ours / worth, (8, 8))  # it divides by u(A)
+    found = make_maps(METHODS["grad_cam:AblationCAM"], traced)[1]
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-3)
+    assert expected.amax() > 0.9
+
+
+def test_a_model_is_whole_after_a_package_has_failed_in_it(traced) -> None:
+    """AblationCAM puts a layer of its own in the place of the explained one."""
+    pytest.importorskip("pytorch_grad_cam")
+    model = traced.network.model
+    before, modules = model(traced.images), dict(model.named_modules())
+    calls = []
+
+    def failing(logits: Tensor, target: Tensor) -> Tensor:
+        calls.append(len(logits))
+        if len(calls) > 4:
+            raise ValueError("no more")
+        return logits.gather(1, target[:, None])[:, 0]
+
+    traced.utility = failing
+    with pytest.raises(PluginError, match="ValueError: no more"):
+        maps("grad_cam:AblationCAM", traced)
+    assert dict(model.named_modules()) == modules
+    torch.testing.assert_close(model(traced.images), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["captum:Saliency", "grad_cam:FullGrad"])
+def test_attributions_to_pixels_are_made_without_a_layer(traced, name: str) -> None:
+    pytest.importorskip("captum")
+    pytest.importorskip("pytorch_grad_cam")
+    fields = ("images", "image_ids", "pixels", "target", "seed", "draw", "network", "regions", "utility")
+    view = PixelView(**{field: getattr(traced, field) for field in fields})
+    assert METHODS[name].of_pixels
+    torch.testing.assert_close(make_maps(METHODS[name], view)[0], maps(name, traced))
+
+
+def test_what_no_utility_can_reach_is_refused() -> None:
+    pytest.importorskip("pytorch_grad_cam")
+    with pytest.raises(UsageError, match=r"^grad_cam:SESS weighs crops of the image by the softmax"):
+        METHODS["grad_cam:SESS"]
+    assert "SESS" not in all_of("grad_cam")
 
 
 @pytest.mark.parametrize(

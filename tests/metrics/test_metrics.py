@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import scipy.ndimage
 import scipy.stats
 import torch
+from subjects import subject
 from tiny import noise
 from torch import Tensor
 
 from camkit.entries import METRICS
-from camkit.metrics import Subject
-from camkit.metrics.adcc import harmonic_adcc, pearson, relative_drop
-from camkit.metrics.causal import area, curve, pixel_ranks
-from camkit.metrics.subject import blur
+from camkit.metrics.adcc import harmonic_adcc, pearson, relative_drop, relative_gain
+from camkit.metrics.causal import area, curve
+from camkit.metrics.subject import blur, pixel_ranks
 
 WEIGHTS = torch.tensor([[0.4, 0.3], [0.2, 0.1]])
 
@@ -28,28 +26,12 @@ def brightness(images: Tensor) -> Tensor:
     return (images[:, 0] * WEIGHTS).sum(dim=(1, 2))
 
 
-def nothing(*_: object) -> None:
-    raise AssertionError("no metric here needs it")
-
-
-def subject(
-    images: Tensor,
-    saliency: Tensor,
-    score: Callable[[Tensor], Tensor] = brightness,
-    steps: int = 4,
-    again: Tensor | None = None,
-) -> Subject:
-    """Of saliency maps; `again`: those of the masked images."""
-    explain_again = nothing if again is None else lambda masked: (score(masked), again)
-    return Subject(images, score(images), score, nothing, steps, saliency, None, explain_again, nothing)
-
-
 def image(*pixels: float) -> Tensor:
     return torch.tensor(pixels).view(1, 1, 2, 2).expand(1, 3, 2, 2)
 
 
 def adcc(images: Tensor, saliency: Tensor, again: Tensor) -> dict[str, float]:
-    scores = METRICS["adcc"].function(subject(images, saliency, again=again))
+    scores = METRICS["adcc"].function(subject(images, saliency, brightness, again))
     return {name: value[0].item() for name, value in scores.items()}
 
 
@@ -115,6 +97,17 @@ class TestAdcc:
         expected = scipy.stats.hmean(torch.stack([coherency, 1 - complexity, 1 - drop]).double().numpy())
         np.testing.assert_allclose(ours, expected, rtol=1e-5)
 
+    def test_average_gain_by_hand(self) -> None:
+        """p0 = 0.5; the mask hides what speaks against the class: 0.7, so 0.2 of the 0.5 that is missing."""
+        saliency = torch.tensor([[[1.0, 1.0], [0.0, 0.0]]]).expand(2, 2, 2)
+        images = torch.cat([image(1, 1, -1, 0), image(1, 1, 1, 1)])
+        found = METRICS["average_drop"].function(subject(images, saliency, brightness))
+        assert found["average_gain"].tolist() == [pytest.approx(0.4), 0]
+
+    def test_relative_gain(self) -> None:
+        before, after = torch.tensor([0.5, 0.5, 1.0, 0.0]), torch.tensor([0.6, 0.1, 1.0, 0.25])
+        torch.testing.assert_close(relative_gain(before, after), torch.tensor([0.2, 0, 0, 0.25]))
+
     def test_relative_drop(self) -> None:
         before, after = torch.tensor([0.5, 0.5, 0.0, 0.25]), torch.tensor([0.1, 0.9, 0.3, 0.25])
         torch.testing.assert_close(relative_drop(before, after), torch.tensor([0.8, 0, 0, 0]))
@@ -133,6 +126,13 @@ class TestPearson:
         fake = torch.ones(1, 224, 224)
         fake[0, 0, 0] = 0
         assert pearson(fake, fake).item() == 1
+
+    @pytest.mark.parametrize("value", [0.0, 0.1, 1 / 3])
+    def test_a_constant_map_has_no_correlation(self, value: float) -> None:
+        """Its deviations from its mean, which is rounded, are no pattern."""
+        constant = torch.full((1, 7, 9), value)
+        assert pearson(constant, noise(1, 7, 9)).isnan().all()
+        assert pearson(noise(1, 7, 9), constant).isnan().all()
 
     def test_tiny_maps_do_not_underflow(self) -> None:
         first, second = noise(1, 6, 6, seed=3), noise(1, 6, 6, seed=4)
@@ -200,7 +200,7 @@ class TestCurves:
     def test_deletion_by_hand(self) -> None:
         """p_c: 1, 0.6 (pixel 0), 0.4 (pixel 2), 0.1 (pixel 1), 0."""
         saliency = torch.tensor([[[0.9, 0.2], [0.5, 0.1]]])
-        scores = METRICS["deletion"].function(subject(image(1, 1, 1, 1), saliency))
+        scores = METRICS["deletion"].function(subject(image(1, 1, 1, 1), saliency, brightness))
         assert scores["deletion_auc"].item() == pytest.approx((0.5 + 0.6 + 0.4 + 0.1 + 0) / 4)
 
     def test_ties_go_by_raster_index(self) -> None:
@@ -212,7 +212,7 @@ class TestCurves:
         """Also where the steps do not divide the pixels: 25 pixels in 7 steps of 4."""
         images, saliency = noise(3, 3, 5, 5).double(), noise(3, 5, 5, seed=8)
         saliency[1] = saliency[1].round()  # many ties
-        one = subject(images, saliency, weighted, steps)
+        one = subject(images, saliency, weighted, steps=steps)
         deletion = METRICS["deletion"].function(one)["deletion_auc"]
         insertion = METRICS["insertion"].function(one)["insertion_auc"]
         blurred = blur(images)
@@ -222,7 +222,9 @@ class TestCurves:
             assert insertion[place].item() == pytest.approx(rise(b, x, s, steps), abs=1e-9)
 
     def test_one_step_is_the_mean_of_the_ends(self) -> None:
-        scores = METRICS["deletion"].function(subject(image(1, 0, 1, 0), torch.rand(1, 2, 2), steps=1))
+        scores = METRICS["deletion"].function(
+            subject(image(1, 0, 1, 0), torch.rand(1, 2, 2), brightness, steps=1)
+        )
         assert scores["deletion_auc"].item() == pytest.approx(0.3)
 
     @pytest.mark.parametrize("steps", [1, 5, 9, 25])
@@ -235,8 +237,10 @@ class TestCurves:
             return weighted(images)
 
         images = noise(2, 3, 5, 5)
-        first = subject(images, noise(2, 5, 5), score, steps)
-        methods = [first, replace(first, saliency=noise(2, 5, 5, seed=1))]
+        shared: dict[str, Tensor] = {}
+        methods = [
+            subject(images, noise(2, 5, 5, seed=seed), score, steps=steps, _made=shared) for seed in (0, 1)
+        ]
         calls.clear()  # what the images themselves took
         points = -(-25 // -(-25 // steps)) - 1
         for one in methods:

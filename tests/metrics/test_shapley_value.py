@@ -6,18 +6,20 @@ import pytest
 import torch
 from polynomials import Polynomial, trace, values
 from scipy.stats import spearmanr
+from subjects import subject
 from torch import nn
 
 import camkit.methods
 import camkit.metrics  # noqa: F401  (both fill the registries)
 from camkit.config import RunConfig
 from camkit.entries import METHODS, METRICS
-from camkit.metrics import Subject
-from camkit.metrics.shapley_value import YARDSTICK, relative_error
+from camkit.metrics.shapley_value import COLUMNS, YARDSTICK, RootMean, relative_square
 from camkit.metrics.single_deletion import average_ranks
 from camkit.report.analysis import Analysis
+from camkit.report.statistics import estimates
 from camkit.report.study import load_study
 from camkit.report.tables import score_grid, terminal_table
+from camkit.results.summary import cell_means
 from camkit.runs.bench import bench
 from camkit.runs.guard import make_maps
 
@@ -28,32 +30,64 @@ def scores(metric, traced, method):
 
 def subject_of(traced, method):
     maps, saliency = make_maps(METHODS[method], traced)
-    return Subject(
-        images=traced.images,
-        probability=traced.score(traced.images),
-        score=traced.score,
+    return subject(
+        traced.images,
+        saliency,
+        traced.score,
         logit=traced.logit,
-        steps=4,
-        saliency=saliency,
         maps=None if METHODS[method].saliency else maps,
-        explain_again=None,
         _find_trace=lambda: traced,
     )
 
 
-def test_relative_error_by_hand():
+def test_relative_square_by_hand():
     maps = torch.tensor([[[3.0, 1.0]], [[1.0, 0.0]]])
     found = torch.tensor([[[3.0, 5.0]], [[1.0, 1.0]]])
     errors = torch.tensor([[[2.0, 1.0]], [[1.0, 0.5]]])
-    # (16 - 5) / (34 - 5); 1 - 1.25 < 0
-    torch.testing.assert_close(relative_error(maps, found, errors), torch.tensor([(11 / 29) ** 0.5, 0.0]))
+    # (16 - 5) / (34 - 5) and (1 - 1.25) / (2 - 1.25): less than nothing is left of the distance
+    torch.testing.assert_close(relative_square(maps, found, errors), torch.tensor([11 / 29, -1 / 3]))
 
 
 def test_nothing_is_known_of_an_estimate_that_is_no_longer_than_its_noise():
     maps = torch.ones(3, 1, 2)
     found, errors = torch.tensor([[[0.3, 0.4]]]), torch.tensor([[[0.0, 0.5]], [[0.3, 0.5]], [[0.0, 0.4]]])
-    relative = relative_error(maps, found.expand(3, -1, -1), errors)
+    relative = relative_square(maps, found.expand(3, -1, -1), errors)
     assert relative.isnan().tolist() == [True, True, False]
+
+
+def test_the_error_of_a_data_set_is_the_root_of_the_mean_square():
+    """Clipped image by image it would be too high: here sampling is all there is, and the error is 0.05."""
+    squares = np.array([0.04, -0.03, 0.02, -0.02])
+    rows = pd.DataFrame({"shapley_square": squares, "shapley_error": np.sqrt(squares.clip(min=0))})
+    means = cell_means(rows, list(rows))
+    assert means["shapley_error"] == pytest.approx(np.sqrt(0.01 / 4))
+    assert means["shapley_error_image_mean"] == pytest.approx((0.2 + np.sqrt(0.02)) / 4)
+    columns = {name: COLUMNS[name] for name in rows}
+    values = rows.to_numpy()[:, None]
+    found = estimates(values, columns)
+    assert found.value[0].tolist() == pytest.approx([0.0025, 0.05])
+    low, high = (ends[0] for ends in found.interval)
+    wider = [(edge**0.5 if edge > 0 else 0) for edge in (low[0], high[0])]
+    assert low[1] <= 0.05 <= high[1] and high[1] >= wider[1]
+    # Nothing is left: 0, and no interval, since the root has no slope there.
+    nothing = estimates(values - 0.01, columns)
+    assert nothing.value[0, 1] == 0 and np.isnan(nothing.interval[1][0, 1])
+
+
+def test_root_mean_has_the_slopes_of_a_root():
+    mean, step = RootMean("any"), 1e-6
+    at = np.array([[0.25], [0.04]])
+    slopes = (mean.of(at + step) - mean.of(at - step)) / (2 * step)
+    np.testing.assert_allclose(mean.slopes(at)[:, 0], slopes, rtol=1e-6)
+    assert mean.of(np.array([-0.1])) == 0 and np.isnan(mean.slopes(np.array([-0.1])))
+
+
+def test_errors_of_older_definitions_keep_their_plain_mean():
+    """They have no squares."""
+    rows = pd.DataFrame({"shapley_error": [0.1, 0.3]})
+    assert cell_means(rows, ["shapley_error"]) == {"shapley_error": pytest.approx(0.2)}
+    found = estimates(rows.to_numpy()[:, None], {"shapley_error": COLUMNS["shapley_error"]})
+    assert found.value.item() == pytest.approx(0.2)
 
 
 def test_noise_of_the_yardstick():
@@ -82,17 +116,17 @@ def test_what_sampling_adds_is_subtracted():
     truth, maps = torch.tensor([[[2.0, -1.0]]]), torch.tensor([[[1.0, 0.5]]])
     noise = torch.tensor([[[0.4, 0.3]]])
     found = truth + noise * torch.randn(20000, 1, 2, generator=generator)
-    error = relative_error(maps.expand_as(found), found, noise.expand_as(found))
+    square = relative_square(maps.expand_as(found), found, noise.expand_as(found))
     naive = ((maps - found).square().sum(dim=(1, 2)) / found.square().sum(dim=(1, 2))).mean()
     exact = (1 + 2.25) / 5
-    assert error.square().mean() == pytest.approx(exact, rel=0.05)
-    assert abs(error.square().mean() - exact) < abs(naive - exact)
+    assert square.mean() == pytest.approx(exact, rel=0.05)
+    assert abs(square.mean() - exact) < abs(naive - exact)
 
 
 def test_exact_and_inexact_maps_of_a_quadratic_game():
     traced = trace(Polynomial(18, 2), values(2, 2, 3, 3))
     truth = traced.game.shapley(YARDSTICK)[0]
-    right = scores("shapley", traced, "aumann-1")
+    right = scores("shapley", traced, "shapleycam-h")
     assert right["shapley_error"].max() < 1e-10
     assert right["efficiency_gap"].max() < 1e-10
     assert right["saliency_distance"].max() < 1e-6

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from torch import nn
 import camkit.methods  # noqa: F401  (fills the registry)
 from camkit.entries import METHODS
 from camkit.errors import UsageError
+from camkit.methods.aumann import completed
 from camkit.network.game import absent_activation
 
 EXACT = {"rtol": 0, "atol": 1e-10}
@@ -69,11 +71,30 @@ def test_enumeration_is_the_average_over_all_orders(utility):
     assert not errors.any()
 
 
+def integral(traced, nodes=3):
+    """Sum over channels of (A - A0) times the gradient's mean on the path: exact up to degree 5 of it."""
+    total, change = 0, traced.activation - traced.absent_activation
+    for place, weight in zip(*np.polynomial.legendre.leggauss(nodes), strict=True):
+        at = torch.lerp(traced.absent_activation, traced.activation, float(place + 1) / 2)
+        total += weight / 2 * (change * traced.gradient_at(at)).sum(dim=1)
+    return total
+
+
 @pytest.mark.parametrize("absent", ["zero", "mean", "blur"])
-@pytest.mark.parametrize("method", ["aumann-1", "aumann-2", "aumann-5"])
-def test_one_node_is_exact_for_a_quadratic_utility(method, absent):
+def test_the_path_integral_is_exact_for_a_quadratic_utility(absent):
     traced = trace(Polynomial(8, 2), values(2, 2, 2, 2), absent=absent)
-    torch.testing.assert_close(METHODS[method].function(traced), shapley_by_orders(traced), **EXACT)
+    torch.testing.assert_close(integral(traced), shapley_by_orders(traced), **EXACT)
+
+
+@pytest.mark.parametrize("absent", ["zero", "mean", "blur"])
+def test_aumann_comes_to_the_path_integral(absent):
+    """Its error falls with the square of 2 N + 1, and is 0 for a linear utility."""
+    traced = trace(Polynomial(8, 2), values(2, 2, 2, 2), absent=absent)
+    exact = integral(traced)
+    few, many = ((METHODS[f"aumann-{n}"].function(traced) - exact).flatten(1).norm(dim=1) for n in (7, 52))
+    torch.testing.assert_close(few / many, torch.full_like(few, 49), rtol=0.02, atol=0)
+    linear = trace(Polynomial(8, 1), values(2, 2, 2, 2), absent=absent)
+    torch.testing.assert_close(METHODS["aumann-1"].function(linear), shapley_by_orders(linear), **EXACT)
 
 
 def test_shapleycam_is_exact_for_a_quadratic_utility_and_hirescam_for_a_linear_one():
@@ -87,24 +108,23 @@ def test_shapleycam_is_exact_for_a_quadratic_utility_and_hirescam_for_a_linear_o
 
 def test_cubic_identity():
     traced = trace(Polynomial(8, 3), values(2, 2, 2, 2))
-    aumann = METHODS["aumann-2"].function(traced)  # exact integral: the gradient is quadratic in t
+    aumann = integral(traced)
     exact = shapley_by_orders(traced)
     torch.testing.assert_close(cubic_shapley(third_derivatives(traced), aumann), exact, **EXACT)
     assert (aumann - exact).abs().max() > 0.1
-    assert (METHODS["aumann-1"].function(traced) - aumann).abs().max() > 0.1
 
 
 def test_sampling_is_exact_for_a_quadratic_utility_thanks_to_antithetic_pairs():
     traced = trace(Polynomial(50, 2), values(2, 2, 5, 5), budget=8)
     found, errors = traced.game.shapley("any")
-    torch.testing.assert_close(found, METHODS["aumann-1"].function(traced), rtol=0, atol=1e-9)
+    torch.testing.assert_close(found, integral(traced), rtol=0, atol=1e-9)
     assert errors.max() < 1e-9
 
 
 def test_sampling_meets_the_closed_form_of_a_cubic_utility_within_its_standard_errors():
     traced = trace(Polynomial(25, 3), values(1, 1, 5, 5), budget=200)
     found, errors = traced.game.shapley("any")
-    exact = cubic_shapley(third_derivatives(traced), METHODS["aumann-2"].function(traced))
+    exact = cubic_shapley(third_derivatives(traced), integral(traced))
     deviations = (found - exact) / errors
     # 25 standard normal deviates: their mean square lies in (0.4, 2) but once in ten thousand times.
     assert 0.4 < deviations.square().mean() < 2
@@ -156,26 +176,57 @@ class Pooled(nn.Module):
 def test_affine_logits_are_recognised_and_give_what_replays_give():
     traced = trace(Pooled().double().eval(), values(2, 3, 5, 5), utility="rest", budget=6)
     game = traced.game
-    assert game.is_affine
+    assert game.is_affine.all()
     quick, quick_errors = game.shapley("any")
-    slow = type(game)(
-        traced._head,
-        traced.utility,
-        traced.target,
-        present=traced.activation,
-        absent=traced.absent_activation,
-        streams=game._streams,
-        budget=6,
-    )
-    slow._affine = None
-    found, errors = slow.shapley("any")
-    torch.testing.assert_close(quick, found, **EXACT)
-    torch.testing.assert_close(quick_errors, errors, **EXACT)
+    for holds in ([False, False], [True, False]):  # also in a batch in which one image's logits are not
+        affine = replace(game._affine, holds=torch.tensor(holds))
+        slow = type(game)(
+            traced._head,
+            traced.utility,
+            traced.target,
+            present=traced.activation,
+            absent=traced.absent_activation,
+            streams=game._streams,
+            affine=affine,
+            budget=6,
+        )
+        before = traced.network.head_passes
+        found, errors = slow.shapley("any")
+        assert traced.network.head_passes - before == 6 * 24 + 2
+        torch.testing.assert_close(quick, found, **EXACT)
+        torch.testing.assert_close(quick_errors, errors, **EXACT)
+
+
+@pytest.mark.parametrize("utility", ["logit", "softmax", "log-softmax", "rest"])
+def test_the_estimate_of_affine_logits_meets_many_orders(utility):
+    traced = trace(Pooled().double().eval(), values(2, 3, 5, 5), utility=utility, budget=2000)
+    found, errors = traced.game.estimate("method")
+    sampled, noise = traced.game.shapley("yardstick")
+    square = (found - sampled).square().sum(dim=(1, 2))
+    assert (square <= 4 * (noise.square() + errors.square()).sum(dim=(1, 2)) + 1e-20).all()
+    none, everyone = traced.game.ends
+    torch.testing.assert_close(found.sum(dim=(1, 2)), everyone - none)
+    assert utility == "logit" or (errors.square().sum() < noise.square().sum() * 250)  # 8 pairs, not 1000
+
+
+def test_other_utilities_and_other_heads_are_sampled():
+    """A surrogate is known of camkit's utilities and of affine logits alone, image by image."""
+    pooled = Pooled().double().eval()
+    own = trace(pooled, values(2, 3, 5, 5), utility=lambda y, c: y[:, 0] ** 3, budget=6)
+    mixing = trace(Polynomial(25, 2), values(2, 1, 5, 5), utility="rest", budget=6)
+    for traced in (own, mixing):
+        assert traced.game.estimate("any")[0] is traced.game.shapley("any")[0]
+    traced = trace(pooled, values(2, 3, 5, 5), utility="rest", budget=6)
+    quick, sampled = traced.game.estimate("any")[0], traced.game.shapley("any")[0]
+    traced.game._affine = replace(traced.game._affine, holds=torch.tensor([True, False]))
+    mixed = traced.game.estimate("any")[0]
+    assert torch.equal(mixed[0], quick[0]) and torch.equal(mixed[1], sampled[1])
+    assert not torch.equal(quick, sampled)
 
 
 def test_a_head_that_mixes_positions_is_not_affine():
-    assert not trace(Polynomial(25, 2), values(1, 1, 5, 5)).game.is_affine
-    assert trace(Polynomial(25, 1), values(1, 1, 5, 5)).game.is_affine
+    assert not trace(Polynomial(25, 2), values(2, 1, 5, 5)).game.is_affine.any()
+    assert trace(Polynomial(25, 1), values(2, 1, 5, 5)).game.is_affine.all()
 
 
 class SelfDual(nn.Module):
@@ -194,7 +245,7 @@ class SelfDual(nn.Module):
 
 def test_a_self_dual_game_is_not_affine():
     traced = trace(SelfDual(), torch.ones(1, 1, 3, 3, dtype=torch.float64))
-    assert not traced.game.is_affine
+    assert not traced.game.is_affine.any()
     weights = traced.network.model.weights
     worth = {
         some: math.tanh(3 * (sum(float(weights[i]) for i in some) - 0.5))
@@ -217,7 +268,7 @@ def test_a_self_dual_game_is_not_affine():
 def test_how_far_a_head_may_be_from_affine(share, affine):
     model = Polynomial(25, 2)
     model.quadratic *= share
-    assert trace(model, values(1, 1, 5, 5)).game.is_affine == affine
+    assert trace(model, values(1, 1, 5, 5)).game.is_affine.tolist() == [affine]
 
 
 def test_sixteen_players_are_enumerated():
@@ -228,29 +279,63 @@ def test_sixteen_players_are_enumerated():
 
     traced = trace(Polynomial(16, 1), values(1, 1, 4, 4), utility=cube)
     found, errors = traced.game.shapley("any")
-    assert traced.game.is_affine and not errors.any()
+    assert traced.game.is_affine.all() and not errors.any()
     added = traced.network.model.linear[traced.target] * traced.activation.flatten(1)
     third = 6 * torch.einsum("bi,bj,bk->bijk", added, added, added)
-    exact = cubic_shapley(third, METHODS["aumann-2"].function(traced))
+    exact = cubic_shapley(third, integral(traced))
     torch.testing.assert_close(found, exact, **EXACT)
-    assert (METHODS["aumann-2"].function(traced) - exact).abs().max() > 0.1
+    assert (integral(traced) - exact).abs().max() > 0.1
+    assert torch.equal(traced.game.estimate("any")[0], found)
 
 
-def test_variants_of_aumann_average_the_gradient_over_positions_or_rectify_before_the_sum():
-    traced = trace(Polynomial(18, 3), values(2, 2, 3, 3))
-    gradient = torch.zeros_like(traced.activation)
-    for t in (0.5 - math.sqrt(1 / 12), 0.5 + math.sqrt(1 / 12)):
-        leaf = (t * traced.activation).requires_grad_()
-        utility = traced.utility(traced.network.model(leaf), traced.target)
-        gradient += torch.autograd.grad(utility.sum(), leaf)[0] / 2
-    products = gradient * traced.activation
+@pytest.mark.parametrize("absent", ["zero", "mean"])
+def test_aumann_is_the_mean_gradient_at_steps_back_completed(absent):
+    """From gradients of the whole network: nodes 0.2, 0.6 and 1 with weights 0.4, 0.4 and 0.2."""
+    traced = trace(Polynomial(18, 3), values(2, 2, 3, 3), absent=absent)
+    activation, none = traced.activation, traced.absent_activation
+
+    def utility(leaf):
+        return traced.utility(traced.network.model(leaf), traced.target)
+
+    gradient = torch.zeros_like(activation)
+    for t, weight in ((0.2, 0.4), (0.6, 0.4), (1, 0.2)):
+        leaf = (none + t * (activation - none)).requires_grad_()
+        gradient += weight * torch.autograd.grad(utility(leaf).sum(), leaf)[0]
+    products = gradient * (activation - none)
+    m = products.sum(dim=1)
+    left = utility(activation) - utility(none) - m.sum(dim=(1, 2))
+    share = m.abs() / m.abs().sum(dim=(1, 2), keepdim=True)
     expected = {
-        "aumann-2": products.sum(dim=1),
+        "aumann-2": m + left[:, None, None] * share,
         "aumann-2-e": products.clamp(min=0).sum(dim=1),
-        "aumann-2-gap": (gradient.mean(dim=(2, 3), keepdim=True) * traced.activation).sum(dim=1),
+        "aumann-2-gap": (gradient.mean(dim=(2, 3), keepdim=True) * (activation - none)).sum(dim=1),
     }
+    assert left.abs().min() > 0.01
     for name, maps in expected.items():
         torch.testing.assert_close(METHODS[name].function(traced), maps, **EXACT)
+
+
+def test_completion_by_hand():
+    maps = torch.tensor([[[3.0, -1.0]], [[0.0, 0.0]], [[2.0, -2.0]]])
+    expected = torch.tensor([[[6.0, 0.0]], [[0.0, 0.0]], [[1.0, -3.0]]])
+    assert torch.equal(completed(maps, torch.tensor([6.0, 5.0, -2.0])), expected)
+
+
+@pytest.mark.parametrize("utility", ["rest", "softmax"])
+def test_aumann_sums_to_the_gain(utility):
+    traced = trace(Polynomial(18, 3), values(2, 2, 3, 3), utility=utility)
+    none, everyone = traced.game.ends
+    for nodes in (1, 3):
+        found = METHODS[f"aumann-{nodes}"].function(traced)
+        torch.testing.assert_close(found.sum(dim=(1, 2)), everyone - none)
+
+
+def test_what_aumann_costs():
+    """N + 1 head passes: N gradients on the path and u(A0); the gradient at A is every method's."""
+    for name, heads in (("aumann-1", 2), ("aumann-3", 4), ("aumann-3-gap", 3), ("aumann-3-e", 3)):
+        traced = trace(Polynomial(18, 3), values(2, 2, 3, 3))
+        METHODS[name].function(traced)
+        assert (traced.network.passes, traced.network.head_passes) == (1, heads)
 
 
 def test_names_of_aumann():
@@ -262,23 +347,41 @@ def test_names_of_aumann():
 
 
 def test_what_a_game_of_49_players_costs():
-    """Where the logits are not affine: budget (P - 1) + 12 passes through the head, non-additivity 10 P."""
+    """Where logits are not affine: 6 passes tell so, budget (P - 1) + 2 sample, non-additivity takes 10 P."""
     traced = trace(Polynomial(49, 2), values(1, 1, 7, 7), budget=8)
-    head, passes = traced._head, []
-    traced._head = lambda activation: passes.append(1) or head(activation)
     traced.game.shapley("any")
-    assert len(passes) == 8 * 48 + 12 == 396
+    assert (traced.network.passes, traced.network.head_passes) == (1, 6 + 8 * 48 + 2)
     assert traced.game.nonadditivity.isfinite().all()
-    assert len(passes) == 396 + 490
+    assert traced.network.head_passes == 392 + 490
+    traced.game.estimate("method")
+    assert traced.network.head_passes == 392 + 490 + 8 * 48
 
 
-def test_an_affine_game_costs_a_pass_a_player_and_ten():
-    traced = trace(Polynomial(49, 1), values(1, 1, 7, 7), budget=8)
-    head, passes = traced._head, []
-    traced._head = lambda activation: passes.append(1) or head(activation)
+@pytest.mark.parametrize(("build", "heads"), [(lambda: Polynomial(49, 1), 6 + 1 + 49), (Pooled, 6 + 1)])
+def test_an_affine_game_costs_a_pass_of_rows_or_one_a_player(build, heads):
+    """The latter after rows failed. There is no pass up to the layer, and all later questions are free."""
+    model = build().double().eval()
+    traced = trace(model, values(2, 3 if isinstance(model, Pooled) else 1, 7, 7), budget=8)
+    traced.game.estimate("method")
+    assert (traced.network.passes, traced.network.head_passes) == (1, heads)
     traced.game.shapley("any")
-    assert traced.game.nonadditivity.isfinite().all()
-    assert len(passes) == 49 + 10
+    assert traced.game.nonadditivity.isfinite().all() and traced.game.is_affine.all()
+    assert (traced.network.passes, traced.network.head_passes) == (1, heads)
+
+
+def test_a_linear_head_costs_nothing():
+    class Linear(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.activation, self.classify = nn.Conv2d(3, 6, 1), nn.Linear(6, 5)
+
+        def forward(self, images):
+            return self.classify(self.activation(images).mean(dim=(2, 3)))
+
+    traced = trace(Linear().double().eval(), values(2, 3, 7, 7), utility="rest")
+    traced.game.estimate("method")
+    assert (traced.network.passes, traced.network.head_passes) == (1, 0)
+    torch.testing.assert_close(traced.game.ends[1], traced.utility(traced.logits, traced.target))
 
 
 def test_nonadditivity():
@@ -319,16 +422,30 @@ def test_absent_activations():
 
 
 @pytest.mark.peers
-def test_aumann_is_captums_integrated_gradients_on_the_head():
+def test_aumann_is_captums_integrated_gradients_of_the_layer():
+    """The whole network, from a blank image to the images: A0 is the blank image's activation."""
     captum = pytest.importorskip("captum.attr")
-    traced = trace(Polynomial(18, 3), values(2, 2, 3, 3), utility="rest")
-    for nodes in (1, 2, 5):
-        theirs = captum.IntegratedGradients(traced.head).attribute(
-            traced.activation, baselines=0.0, n_steps=nodes, method="gausslegendre", internal_batch_size=2
-        )
-        ours = METHODS[f"aumann-{nodes}"].function(traced)
-        # captum keeps the nodes' weights in float32
-        torch.testing.assert_close(ours, theirs.sum(dim=1), rtol=1e-7, atol=0)
+    model, images = Pooled().double().eval(), values(2, 3, 5, 5)
+    model.after[1] = nn.GELU()  # no kink: the error falls with the square of the step
+    traced = trace(model, images, utility="rest")
+    blank = torch.zeros_like(images)
+    traced.absent_activation = model.activation(blank).detach()
+    assert traced.absent_activation.abs().min() > 1e-3
+    theirs = captum.LayerIntegratedGradients(
+        lambda x, target: traced.utility(model(x), target), model.activation
+    ).attribute(
+        images,
+        baselines=blank,
+        additional_forward_args=(traced.target,),
+        n_steps=400,
+        method="riemann_middle",
+    )
+    exact = theirs.sum(dim=1)
+    errors = [
+        float((METHODS[f"aumann-{n}"].function(traced) - exact).norm() / exact.norm()) for n in (1, 8, 64)
+    ]
+    assert errors[0] > 10 * errors[1] > 100 * errors[2], errors
+    assert errors[2] < 1e-4
 
 
 @pytest.mark.peers

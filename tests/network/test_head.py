@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import camkit.methods  # noqa: F401  (fills the registry)
 from camkit.entries import METHODS
 from camkit.errors import CamkitError, UsageError
-from camkit.network.head import head_after
+from camkit.network.head import head_after, head_of
 from camkit.network.passes import Network
 
 
@@ -105,7 +105,7 @@ def test_head_names_a_layer_that_does_not_run_or_has_no_positions(model, images)
 
 def test_only_what_is_asked_for_is_computed(model, images, monkeypatch):
     passes = []
-    monkeypatch.setattr("camkit.network.trace.head_after", lambda *_: passes.append("head"))
+    monkeypatch.setattr("camkit.network.trace.head_of", lambda *_: passes.append("head"))
     traced = trace(model, images, "last")
     METHODS["gradcam"].function(traced)
     assert not passes
@@ -116,6 +116,7 @@ def test_token_sequences_keep_their_class_token(images):
     class Tokens(nn.Module):
         def __init__(self) -> None:
             super().__init__()
+            self.num_prefix_tokens = 1
             self.embed = nn.Conv2d(3, 8, 2, stride=2)
             self.norm = nn.LayerNorm(8)
             self.mix = nn.MultiheadAttention(8, 2, batch_first=True)
@@ -133,3 +134,51 @@ def test_token_sequences_keep_their_class_token(images):
     assert traced.activation.shape == (2, 8, 3, 3)
     torch.testing.assert_close(traced._head(traced.activation), traced.logits)
     assert traced._head.bypassed
+
+
+@pytest.mark.parametrize(("layer", "bypassed"), LAYERS.items())
+def test_a_head_costs_a_pass_only_where_something_passes_the_layer_by(model, images, layer, bypassed):
+    traced = trace(model, images, layer)
+    traced.head(traced.activation)
+    traced.gradient_at(traced.activation)
+    assert (traced.network.passes, traced.network.head_passes) == (1 + bypassed, 2)
+
+
+def test_a_head_without_a_pass_serves_all_images_of_a_size(model, images):
+    network = Network(model, CPU)
+    activation = torch.randn(2, 6, 6, 6, generator=torch.Generator().manual_seed(2))
+    expected = head_after(network, images, "block")(activation)
+    first, second = head_of(network, images, "block"), head_of(network, 3 * images, "block")
+    assert first is second and first is not head_of(network, images[:1], "block")
+    assert torch.equal(first(activation), expected)
+
+
+class Gated(nn.Module):
+    """The image decides over the logits in a way that has no derivative."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features, self.classify = nn.Conv2d(3, 6, 1), nn.Linear(6, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        bright = (images.mean(dim=(1, 2, 3)) > 0).to(images)[:, None]
+        return self.classify(self.features(images).relu().mean(dim=(2, 3))) * (1 + bright)
+
+
+def test_what_decides_without_a_derivative_is_kept_too(images):
+    network = Network(Gated().eval(), CPU)
+    for shifted in (images - 3, images + 3):
+        head = head_of(network, shifted, "features")
+        with torch.no_grad():
+            expected = network.model(shifted)
+            assert torch.equal(head(network.model.features(shifted)), expected)
+
+
+def test_a_changed_network_has_its_own_head(model, images):
+    network = Network(model, CPU)
+    activation = torch.randn(2, 6, 6, 6, generator=torch.Generator().manual_seed(2))
+    before = head_of(network, images, "block")(activation)
+    with network.changed("last", lambda maps: 2 * maps):
+        changed = head_of(network, images, "block")(activation)
+    assert not torch.equal(before, changed)
+    assert torch.equal(head_of(network, images, "block")(activation), before)

@@ -73,6 +73,21 @@ def test_scores_stand_below_the_maps_and_colours_are_as_asked(tmp_path):
     assert figures[1].axes[1].images[1].get_cmap().name == "jet"
 
 
+def test_many_maps_of_a_photo_take_several_lines(tmp_path):
+    photo = np.zeros((8, 8, 3), dtype=np.uint8)
+    maps = {f"method-{number}": np.full((8, 8), number / 23) for number in range(23)}
+    rows = [Explained(photo, photo, photo, title, maps) for title in ("cat, 40.0 %", "dog, 9.0 %")]
+    figure = saliency_figure(rows)
+    titles = [axis.get_title() for axis in figure.axes]
+    assert len(titles) == 2 * 3 * (1 + 8)
+    for place, row in enumerate(rows):
+        lines = [titles[9 * line : 9 * line + 9] for line in range(3 * place, 3 * place + 3)]
+        assert [line[0] for line in lines] == [row.title, "", ""]
+        assert [title for line in lines for title in line[1:]] == [*maps, ""]
+    shown = [axis.images[1].get_array().flat[0] for axis in figure.axes if len(axis.images) > 1]
+    assert shown == 2 * [number / 23 for number in range(23)]
+
+
 def test_a_moving_picture_of_deletion_and_insertion(tmp_path, photos):
     model = ["--model", "timm/resnet10t", "--weights", "random", "--device", "cpu"]
     written = ["-o", str(tmp_path / "x.png"), "--gif", str(tmp_path / "x.gif")]

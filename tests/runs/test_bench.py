@@ -239,7 +239,7 @@ class TestRunJson:
             "dtype": "float32",
             "weights": "random",
             "seed": 0,
-            "definitions": 1,
+            "definitions": 2,
         }
         assert expected.items() <= protocol.items()
         assert protocol["module"].startswith("features")

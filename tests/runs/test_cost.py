@@ -23,7 +23,7 @@ def passes(photos: Path, out: Path, **options: object) -> float:
 
 @pytest.mark.parametrize(
     ("method", "methods"),
-    [(("gradcam",), 1), (("paper",), 10), (("paper", "controls"), 14), (("shapleycam", "flat", "edges"), 3)],
+    [(("gradcam",), 1), (("paper",), 10), (("paper", "controls"), 16), (("shapleycam", "flat", "edges"), 3)],
 )
 def test_adcc_costs_one_traced_pass_and_two_a_method(
     photos: Path, tmp_path: Path, method: tuple[str, ...], methods: int

@@ -44,6 +44,7 @@ from camkit.runs.rescore import rescore
             "steps": 6,
         },
         {"method": ("gradcam",), "metrics": ("adcc", "shapley")},
+        {"method": ("aumann-2", "hirescam"), "metrics": ("adcc",), "layer": ("features.2",)},
         {"method": ("gradcam",), "layer": ("conv", "features.2"), "dtype": "bfloat16", "steps": 5},
     ],
 )
@@ -77,18 +78,22 @@ def contents(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def test_head_passes_are_recorded_and_shown_where_there_are_any(photos: Path, tmp_path: Path) -> None:
-    """A head that is linear: 10 coalitions tell so, and 16 positions alone tell all others."""
-    settings = {"metrics": ("shapley",), "batch_size": 3}
+def test_head_passes_are_recorded_and_shown_where_there_are_any(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before a batch norm and a ReLU: 6 coalitions tell that logits are affine, and one pass of rows all."""
+    monkeypatch.setattr("camkit.network.game.EXACT_PLAYERS", 8)  # 65,536 coalitions take a while
+    settings = {"metrics": ("shapley",), "batch_size": 3, "layer": ("features.3",), "budget": 4}
     run(photos, tmp_path / "game", method=("shapley", "gradcam"), **settings)
     run(photos, tmp_path / "none", method=("gradcam",), metrics=("adcc",))
-    assert segments(tmp_path / "game")[-1]["head_passes"] == 2 * (10 + 16)
-    assert segments(tmp_path / "game")[-1]["passes"] == 2 * (1 + 1)  # up to the layer, once more
+    assert segments(tmp_path / "game")[-1]["head_passes"] == 2 * (6 + 1)
+    assert segments(tmp_path / "game")[-1]["passes"] == 2
     assert segments(tmp_path / "none")[-1]["head_passes"] == 0
-    run(photos, tmp_path / "saved", method=("gradcam",), metrics=("adcc",), save_maps=True)
+    kept = {"method": ("gradcam",), "metrics": ("adcc",), "layer": ("features.3",), "save_maps": True}
+    run(photos, tmp_path / "saved", **kept, budget=4)
     saved = {"data": str(photos), "batch_size": 3, "device": "cpu", "say": lambda line: None}
     rescore(tmp_path / "saved", metrics=("shapley",), **saved)
-    assert segments(tmp_path / "saved")[-1]["head_passes"] == 2 * (10 + 16)
+    assert segments(tmp_path / "saved")[-1]["head_passes"] == 2 * (6 + 1)
     words = ["bench", "--dry-run", "--model", "timm/camkit_tiny", "--weights", "random", "--device", "cpu"]
     words += [
         "--preprocess",
@@ -100,7 +105,8 @@ def test_head_passes_are_recorded_and_shown_where_there_are_any(photos: Path, tm
         "--out",
         str(tmp_path / "new"),
     ]
-    words += ["--steps", "4", "--batch-size", "3", "--method", "gradcam"]
+    words += ["--steps", "4", "--batch-size", "3", "--method", "gradcam", "--layer", "features.3"]
+    words += ["--budget", "4"]
     for metrics, shown in (("shapley", True), ("adcc", False)):
         result = CliRunner().invoke(main, [*words, "--metrics", metrics])
         assert result.exit_code == 0, result.output

@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from click.testing import CliRunner
@@ -32,11 +33,12 @@ from camkit.data import find_images
 from camkit.errors import UsageError
 from camkit.network.loading import load_model
 from camkit.results.cells import CellScores
-from camkit.results.folder import read_run
+from camkit.results.folder import read_run, run_folders, write_run
 from camkit.results.model_run import ModelRun
 from camkit.results.table import read_records, render
 from camkit.runs.bench import bench
 from camkit.runs.evaluate import Evaluation
+from camkit.runs.rescore import rescore
 
 IMAGES = 10
 CELLS = f"{FOLDER}/second-rest"
@@ -194,10 +196,32 @@ def test_the_same_weights_may_have_another_name(data: Path, reference: Path, tmp
     ]
 
 
-def test_other_definitions_are_refused(data: Path, reference: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("camkit.runs.describe.DEFINITIONS_VERSION", 2)
-    with pytest.raises(UsageError, match="another definitions: 1, now 2"):
-        tiny_bench(data, reference)
+def without_summary(out: Path) -> dict[str, bytes]:
+    """All files but the summary, which each run makes anew from the others."""
+    return {name: text for name, text in result_files(out).items() if str(name) != "summary.csv"}
+
+
+def test_results_of_older_definitions_are_reported_but_not_added_to(data: Path, tmp_path: Path) -> None:
+    out, options = tmp_path / "out", {"metrics": ("shapley",), "method": ("gradcam", "hirescam")}
+    tiny_bench(data, out, limit=4, save_maps=True, **options)
+    for folder in run_folders(out):  # as version 1 left them: no squares either
+        run = read_run(folder)
+        run["protocol"]["definitions"] = 1
+        write_run(folder, run)
+        for table in folder.glob("*.csv"):
+            rows = pd.read_csv(table, dtype=str)
+            rows[[name for name in rows if "square" not in name]].to_csv(table, index=False)
+    before = without_summary(out)
+    for again in (
+        lambda: tiny_bench(data, out, **options),
+        lambda: rescore(out, metrics=("deletion",), data=str(data), device="cpu", say=lambda line: None),
+    ):
+        with pytest.raises(UsageError, match="version 1 of the definitions, now 2: they can be reported"):
+            again()
+    assert without_summary(out) == before
+    shown = CliRunner().invoke(main, ["report", str(out)])
+    assert shown.exit_code == 0, shown.output
+    assert "SV error" in shown.output and "hirescam" in shown.output
 
 
 PLUGIN = """

@@ -1,4 +1,4 @@
-"""Methods that need the activation A (B, C, h, w) alone, or a linear head's weights; maps are (B, h, w)."""
+"""Methods that decompose a layer's positions into components; maps (B, h, w) are the first one."""
 
 from __future__ import annotations
 
@@ -6,43 +6,9 @@ import torch
 from torch import Tensor
 
 from camkit.entries import method
-from camkit.errors import CamkitError
-from camkit.network.head import LinearHead, linear_head
-from camkit.network.passes import Network
 from camkit.network.trace import Trace
 
 KERNEL_CHUNK = 2**24  # numbers in the kernels (P, P) of the images that are decomposed at once
-
-
-def no_linear_head(network: Network, layer: str) -> str:
-    """Why what follows a layer is no global average pooling and linear map; "" where it is."""
-    found = linear_head(network, layer)
-    return (
-        "" if isinstance(found, LinearHead) else f"CAM needs global average pooling and a linear map: {found}"
-    )
-
-
-@method(
-    "cam",
-    title="CAM",
-    groups=("cheap",),
-    source="arXiv 1512.04150, eq. 2",
-    uses=("activation", "head"),
-    cost="0",
-    lacks=no_linear_head,
-)
-def cam(trace: Trace) -> Tensor:
-    """Sum over channels of W_c A, where the logits are W GAP(A) + b; c the class, whatever the utility.
-
-    W is found from the network, see :func:`camkit.network.head.linear_head`.
-
-    Raises:
-        CamkitError: what follows the layer is something else.
-    """
-    found = linear_head(trace.network, trace.layer)
-    if isinstance(found, str):
-        raise CamkitError(no_linear_head(trace.network, trace.layer))
-    return (found.weight[trace.target][:, :, None, None] * trace.activation).sum(dim=1)
 
 
 @method(
@@ -61,6 +27,22 @@ def eigencam(trace: Trace) -> Tensor:
     map correlates positively with the sum of A over channels.
     """
     return first_component(trace.activation)
+
+
+@method(
+    "eigengradcam",
+    title="EigenGradCAM",
+    groups=("cheap",),
+    source="EigenCAM (2008.00299) of G A, as in the grad-cam package",
+    uses=("activation", "gradient"),
+    cost="1 grad",
+)
+def eigengradcam(trace: Trace) -> Tensor:
+    """The first principal component over positions of G A, centred; no paper defines it.
+
+    The sign is such that the map correlates positively with the sum of G A over channels, HiResCAM's map.
+    """
+    return first_component(trace.gradient * trace.activation)
 
 
 @method(

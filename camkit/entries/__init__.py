@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
+from camkit.entries.columns import CORRELATION, NOT_NEGATIVE, UNIT, Column, Mean
 from camkit.registry import Registry, origin_of, source_of
 
-if TYPE_CHECKING:
-    import numpy as np  # `camkit --help` does without
+# Handed on, so that whoever declares a metric has all from one place.
+__all__ = ["CORRELATION", "NOT_NEGATIVE", "UNIT", "Column", "Mean"]
 
 # What a row has beside scores.
 ROW_FIELDS = ("image", "label", "target", "probability")
@@ -43,7 +43,7 @@ class Method:
         of_pixels: the map is an attribution of the utility to pixels, the same for every layer, and made once
             for all; the function takes a :class:`camkit.network.trace.PixelView`, which has no layer.
         uses: what it takes beside the images: `activation`, `gradient`, `Hessian term`, `head`, `passes`,
-            `attention`, `regions`.
+            `attention`, `stages`, `regions`.
         cost: what it costs per image beside the pass that all methods share, as a formula: C channels, P
             positions; 1 grad, 1 head and 1 pass are a gradient at the layer, a pass through what follows the
             layer, and one through all.
@@ -73,53 +73,10 @@ class Method:
         """The plugin or the package it comes from; "" for camkit's own."""
         return self.package or origin_of(self)
 
-
-class Mean(Protocol):
-    """How a column's figure over a data set follows from the means of other columns, its `parts`."""
-
     @property
-    def parts(self) -> Sequence[str]: ...
-
-    def of(self, means: np.ndarray) -> np.ndarray:
-        """The figures (...) of means (..., parts)."""
-        ...
-
-    def slopes(self, means: np.ndarray) -> np.ndarray:
-        """Their derivatives by each of the means, (..., parts)."""
-        ...
-
-
-# Between which a score lies, see :attr:`Column.bounds`.
-UNIT, CORRELATION, NOT_NEGATIVE = (0.0, 1.0), (-1.0, 1.0), (0.0, math.inf)
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column of scores.
-
-    Attributes:
-        better: `higher`, `lower`, or `neither` where it is no score of the map.
-        heading: the field's short name; "" for the column's own.
-        text: what it means, one sentence; "" for its heading.
-        mean: how it is averaged over a data set; None: the plain mean.
-        place: sorts the columns of a group in tables; in files they stand as they are registered.
-        optional: NaN for maps that have no such score.
-        of_values: judges a map as a division of the utility, see :attr:`Method.value`.
-        jumps: a last bit can move it far: 0 or 1, a correlation of ranks, an order of pixels.
-        share: 0 or 1 for an image, so its mean is a share of images, with its own intervals and tests.
-        bounds: between which it lies, and its mean; intervals end there.
-    """
-
-    better: str
-    heading: str = ""
-    text: str = ""
-    mean: Mean | None = None
-    place: int = 0
-    optional: bool = False
-    of_values: bool = False
-    jumps: bool = False
-    share: bool = False
-    bounds: tuple[float, float] = (-math.inf, math.inf)
+    def of_one_layer(self) -> bool:
+        """Whether its map is that of the layer that is named: another layer has another map."""
+        return not (self.of_image or self.of_pixels or {"attention", "stages"} & {*self.uses})
 
 
 @dataclass(frozen=True)
@@ -171,8 +128,9 @@ class Model:
     Attributes:
         build: takes `pretrained`, true or false; gives the module, logits (B, K) of images (B, 3, H, W).
         conv, prepool: module paths of the layers of these names; None: the last feature layer.
-        mean, std: of the images it takes, per channel, in units of [0, 1].
-        size: side of the square images it takes, in pixels.
+        mean, std: of the images it takes, per channel, in units of [0, 1]; of one channel they are grey.
+        size: side of the square images it takes, or (H, W), in pixels.
+        crop: PIL RGB image -> uint8 (C, H, W), in place of the resize and crop to `size`.
         family: of models that are no independent examples, see `camkit list models`; "": its own.
     """
 
@@ -180,11 +138,12 @@ class Model:
     build: Callable[..., Any]
     conv: str | None
     prepool: str | None
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    size: int = 224
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    size: int | tuple[int, int] = 224
     source_file: str = field(default="")
     family: str = ""
+    crop: Callable[[Any], Any] | None = None
 
     @property
     def origin(self) -> str:
@@ -317,15 +276,16 @@ def model(
     *,
     conv: str | None = None,
     prepool: str | None = None,
-    mean: tuple[float, float, float] = IMAGENET_MEAN,
-    std: tuple[float, float, float] = IMAGENET_STD,
-    size: int = 224,
+    mean: tuple[float, ...] = IMAGENET_MEAN,
+    std: tuple[float, ...] = IMAGENET_STD,
+    size: int | tuple[int, int] = 224,
     family: str = "",
+    crop: Callable[[Any], Any] | None = None,
 ) -> Decorator:
     """Register a function that builds a model; see :class:`Model`."""
 
     def register(build: Callable[..., Any]) -> Callable[..., Any]:
-        MODELS.add(Model(name, build, conv, prepool, mean, std, size, source_of(build), family))
+        MODELS.add(Model(name, build, conv, prepool, mean, std, size, source_of(build), family, crop))
         return build
 
     return register

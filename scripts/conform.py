@@ -1,0 +1,227 @@
+"""Who computes what: maps and scores of one name by camkit and by other packages; writes results/conform/.
+
+    make conform
+    python scripts/conform.py --method gradcam,gradcam++ --limit 2 --out /tmp/conform
+
+All see the same images, weights and layer, and the predicted class under the logit. Maps are compared after
+one post-processing (ReLU, min-max, bilinear resize to the image, min-max). The packages are those of
+`pip install -e '.[demo,conform]'`; one that is not installed is left out, and said.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import tomllib
+import warnings
+from collections.abc import Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import click
+import pandas as pd
+import torch
+from conform_checks import CHECKS, LITE, VIT, Score, scores, traces
+from conform_maps import COSTLY, PEERS, PREFIXES, VARIANTS, difference, saliency_of, trace_of
+from tabulate import tabulate
+from torch import Tensor
+
+from camkit.api import Prepared, load_model
+from camkit.data.items import sample_items
+from camkit.data.sources import parts_of
+from camkit.errors import CamkitError
+from camkit.network.trace import Trace
+from camkit.runs.describe import processor
+
+HERE = Path(__file__).parent
+WEIGHTS = {LITE: "pretrained", VIT: "random"}
+# Layers of all methods, and of those that take a pass per channel: 1280 channels would take an hour.
+LAYERS = {LITE: ("conv", "prepool"), VIT: ("conv",)}
+COSTLY_LAYERS = {LITE: ("blocks[-1]",), VIT: ("conv",)}
+PACKAGES = ("camkit", "grad-cam", "torchcam", "captum", "quantus", "xplique", "torch", "timm", "numpy")
+SAME = 0.005  # maps that differ by no more are the same: resizing by another library leaves this much
+APART = 0.001  # average drops that differ by less are in no order
+MAP_COLUMNS = ["model", "layer", "method", "package", "class", "images", "largest", "median", "left", "said"]
+
+Facts = dict[tuple[str, str], dict[str, str]]  # by method and package, see conform_facts.toml
+
+
+def photos(model: Prepared, limit: int) -> Tensor:
+    preprocess = model.loaded.preprocess
+    crops = [
+        preprocess.pixels(photo.read_bytes())
+        for item in sample_items()[:limit]
+        for photo in parts_of(item.source)
+    ]
+    return preprocess.normalise(torch.stack(crops))
+
+
+def compared(
+    name: str,
+    model: Prepared,
+    images: Tensor,
+    methods: Sequence[str],
+    costly: int,
+    facts: dict[tuple[str, str], Any],
+) -> Iterator[tuple[dict[str, Any], dict[str, float]]]:
+    """A row per layer, method and package, with the mean average drop of both sides."""
+    for of_costly, layers in ((False, LAYERS[name]), (True, COSTLY_LAYERS[name])):
+        chosen = [one for one in methods if (one in COSTLY) == of_costly]
+        for layer in layers if chosen else ():
+            trace = trace_of(model, images[:costly] if of_costly else images, layer, "logit")
+            for method in chosen:
+                click.echo(f"{name} {layer} {method}", err=True)
+                ours = saliency_of(method, trace)
+                for package, explainer in PEERS[method].items():
+                    row = dict(zip(MAP_COLUMNS, (name, layer, method, package, explainer), strict=False))
+                    yield _row(row, trace, ours, facts.get((method, package), {}))
+
+
+def _row(
+    row: dict[str, Any], trace: Trace, ours: Tensor | str, fact: dict[str, str]
+) -> tuple[dict[str, Any], dict[str, float]]:
+    row |= {"images": len(trace.images)}
+    if isinstance(ours, str):
+        return row | {"said": f"camkit: {ours}"}, {}
+    try:
+        theirs = saliency_of(f"{PREFIXES[row['package']]}:{row['class']}", trace)
+    except CamkitError as error:
+        theirs = str(error)
+    if isinstance(theirs, str):
+        return row | {"said": theirs}, {}
+    apart = difference(ours, theirs)
+    row |= {"largest": apart.max().item(), "median": apart.median().item()}
+    if "variant" in fact:
+        variant = VARIANTS[fact["variant"]](trace, row["method"], theirs)
+        row["left"] = difference(variant, theirs).max().item()
+    return row, {"camkit": _drop(trace, ours), row["package"]: _drop(trace, theirs)}
+
+
+def _drop(trace: Trace, saliency: Tensor) -> float:
+    """Mean average drop, max(0, p0 - p1) / p0."""
+    before = trace.network.probability(trace.logits, trace.target)
+    after = trace.network.score(trace.images * saliency[:, None], trace.target)
+    return ((before - after).clamp(min=0) / before).mean().item()
+
+
+def rankings(drops: pd.DataFrame) -> pd.DataFrame:
+    """Per model, layer and package: pairs of methods that the other's maps rank the other way round."""
+    rows = []
+    for (model, layer, package), some in drops.groupby(["model", "layer", "package"], sort=False):
+        pairs = list(combinations(some.itertuples(), 2))
+        turned = [f"{a.method}/{b.method}" for a, b in pairs if (a.ours - b.ours) * (a.theirs - b.theirs) < 0]
+        if pairs:
+            rows.append((model, layer, package, len(some), len(turned), len(pairs), ", ".join(turned)))
+    columns = ["model", "layer", "package", "methods", "pairs_turned", "pairs", "which"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _number(value: object) -> str:
+    return f"{value:.2g}" if isinstance(value, float) else str(value)
+
+
+def page(
+    maps: pd.DataFrame, ranks: pd.DataFrame, found: Sequence[Score], checks: Sequence[tuple], facts: dict
+) -> str:
+    """The Markdown page."""
+    cells = []
+    for row in maps.itertuples():
+        if isinstance(row.said, str) and row.said:
+            cells.append((row.model, row.layer, row.method, row.package, row.images, "", "", "", row.said))
+            continue
+        fact = facts.get((row.method, row.package), {})
+        said = "" if row.largest <= SAME else f"{fact.get('paper', '')} {fact.get('found', '')}".strip()
+        left = "" if pd.isna(row.left) or row.largest <= SAME else f"{row.left:.3f}"
+        numbers = (f"{row.largest:.3f}", f"{row.median:.3f}", left)
+        cells.append((row.model, row.layer, row.method, row.package, row.images, *numbers, said))
+    heading = ("model", "layer", "method", "package", "images", "largest", "median", "left", "paper; found")
+    turned = [tuple(row) for row in ranks.itertuples(index=False)]
+    values = [
+        (one.name, one.package, one.theirs_is, one.images, f"{one.ours:.4f}", f"{one.theirs:.4f}", one.found)
+        for one in found
+    ]
+    lines = [
+        "# Who computes what\n",
+        "Made by `make conform`. Maps of one name by camkit and by another package, on the sample photos, "
+        "of the predicted class under the logit: Lite0 with ImageNet's weights, the ViT with seeded random "
+        "ones. Both sides get ReLU, min-max, a bilinear resize to the image, min-max. *Largest* and "
+        f"*median*: of the images' largest |S − S′|, in [0, 1]; up to {SAME} is what another library's "
+        "resize leaves. *Left*: the largest difference when camkit's map is made by the formula that was "
+        "found. `maps.csv`, `scores.csv` and `rankings.csv` hold the numbers.\n",
+        "## Maps\n", _table(cells, heading),
+        "\n## Rankings\n",
+        "Pairs of methods that average drop ranks the other way round on the other package's maps, where "
+        f"both sides differ by more than {APART}.\n",
+        _table(turned, ("model", "layer", "package", "methods", "turned", "of", "which")),
+        "\n## Scores\n",
+        "Means over the sample photos, GradCAM on Lite0 at `prepool`, N = 8 steps.\n",
+        _table(values, ("score", "package", "its name", "images", "camkit", "it", "found")),
+        "\n## What was heard\n", _table(checks, ("claim", "paper", "measured", "verdict")),
+        "\n## Versions and machine\n", _machine(),
+    ]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def _table(rows: Sequence[tuple], heading: Sequence[str]) -> str:
+    safe = [tuple(str(cell).replace("|", "\\|") for cell in row) for row in rows]
+    return tabulate(safe, heading, tablefmt="github", disable_numparse=True)
+
+
+def _machine() -> str:
+    load = os.getloadavg()[0]
+    found = [
+        f"- {processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
+        f"- load (one minute) at the end: {load:.2f}",
+        f"- {platform.system()} {platform.release()}, Python {platform.python_version()}",
+    ]
+    for package in PACKAGES:
+        try:
+            found.append(f"- {package} {version(package)}")
+        except PackageNotFoundError:
+            found.append(f"- {package}: not installed, so not compared")
+    return "\n".join(found)
+
+
+@click.command()
+@click.option("--method", default=",".join(PEERS), help="Methods.  [default: all that two have]")
+@click.option("--limit", default=6, show_default=True, type=click.IntRange(1, 6), help="Sample photos.")
+@click.option("--costly", default=1, show_default=True, type=click.IntRange(1, 6), help="Of these methods.")
+@click.option("--maps-only", is_flag=True, help="Leave out scores and what was heard.")
+@click.option("--out", default=Path("results/conform"), show_default=True, type=click.Path(path_type=Path))
+def main(method: str, limit: int, costly: int, maps_only: bool, out: Path) -> None:
+    """Set camkit's maps and scores beside those of other packages."""
+    warnings.simplefilter("ignore")
+    methods = method.split(",")
+    known = tomllib.loads((HERE / "conform_facts.toml").read_text(encoding="utf-8"))
+    facts = {(one["method"], one["package"]): one for one in known["map"]}
+    models = {name: load_model(name, weights=weights) for name, weights in WEIGHTS.items()}
+    images = {name: photos(model, limit) for name, model in models.items()}
+    rows, drops = [], []
+    for name, model in models.items():
+        for row, of_drop in compared(name, model, images[name], methods, costly, facts):
+            rows.append(row)
+            if of_drop:
+                keys = {key: row[key] for key in ("model", "layer", "package", "method")}
+                drops.append(keys | {"ours": of_drop["camkit"], "theirs": of_drop[row["package"]]})
+    maps = pd.DataFrame(rows, columns=MAP_COLUMNS)
+    ranks = rankings(pd.DataFrame(drops))
+    found: list[Score] = []
+    checks: list[tuple] = []
+    if not maps_only:
+        given = traces(models[LITE], models[VIT], images[LITE], images[VIT])
+        found = list(scores(trace_of(models[LITE], photos(models[LITE], 6), "prepool", "logit")))
+        for one in known["suspected"]:
+            click.echo(one["id"], err=True)
+            numbers = {key: _number(value) for key, value in CHECKS[one["id"]](*given).items()}
+            checks.append((one["claim"], one["paper"], one["found"].format(**numbers), one["verdict"]))
+    out.mkdir(parents=True, exist_ok=True)
+    maps.to_csv(out / "maps.csv", index=False, float_format="%.4g", lineterminator="\n")
+    ranks.to_csv(out / "rankings.csv", index=False, lineterminator="\n")
+    pd.DataFrame(found).to_csv(out / "scores.csv", index=False, float_format="%.6g", lineterminator="\n")
+    (out / "README.md").write_text(page(maps, ranks, found, checks, facts), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
