@@ -76,25 +76,16 @@ def test_each_position_stands_alone(utility: str, layer: str) -> None:
     traced = trace(seeded(strong), IMAGES, layer, utility)
     expected = alone(traced)
     found = maps("reciprocam", traced)
-<<<<<<< HEAD
     passes, heads = COSTS[layer]
     assert (traced.network.passes, traced.network.head_passes) == (1 + passes, heads)
     expected = expected - expected.amin(dim=(1, 2), keepdim=True)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * expected.max().item())
     assert found.amax(dim=(1, 2)).min() > 1e-3
-=======
-    assert (traced.network.passes, traced.network.head_passes) == (1, 48)
-    torch.testing.assert_close(
-        found, expected - expected.amin(dim=(1, 2), keepdim=True), rtol=1e-4, atol=1e-5
-    )
-    assert found.amax(dim=(1, 2)).min() > 1e-2
->>>>>>> w-shap
 
 
 @pytest.mark.parametrize("absent", ["zero", "mean"])
 @pytest.mark.parametrize(("layer", "heads"), [("features.5", 0), ("features.3", 7)])
 @pytest.mark.parametrize("utility", UTILITIES)
-<<<<<<< HEAD
 def test_the_closed_forms_are_the_slow_way(
     utility: str, layer: str, heads: int, absent: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -104,17 +95,6 @@ def test_the_closed_forms_are_the_slow_way(
     assert (traced.network.passes, traced.network.head_passes) == (1, heads)
     expected = alone(traced, absent=absent)
     expected = expected - expected.amin(dim=(1, 2), keepdim=True)
-=======
-def test_the_closed_form_is_the_slow_way(utility: str, absent: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(positions, "CHUNK", 5 * 2 * 1000)  # five positions at once, of eighteen
-    images = noise(2, 3, 48, 96)
-    closed, slow = (trace(seeded(TinyNet), images, "features.5", utility, absent=absent) for _ in range(2))
-    found = maps("reciprocam", closed)
-    assert (closed.network.passes, closed.network.head_passes) == (1, 0)
-    monkeypatch.setattr("camkit.network.trace.linear_head", lambda *_: "no")
-    expected = maps("reciprocam", slow)
-    assert (slow.network.passes, slow.network.head_passes) == (1, 18)
->>>>>>> w-shap
     scale = expected.max()
     torch.testing.assert_close(found / scale, expected / scale, rtol=0, atol=1e-3)
     assert scale > 1e-4
