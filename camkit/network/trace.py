@@ -252,7 +252,10 @@ class Trace(PixelView):
         linear = self.linear_head
         if linear is None:
             return affine_logits(
-                self._head, self.activation, self.absent_activation, rows=not self._head.bypassed
+                self._head,
+                self.activation,
+                self.absent_activation,
+                rows=not (self._head.bypassed or self.network.is_changed),
             )
         none, added = linear.by_position(self.activation, self.absent_activation)
         return AffineLogits(none[:, 0], added, torch.ones_like(self.target, dtype=torch.bool))

@@ -93,7 +93,6 @@ def explained(
         classes,
         network.probability(logits, classes),
         list(range(len(images))),
-        tuple(classes.tolist()),
         traced,
         regions,
     )
