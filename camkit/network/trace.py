@@ -251,11 +251,8 @@ class Trace(PixelView):
     def _affine_logits(self) -> AffineLogits:
         linear = self.linear_head
         if linear is None:
-            return affine_logits(
-                self._head,
-                self.activation,
-                self.absent_activation,
-                rows=not (self._head.bypassed or self.network.is_changed),
-            )
+            # What changes a layer's output knows the layer's grid.
+            rows = not self._head.bypassed and not self.network.is_changed
+            return affine_logits(self._head, self.activation, self.absent_activation, rows)
         none, added = linear.by_position(self.activation, self.absent_activation)
         return AffineLogits(none[:, 0], added, torch.ones_like(self.target, dtype=torch.bool))
