@@ -15,8 +15,9 @@ from camkit.network.attended import Attended
 from camkit.network.biases import full_gradient
 from camkit.network.coalitions import AffineLogits, affine_logits
 from camkit.network.game import Game, absent_activation
+from camkit.network.gradients import gradient_of, why_no_gradient
 from camkit.network.head import Head, LinearHead, head_of, linear_head
-from camkit.network.layers import find_module, hooked, parts_of
+from camkit.network.layers import parts_of
 from camkit.network.passes import Network, TracedPass
 from camkit.network.rescale import contributions, elementwise_modules
 from camkit.network.seeding import generator
@@ -134,22 +135,8 @@ class Trace(PixelView):
         with torch.enable_grad():
             utility = self.utility(self.passed.logits, self.target)
             if not utility.requires_grad:
-                raise self._no_gradient()
-            return _gradient(utility, self._leaf, create_graph=True)
-
-    def _no_gradient(self) -> CamkitError:
-        """Why the logits are no function of the layer's output that has a derivative."""
-        with torch.no_grad():
-            zeroed = [(find_module(self.network.model, self.layer), lambda _, __, output: output * 0)]
-            with hooked(zeroed):
-                logits = self.network.run(self.images)
-            if torch.equal(logits, self.network.run(self.images)):
-                return CamkitError("the logits do not depend on the layer's output: choose another --layer")
-        return CamkitError(
-            f"the logits depend on the output of layer {self.layer!r}, but carry no gradient: the model runs "
-            "under torch.no_grad or inference_mode after it, or detaches it. Its forward has to be "
-            "differentiable."
-        )
+                raise why_no_gradient(self.network, self.layer, self.images)
+            return gradient_of(utility, self._leaf, create_graph=True)
 
     @property
     def gradient(self) -> Tensor:
@@ -170,7 +157,7 @@ class Trace(PixelView):
     def gradient_of(self, utility: Callable[[Tensor], Tensor]) -> Tensor:
         """The gradient at A, (B, C, h, w), of another utility: logits (B, K) -> (B,)."""
         with torch.enable_grad():
-            return _gradient(utility(self.passed.logits), self._leaf, create_graph=False, retain_graph=True)
+            return gradient_of(utility(self.passed.logits), self._leaf, create_graph=False, retain_graph=True)
 
     def at(self, images: Tensor) -> Trace:
         """The trace of other images (B, 3, H, W) in place of these, for the same classes: one pass."""
@@ -225,7 +212,7 @@ class Trace(PixelView):
         """du/dA at another activation, (B, C, h, w): one pass through the rest of the network and back."""
         with torch.enable_grad():
             leaf = activation.detach().clone().requires_grad_()
-            return _gradient(self.head(leaf), leaf, create_graph=False)
+            return gradient_of(self.head(leaf), leaf, create_graph=False)
 
     def contributions(self) -> Tensor:
         """What each unit of A contributes to y_c by DeepLIFT's rescale rule, (B, C, h, w).
@@ -269,19 +256,3 @@ class Trace(PixelView):
             )
         none, added = linear.by_position(self.activation, self.absent_activation)
         return AffineLogits(none[:, 0], added, torch.ones_like(self.target, dtype=torch.bool))
-
-
-def _gradient(utility: Tensor, leaf: Tensor, create_graph: bool, retain_graph: bool = False) -> Tensor:
-    # Each utility is per image, so the sum's gradient is every image's own gradient.
-    gradient = None
-    if utility.requires_grad:
-        (gradient,) = torch.autograd.grad(
-            utility.sum(),
-            leaf,
-            create_graph=create_graph,
-            retain_graph=create_graph or retain_graph,
-            allow_unused=True,
-        )
-    if gradient is None:
-        raise CamkitError("the logits do not depend on the layer's output: choose another --layer")
-    return gradient

@@ -28,7 +28,7 @@ from camkit.runs.loop import load_batches
 # A photo's probability of each other class in its mosaic is below this.
 OTHERS = 0.001
 # Rounds of candidates: in each one every photo is tried once.
-ROUNDS = 400
+ROUNDS = 4000
 BATCH = 32
 
 
@@ -167,9 +167,10 @@ def choose(known: Known, tiles: int, seed: int) -> list[tuple[int, tuple[int, ..
     for first, groups in candidates(len(known.items), tiles, seed):
         for place in np.flatnonzero(known.confident[groups].all(axis=1)):
             photos = groups[place]
+            if used[range(tiles), photos].any():
+                continue
             others = known.all_probabilities[np.ix_(photos, known.target[photos])]  # (tiles, tiles)
-            apart = (others[~np.eye(tiles, dtype=bool)] < OTHERS).all()
-            if apart and not used[range(tiles), photos].any():
+            if (others[~np.eye(tiles, dtype=bool)] < OTHERS).all():
                 found.append((first + int(place), tuple(map(int, photos))))
                 used[range(tiles), photos] = True
     return found

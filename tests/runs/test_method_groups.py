@@ -20,8 +20,9 @@ from camkit.runs.cells import find_methods
 from camkit.runs.dryrun import dry_run
 from camkit.runs.photos import explain_images
 
-# Passes and head passes of a method beside those of its run, at a layer of 16 channels, 16 positions. Behind
-# it come a batch norm, ReLU, pooling and a linear map; images are 64x64.
+# Passes and head passes of a method beside those of its run, at a layer of 16 channels and 16 positions.
+# Behind it come a batch norm, ReLU, pooling and a linear map, so the logits are affine in the positions, as 7
+# head passes tell. Images are 64x64.
 COSTS = {
     **dict.fromkeys(
         ("gradcam", "gradcam++", "xgradcam", "layercam", "gradcam-e", "hirescam", "finercam", "shapleycam",
@@ -30,13 +31,13 @@ COSTS = {
     "smoothgradcam++": (4, 0),
     "expected-gradcam": (16, 0),
     "fullgrad": (1, 0),
-    "aumann-1": (1, 1),
-    "aumann-3": (1, 3),
-    "ablationcam": (1, 16),
+    "aumann-1": (0, 2),
+    "aumann-3": (0, 4),
+    "ablationcam": (0, 16),
     "scorecam": (16, 0),
-    "liftcam": (1, 2),
-    "reciprocam": (1, 16),
-    "shapley": (1, 2 + 8 + 16),  # ends, four pairs of halves, single positions: the logits are affine in them
+    "liftcam": (0, 2),
+    "reciprocam": (0, 7),
+    "shapley": (0, 7),
     "rise-5": (5, 0),
     "occlusion": (226, 0),
 }  # fmt: skip
