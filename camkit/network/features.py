@@ -92,11 +92,13 @@ class Features:
         attention (the module around it gives no positions, or a single query reads them) and all that follows
         it, class logits per position, and modules that hand on what they are given.
         """
+        # A module with all that has positions in it is the network, or its backbone, and no pooling.
+        whole = {path for path in self._without if all(one.path.startswith(f"{path}.") for one in self.found)}
         outputs = [
             one
             for one in self.found
             if one.path not in self._heads
-            and not _parents(one.path) & self._without
+            and not _parents(one.path) & (self._without - whole)
             and one.path not in self._behind
             and not issubclass(one.kind, HAND_ON)
         ]
