@@ -36,7 +36,10 @@ def printed(heading: str) -> list[list[str]]:
     assert section is not None
     blocks = re.findall(r"```console\n(.*?)```", section[1], re.DOTALL)
     lines = "".join(blocks).replace("\\\n", " ").splitlines()
-    return [shlex.split(line) for line in lines]
+    # Without processes that decode: the photos are few.
+    workers = {"bench", "data"}
+    words = [shlex.split(line) for line in lines]
+    return [[*line, "--workers", "0"] if line[1] in workers else line for line in words]
 
 
 def run(words: Sequence[str]) -> str:
@@ -69,7 +72,10 @@ def probe(features: Tensor, classes: Tensor, strength: float) -> tuple[Tensor, T
 
 
 def resnet(folder: Path, names: Sequence[str], size: tuple[int, int], outputs: int, grey: bool) -> nn.Module:
-    """torchvision's ResNet-18 whose head is trained, the rest seeded, on the images of a folder."""
+    """torchvision's ResNet-18 whose head is trained, the rest seeded, on the images of a folder.
+
+    Its residual branches do little: what it says of a tile depends on nothing beside it.
+    """
     torch.manual_seed(0)
     model = torchvision.models.resnet18(num_classes=outputs)
     crop, mean, std = crop_to(size), IMAGENET_MEAN, IMAGENET_STD
@@ -78,6 +84,9 @@ def resnet(folder: Path, names: Sequence[str], size: tuple[int, int], outputs: i
         crop, mean, std = (lambda one: crop_to(size)(one.convert("L"))), (0.5,), (0.25,)
     paths = sorted(folder.rglob("*.jpg"))
     with torch.no_grad():
+        for block in model.modules():
+            if isinstance(block, torchvision.models.resnet.BasicBlock):
+                block.bn2.weight.fill_(0.02)
         crops = torch.stack([crop(Image.open(path)) for path in paths])
         images = Preprocess("", crop, mean, std).normalise(crops)
         calibrate(model, images)
@@ -95,7 +104,7 @@ def resnet(folder: Path, names: Sequence[str], size: tuple[int, int], outputs: i
 def flowers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     for name, colour in FLOWERS.items():
-        for number in range(4):
+        for number in range(2):
             photo(tmp_path / "flowers" / "val" / name / f"{number}.jpg", colour, seed=number)
     model = resnet(tmp_path / "flowers" / "val", list(FLOWERS), (64, 64), outputs=5, grey=False)
     torch.save({"state_dict": model.state_dict(), "classes": list(FLOWERS)}, tmp_path / "flowers.pth")
@@ -105,7 +114,7 @@ def flowers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_fine_tuned_resnet_and_maps_of_another_program(flowers: Path) -> None:
     check, bench, report, page, explain, mosaics = printed("A fine-tuned ResNet")
     said = run(check)
-    assert re.search(r"top1 percent +100\.0\n", said) and re.search(r"labelled +20\n", said), said
+    assert re.search(r"top1 percent +100\.0\n", said) and re.search(r"labelled +10\n", said), said
     run(bench)
     assert "top-1 100.00 %" in run(report)
     run(page)
@@ -117,16 +126,16 @@ def test_a_fine_tuned_resnet_and_maps_of_another_program(flowers: Path) -> None:
     found = pd.read_csv(flowers / "results" / "mosaics" / "summary.csv").set_index("method")
     # The tile of a class covers a quarter of the mosaic, and a flat map has a quarter of its energy there.
     assert found.loc["flat", "energy"] == pytest.approx(0.25, abs=0.01)
-    assert found.loc["gradcam", "energy"] > 0.6
-    assert found.loc["gradcam", "pointing"] > 0.9
+    assert found.loc["gradcam", "energy"] > 0.8
+    assert found.loc["gradcam", "pointing"] == found.loc["gradcam", "certified"] == 1
 
     for name in FLOWERS:
-        for number in range(4):
+        for number in range(2):
             path = flowers / "maps" / name / f"{number}.npy"
             path.parent.mkdir(parents=True, exist_ok=True)
             np.save(path, blob_of(flowers / "flowers" / "val" / name / f"{number}.jpg"))
     score, report, compare = printed("Maps of another program")
-    assert "maps of 20 of 20 images, 70x80; not signed" in run(score)
+    assert "maps of 10 of 10 images, 70x80; not signed" in run(score)
     assert "mine" in run(report) and "mine" in run(compare)
     scores = pd.read_csv(flowers / "results" / "flowers" / "summary.csv").set_index("method")
     # The map of the blob itself finds what the network looks at: without it the class is gone.
@@ -142,7 +151,7 @@ def blob_of(path: Path) -> np.ndarray:
 def test_a_network_with_one_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name, colour in (("fine", (128, 128, 128)), ("scratched", (20, 20, 20))):
-        for number in range(6):
+        for number in range(3):
             photo(tmp_path / "parts" / name / f"{number}.jpg", colour, seed=number, size=(120, 80))
     model = resnet(tmp_path / "parts", ["fine", "scratched"], (64, 96), outputs=1, grey=True)
     torch.save(model.state_dict(), tmp_path / "scratches.pth")
@@ -152,7 +161,7 @@ def test_a_network_with_one_output(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     run(bench)
     (out,) = (tmp_path / "results" / "parts").glob("resnet18/conv-rest")
     rows = pd.read_csv(out / "gradcam.csv")
-    assert set(rows["target"]) == {1} and len(rows) == 12
+    assert set(rows["target"]) == {1} and len(rows) == 6
     scratched = rows["image"].str.startswith("scratched")
     assert (rows["probability"][scratched] > 0.9).all() and (rows["probability"][~scratched] < 0.1).all()
     predictions = pd.read_csv(out.parent / "predictions.csv").set_index("image")
@@ -164,7 +173,7 @@ def test_a_model_of_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.chdir(tmp_path)
     colours = {"zebra": (240, 240, 240), "ant": (30, 20, 10), "fox": (220, 90, 20)}
     for name, colour in colours.items():
-        for number in range(4):
+        for number in range(2):
             photo(tmp_path / "animals" / name / f"{number}.jpg", colour, seed=number)
     torch.manual_seed(1)
     config = transformers.ViTConfig(
