@@ -50,11 +50,11 @@ lint: $(VENV)/.dev  ## ruff (rules and format) and mypy
 speed: $(VENV)/.demo $(VENV)/.speed  ## measure camkit against its floor and other packages; wants a quiet machine
 	$(VENV)/bin/python scripts/speed.py
 
-conform: $(VENV)/.demo $(VENV)/.conform  ## set maps and scores beside other packages': who computes what (some minutes)
-	$(VENV)/bin/python scripts/conform.py
-
 gpu:  ## check and measure camkit on a GPU: some minutes, a table in results/gpu (scripts/gpu.py)
 	$(PYTHON) scripts/gpu.py
+
+conform: $(VENV)/.demo $(VENV)/.conform  ## set maps and scores beside other packages': who computes what (some minutes)
+	$(VENV)/bin/python scripts/conform.py
 
 reproduce: has-imagenet $(VENV)/.demo  ## the paper's tables; needs CAMKIT_DATA, ImageNet's validation set
 	@for table in $(TABLES); do $(CAMKIT) bench --config configs/$$table.toml || exit 1; done

@@ -156,9 +156,10 @@ def swin(*_: object) -> dict[str, Any]:
     return {"failure": "; ".join(said)}
 
 
-def softmax(lite: Trace, vit: Trace, *_: object) -> dict[str, Any]:
-    one = vit.at(vit.images[:1])
-    one.target, one.image_ids = vit.target[:1], vit.image_ids[:1]
+def softmax(lite: Trace, *_: object) -> dict[str, Any]:
+    """At the end of the last stage but one, which has the fewest channels of the late ones."""
+    one = lite.stages[-2].at(lite.images[:1])
+    one.target, one.image_ids = lite.target[:1], lite.image_ids[:1]
     both = score_without_softmax(one), _maps(saliency_of("scorecam", one))
     return {"change": difference(*both).max().item()}
 

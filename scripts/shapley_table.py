@@ -220,6 +220,7 @@ def tables() -> None:
         for part in PARTS:
             here = rows[rows["part"] == part]
             text += part_tables(path.stem, part, here) if len(here) else []
+    HERE.mkdir(parents=True, exist_ok=True)
     (HERE / "tables.md").write_text("\n".join(text))
     click.echo(str(HERE / "tables.md"))
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from camkit.errors import UsageError
 
 # What libraries call the parameters (1, tokens, C) of tokens that have no position.
-PREFIX_NAME = re.compile(r"(cls|class|dist|distillation|reg|register)_tokens?_?\d*")
+PREFIX_NAME = re.compile(r"(cls|class|dist|distillation|reg|register)_tokens?_?\d*|class_embedding")
 
 
 @dataclass(frozen=True)

@@ -149,7 +149,7 @@ BRIEF = ("name", "title", "uses", "cost", "from")
 COSTS = """\
 Cost per image beside the pass that all methods share. pass: a pass through the network; head: one
 through what follows the layer; grad: a gradient at the layer. C channels, P positions, L blocks.
-or 0: none where pooling and a linear map follow the layer."""
+or 0: where pooling and a linear map follow the layer (so it is with shapley and reciprocam, too)."""
 
 
 def brief_listing(what: str) -> pd.DataFrame:

@@ -54,6 +54,7 @@ class CellScores:
         flags: name (as `degenerate`) -> the images it holds for, true or false.
         maps: signed maps (B, h, w) at the layer's resolution; None for methods that give saliency maps.
         saliency: saliency maps (B, H, W), on the device.
+        seconds: that explaining took, and scoring; what cells share is the first one's.
     """
 
     cell: Cell
@@ -64,6 +65,7 @@ class CellScores:
     flags: Mapping[str, tuple[bool, ...]]
     maps: Tensor | None
     saliency: Tensor
+    seconds: tuple[float, float]
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from camkit.data.batches import Batch
 from camkit.entries import Method
 from camkit.network.passes import TracedPass
 from camkit.network.trace import Trace
-from camkit.network.transfer import arriving
+from camkit.network.transfer import Moment, arriving
 from camkit.results.cells import Cell, CellFailure, CellScores
 
 
@@ -87,6 +87,7 @@ class Explained:
         flags: Mapping[str, Tensor],
         maps: Tensor | None,
         saliency: Tensor,
+        moments: tuple[Moment, Moment],
     ) -> Callable[[], CellScores]:
         """A cell's results on their way to the CPU, of the kept images.
 
@@ -94,12 +95,14 @@ class Explained:
             columns: scores, (B,); `flags`: bool, (B,).
             curves: (B, points).
             maps: signed maps (B, h, w), where the method gives any; `saliency`: (B, H, W).
+            moments: when explaining began, and scoring.
         """
         stacked = [torch.stack([*some.values()], dim=1) for some in (columns, flags)]
         maps_there = [] if maps is None else [maps]
         arrived = arriving(
             [self.of_kept(one) for one in (self.target, *stacked, *curves.values(), *maps_there)]
         )
+        begun, explained, scored = *moments, Moment(self.target.device)
         items, shown = self.items, self.of_kept(saliency)  # not all of this batch, until it is called
 
         def result() -> CellScores:
@@ -113,6 +116,7 @@ class Explained:
                 dict(zip(flags, map(tuple, said.T.tolist()), strict=True)),
                 rest[-1] if maps_there else None,
                 shown,
+                (begun.until(explained), explained.until(scored)),
             )
 
         return result

@@ -19,7 +19,7 @@ from camkit.network.layers import parts_of
 from camkit.network.passes import TracedPass
 from camkit.network.prepare import Prepared
 from camkit.network.targets import Target, find_target, keeps_all
-from camkit.network.transfer import arriving, sent
+from camkit.network.transfer import Moment, arriving, sent
 from camkit.results.cells import Cell, CellFailure, CellScores, Predictions, Result
 from camkit.runs.batch import Explained, Made, defined, not_finite, together
 from camkit.runs.cells import Needs
@@ -81,12 +81,12 @@ class Evaluation(Views):
         explained = Explained(batch, images, target, probability, kept, traced, regions)
         made: dict[tuple[Any, ...], Made] = {}
         for cell, metrics in together(wanted):
-            key = _shared_by(cell)
+            key, begun = _shared_by(cell), Moment(self.network.device)
             if key not in made:
                 # Maps of another layer have no further cell.
                 made = {one: maps for one, maps in made.items() if len(one) < 3}
                 made[key] = self._make(explained, cell)
-            yield from self._cell(explained, cell, metrics, made[key])
+            yield from self._cell(explained, cell, metrics, made[key], begun)
 
     def _first_pass(self, images: Tensor, wanted: Iterable[Cell]) -> TracedPass:
         """The pass that gives the predictions: in float32 also all that the cells need, of every layer.
@@ -197,7 +197,7 @@ class Evaluation(Views):
         )
 
     def _cell(
-        self, explained: Explained, cell: Cell, groups: Sequence[str], made: Made
+        self, explained: Explained, cell: Cell, groups: Sequence[str], made: Made, begun: Moment
     ) -> Iterator[Callable[[], CellScores | CellFailure]]:
         items = explained.items
 
@@ -210,6 +210,7 @@ class Evaluation(Views):
             yield failed(error)
             return
         maps, saliency = made.maps
+        moments = begun, Moment(self.network.device)
         yield from not_finite(cell, maps, explained)
         columns = {"probability": subject.probability}
         curves: dict[str, Tensor] = {}
@@ -231,7 +232,8 @@ class Evaluation(Views):
             flags |= {name: found[name] for name in metric.flags}
         optional = {name for metric in metrics for name, column in metric.columns.items() if column.optional}
         columns, flags["not_finite"] = defined(columns, optional)
-        yield explained.scores(cell, columns, curves, flags, None if cell.method.saliency else maps, saliency)
+        maps_kept = None if cell.method.saliency else maps
+        yield explained.scores(cell, columns, curves, flags, maps_kept, saliency, moments)
 
 
 def _shared_by(cell: Cell) -> tuple[Any, ...]:

@@ -20,6 +20,7 @@ from camkit.data.regions import Tile
 from camkit.errors import CamkitError, RunError, Say
 from camkit.network.loading import load_preprocess
 from camkit.network.prepare import Prepared
+from camkit.network.view import View
 from camkit.results.files import write_first
 from camkit.results.mosaics import COLUMNS, MOSAICS, mosaic_of, read_mosaics
 from camkit.results.table import Row, number, render
@@ -125,7 +126,8 @@ def classify(prepared: Prepared, config: RunConfig, data: DataSet, say: Say) -> 
     """
     loaded = prepared.loaded
     alone = replace(
-        load_preprocess(loaded.row, loaded.model, config.preprocess), orient=loaded.preprocess.orient
+        load_preprocess(loaded.row, loaded.model, config.preprocess, View.of(config)),
+        orient=loaded.preprocess.orient,
     )
     view = replace(prepared, loaded=replace(loaded, preprocess=alone))
     photos = sorted(data.items, key=lambda item: item.id)

@@ -465,7 +465,9 @@ class TestExplain:
         self, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         drawn = []
-        real = ("--model", "tf_efficientnet_lite0", "--layer", "prepool")  # of 49 positions
+        # A layer whose 64 positions mix further on.
+        tiny = ("--model", "timm/camkit_tiny", "--weights", "random", "--preprocess", "native")
+        real = (*tiny, "--layer", "features.2")
         monkeypatch.setattr("camkit.report.figures.save_figure", lambda figure, path: None)
         monkeypatch.setattr(
             "camkit.report.figures.saliency_figure", lambda rows, *_, **__: drawn.append(rows[0].saliency)

@@ -56,6 +56,14 @@ class TestListLayers:
         }
         assert list(rows)[0] == "conv1"
 
+    def test_of_another_size(self) -> None:
+        result = call(
+            "list", "layers", "resnet18", "--weights", "random", "--size", "96x160", "--format", "csv"
+        )
+        rows = {row["layer"]: row for row in csv.DictReader(io.StringIO(result.stdout))}
+        assert [rows["layer1"][name] for name in ("channels", "height", "width")] == ["64", "24", "40"]
+        assert [rows["layer4"][name] for name in ("channels", "height", "width")] == ["512", "3", "5"]
+
     def test_the_table(self) -> None:
         result = call("list", "layers", TINY["model"][0], *MODEL)
         assert result.exit_code == 0
@@ -94,7 +102,11 @@ def test_all_and_several_in_a_run_and_in_its_reports(photos: Path, tmp_path: Pat
     assert folders == {f"{name}-rest" for name in names}
     for name in names:
         assert f"timm/camkit_tiny_vit · {name} · rest" in result.stdout
-    assert "cam: CAM needs global average pooling" in result.stderr
+    lacking = [line for line in result.stderr.splitlines() if line.endswith("left out") and ": cam: " in line]
+    assert lacking == [
+        f"timm/camkit_tiny_vit, layer {', '.join((names[0], names[2], names[3], names[1]))}: cam: the logits "
+        "depend on more than the layer's output (a skip connection, a class token); left out"
+    ]
     assert call(*run).exit_code == 0
     report = call("report", out)
     assert "Which layer? timm/camkit_tiny_vit · rest (6 images)" in report.stdout

@@ -308,6 +308,17 @@ def test_grad_cams_finer_cam_weighs_the_nearest_classes_by_their_probability() -
 
 
 @pytest.mark.parametrize("utility", ["logit", "rest"])
+def test_grad_cams_shapley_cam_runs_where_the_gradient_is_constant(traced, utility: str) -> None:
+    """Behind `act` are a mean and a linear map: the logit's gradient does not depend on A, ReST's does."""
+    pytest.importorskip("pytorch_grad_cam")
+    deep = trace(traced.network.model, traced.images, "act", utility=utility)
+    found = make_maps(METHODS["grad_cam:ShapleyCAM"], deep)[1]
+    torch.testing.assert_close(found, make_maps(METHODS["shapleycam"], deep)[1], rtol=0, atol=2e-3)
+    assert bool(deep.hvp.any()) == (utility == "rest")
+    assert found.amax() > 0.9
+
+
+@pytest.mark.parametrize("utility", ["logit", "rest"])
 def test_torchcams_finer_cam_takes_the_mean_of_the_nearest_classes(utility: str) -> None:
     pytest.importorskip("torchcam")
     traced = traced_net("channels last", utility=utility)

@@ -130,7 +130,7 @@ class TestAnyMethodAtSeveralLayers:
         network.expect(noise(1, 3, *SIZE))
         entry = at_layer(METHODS["cam"], "features.5+features.2")
         assert entry.lacks is not None
-        assert "CAM needs global average pooling" in entry.lacks(network, "features.5+features.2")
+        assert "what follows the layer is not linear" in entry.lacks(network, "features.5+features.2")
         assert METHODS["cam"].lacks(network, "features.5") == ""
 
     def test_of_a_method_without_a_reason(self) -> None:

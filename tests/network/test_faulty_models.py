@@ -250,8 +250,10 @@ class TestNotClassifiers:
 
     def test_a_clip_tower_with_its_projection(self) -> None:
         row = ModelRow("timm/x", "timm", "vit_base_patch16_clip_224", "openai")
+        tower = Net(512)
+        tower.pretrained_cfg = {"num_classes": 512}  # as timm has it
         with pytest.raises(UsageError, match="CLIP model: its 512 outputs are its projection"):
-            expect_classes(row.name, row, Net(512), 512)
+            expect_classes(row.name, row, tower, 512)
         tuned = ModelRow("timm/x", "timm", "vit_base_patch16_clip_224", "openai_ft_in1k")
         expect_classes(tuned.name, tuned, Net(1000), 1000)
 

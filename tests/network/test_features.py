@@ -146,3 +146,13 @@ def test_nothing_is_left_on_the_model() -> None:
     Features(model, noise(1, 3, 64, 64)).stages()
     assert not any(one._forward_hooks or one._forward_pre_hooks for one in model.modules())
     assert find_module(model, "norm") is model.norm
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_resnet"])
+def test_a_backbone_within_another_module(name: str) -> None:
+    """What gives no positions and has all that does within it is no pooling."""
+    backbone = seeded(lambda: timm.create_model(name, num_classes=0))
+    images = noise(2, 3, 160, 160)
+    wrapped = seeded(lambda: nn.Sequential(backbone, nn.Linear(backbone.num_features, 5)))
+    bare = last_feature_layer(seeded(lambda: timm.create_model(name)), images)
+    assert bare is not None and last_feature_layer(wrapped, images) == f"0.{bare}"

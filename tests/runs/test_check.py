@@ -357,8 +357,8 @@ def test_tf32_is_off_in_pictures_and_top1(monkeypatch: pytest.MonkeyPatch, photo
     def look() -> None:
         seen.extend((torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32))
 
-    monkeypatch.setattr(Network, "logits", lambda *arguments: look() or logits(*arguments))
-    monkeypatch.setattr(Network, "trace", lambda *arguments: look() or trace(*arguments))
+    monkeypatch.setattr(Network, "logits", lambda *words: look() or logits(*words))
+    monkeypatch.setattr(Network, "trace", lambda *words, **named: look() or trace(*words, **named))
     config = RunConfig(**TINY | {"data": str(photos), "method": ("flat",)})
     items = tuple(replace(item, label=0) for item in find_images(str(photos), 0).items)
     with numerics(tf32=True, deterministic=False):

@@ -30,7 +30,7 @@ def six_at_once(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
 
 
 def test_there_is_something_to_compare(six_at_once: dict) -> None:
-    assert len(six_at_once) == 2 * 14 * 6
+    assert len(six_at_once) == 2 * 16 * 6
     mine = [row for key, row in six_at_once.items() if key[:2] == ("features.3-rest", "shapleycam")]
     for column in list(mine[0])[3:]:
         if column != "increase":  # may be the same for all
@@ -65,7 +65,7 @@ def test_same_shape_gives_the_same_text_whatever_the_neighbours(photos: Path, tm
             rows(folder, tmp_path / f"out_{name}", batch_size=3, weights=str(calibrated_weights(tmp_path)))
         )
     first, second = ({key: row for key, row in found.items() if key[2] in shared} for found in results)
-    assert len(first) == 2 * 14 * 2
+    assert len(first) == 2 * 16 * 2
     assert first == second
 
 

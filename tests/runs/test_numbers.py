@@ -47,6 +47,11 @@ def spoil_logits(monkeypatch: pytest.MonkeyPatch, spoil: object) -> None:
     monkeypatch.setattr(Tiny, "forward", lambda self, images: spoil(images, forward(self, images)))
 
 
+def sure(images: Tensor, logits: Tensor) -> Tensor:
+    """Two classes, the first so much more probable that the second has no part in any sum."""
+    return torch.cat([logits[:, :1], logits[:, :1] - 1e4], dim=1)
+
+
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_logits_of_an_image_that_are_not_finite(
     value: float, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -100,7 +105,7 @@ def test_a_probability_of_zero(data: Path, tmp_path: Path, monkeypatch: pytest.M
     for number, path in enumerate(sorted(data.rglob("*.png"))):
         shutil.copy(path, labelled / f"{number}.png")
     logits = torch.tensor([-300.0] + [0.0] * 9)
-    spoil_logits(monkeypatch, lambda images, found: found * 0 + logits)
+    spoil_logits(monkeypatch, lambda images, found: found * 1e-3 + logits)
     rows, summary = run(labelled.parent, tmp_path / "out", target="label", dtype="float16")
     assert (rows["probability"] == 0).all()
     assert (rows[["average_drop", "drop_in_deletion"]] == 0).all(axis=None)
@@ -108,9 +113,9 @@ def test_a_probability_of_zero(data: Path, tmp_path: Path, monkeypatch: pytest.M
     assert rows[SCORES].notna().all(axis=None)
 
 
-def test_a_single_output(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """softmax of one logit is 1 whatever happens: no drop, no increase."""
-    spoil_logits(monkeypatch, lambda images, logits: logits[:, :1])
+def test_a_probability_of_one(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """p_c is 1 whatever happens: no drop, no increase."""
+    spoil_logits(monkeypatch, sure)
     rows, summary = run(data, tmp_path / "out")
     assert (rows["probability"] == 1).all()
     assert (rows[["average_drop", "increase", "drop_in_deletion"]] == 0).all(axis=None)
@@ -121,8 +126,8 @@ def test_a_single_output(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_constant_maps_are_degenerate_and_counted(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A log-softmax of one output is 0, and so are its gradient and every map."""
-    spoil_logits(monkeypatch, lambda images, logits: logits[:, :1])
+    """Where p_c is 1, ln p_c is 0, and so are its gradient and every map."""
+    spoil_logits(monkeypatch, sure)
     summary = run(data, tmp_path / "logit")[1]
     assert summary.loc["gradcam", "degenerate"] < 6
     bench(tiny_config(data, tmp_path / "out", method=("gradcam",), utility=("log-softmax",)), lambda _: None)

@@ -305,18 +305,17 @@ class TestUnreadable:
     ) -> None:
         break_images(own_data, share_of(1, own_data)[:4])
         told = "4 of 25 images cannot be read, more than --max-errors 10%"
-        with pytest.raises(CamkitError, match=told):
-            run_as(1, 2, own_data, tmp_path / "out", max_errors=0.1)
         lines: Lines = []
         with pytest.raises(CamkitError, match="2 of 2 models failed"):
             bench(
                 tiny_config(own_data, tmp_path / "two", max_errors=0.1, model=(MODEL, SECOND_MODEL)),
                 lines.append,
             )
-        assert [line.partition(": stopped: ")[0] for line in lines] == [
+        errors = [line for line in lines if line.startswith("error: ")]
+        assert [line.partition(": stopped: ")[0] for line in errors] == [
             f"error: process 1: {model}" for model in (MODEL, SECOND_MODEL)
         ]
-        assert all(told in line for line in lines)
+        assert all(told in line for line in errors)
 
     @pytest.mark.parametrize("order", [(1, 0), (0, 1)])
     def test_those_of_all_processes_are_counted_and_go_when_they_are_past(
@@ -331,7 +330,7 @@ class TestUnreadable:
                 assert lines[-1].startswith(f"{MODEL}: {place} images could not be read; see")
                 assert str(out / FOLDER / "errors.csv") in lines[-1]
             else:
-                assert lines == []
+                assert [line for line in lines if not line.startswith("process 1 of 2")] == []
         for path, content in contents.items():
             path.write_bytes(content)
         for place, rank in enumerate(order, start=1):
@@ -368,7 +367,7 @@ class TestFailures:
         out = tmp_path / "out"
         with monkeypatch.context() as patch:
             patch.setattr("camkit.runs.job.prepare", fails)
-            with pytest.raises(CamkitError, match="no weights here"):
+            with pytest.raises(CamkitError, match=f"1 of 1 models failed, as said above: {MODEL}"):
                 run_as(1, 2, data, out)
         summary, _ = run_as(0, 2, data, out)
         assert summary is None and images_of(out) == len(Share(0, 2).of(range(IMAGES)))
@@ -381,7 +380,7 @@ class TestFailures:
         out, mine, theirs = tmp_path / "out", share_of(0, own_data), share_of(1, own_data)
         break_images(own_data, mine[10:20])
         run_as(1, 2, own_data, out)
-        with pytest.raises(CamkitError, match="cannot be read"):
+        with pytest.raises(CamkitError, match="1 of 1 models failed"):
             run_as(0, 2, own_data, out)
         assert images_of(out) >= len(theirs) + 8
         assert not (out / PARTS).exists()
@@ -393,9 +392,9 @@ class TestFailures:
         bad = next(item.id for item in share_of(1, data)[10:] if "image" in item.id)
         (tmp_path / "bad").write_text(bad)
         out, changes = tmp_path / "out", {"method": ("gradcam", "picky"), "plugin": (tmp_path / "picky.py",)}
-        for rank in (1, 0):
-            with pytest.raises(PluginError, match=r"'picky': ValueError: not this one(.|\n)*finished"):
-                run_as(rank, 2, data, out, **changes)
+        assert run_as(1, 2, data, out, **changes)[0] is None  # an exit code of 1 would end the others
+        with pytest.raises(PluginError, match=r"'picky': ValueError: not this one(.|\n)*finished"):
+            run_as(0, 2, data, out, **changes)
         assert images_of(out, "gradcam") == IMAGES and images_of(out, "picky") == IMAGES - 4
         (tmp_path / "bad").write_text("none")
         for rank in (1, 0):

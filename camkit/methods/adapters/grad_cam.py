@@ -61,8 +61,10 @@ def _of_pixels(explainer: Any, view: PixelView) -> Tensor:
 def _explain(explainer: Any, view: PixelView, paths: Sequence[str]) -> Tensor:
     targets = [_target(view, place) for place in range(len(view.target))]
     images = view.images.detach().clone().requires_grad_()
-    model = Explained(view, view.network.run, paths)
-    # ShapleyCAM differentiates twice, for which fused attention has no formula.
+    # ShapleyCAM differentiates the gradient, which a frozen model gives no graph where it is constant.
+    one = torch.ones((), device=images.device, requires_grad=True)
+    model = Explained(view, lambda batch: view.network.run(batch) * one, paths)
+    # Fused attention has no second derivative.
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), model.seen() as layers:
         # Not as a context: on leaving that, grad-cam swallows errors of its own.
         cam = explainer(model, layers)
