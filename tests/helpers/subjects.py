@@ -88,13 +88,13 @@ def explained(
     classes = logits.argmax(dim=1) if target is None else torch.as_tensor(target)
     items = tuple(Item(f"{place}.png", Path(f"{place}.png"), None, "") for place in range(len(images)))
     batch = Explained(
-        Batch(items, None, ()),
-        images,
-        classes,
-        network.probability(logits, classes),
-        list(range(len(images))),
-        traced,
-        regions,
+        batch=Batch(items, None, ()),
+        images=images,
+        target=classes,
+        probability=network.probability(logits, classes),
+        kept=list(range(len(images))),
+        traced=traced,
+        regions=regions,
     )
     cells = [
         Cell(layer, layer, utility, METHODS[name])
