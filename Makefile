@@ -6,7 +6,7 @@ CAMKIT := $(VENV)/bin/camkit
 TABLES := conv_rest prepool_rest conv_log-softmax prepool_log-softmax prepool_logit
 
 .DEFAULT_GOAL := help
-.PHONY: help demo report test soak smoke lint speed conform reproduce has-imagenet clean
+.PHONY: help demo report test soak smoke lint speed gpu conform reproduce has-imagenet clean
 # Two installs into one environment at a time would get in each other's way.
 .NOTPARALLEL:
 
@@ -49,6 +49,9 @@ lint: $(VENV)/.dev  ## ruff (rules and format) and mypy
 
 speed: $(VENV)/.demo $(VENV)/.speed  ## measure camkit against its floor and other packages; wants a quiet machine
 	$(VENV)/bin/python scripts/speed.py
+
+gpu:  ## check and measure camkit on a GPU: some minutes, a table in results/gpu (scripts/gpu.py)
+	$(PYTHON) scripts/gpu.py
 
 conform: $(VENV)/.demo $(VENV)/.conform  ## set maps and scores beside other packages': who computes what (some minutes)
 	$(VENV)/bin/python scripts/conform.py

@@ -10,8 +10,7 @@ from typing import Any, Literal
 
 from camkit.errors import UsageError
 
-DEFAULT_METRICS = ("adcc", "deletion", "insertion")
-DEFAULT_BUDGET = 128  # permutations
+DEFAULT_METRICS, DEFAULT_BUDGET = ("adcc", "deletion", "insertion"), 128  # permutations
 DEFAULT_REFERENCES, DEFAULT_REFERENCE_WEIGHT = 3, 0.6
 # Fields of :class:`RunConfig` that methods are given.
 OF_METHODS = ("absent", "budget", "channels", "references", "reference_weight")
@@ -77,8 +76,7 @@ class RunConfig:
         "CAM methods, or groups: paper (the ten), cheap, perturbation, controls (the seven), aumann; all: "
         "but perturbation.",
         RUN, kind="names")
-    layer: tuple[str, ...] = option(("conv",),
-        "Target layers: conv, prepool or MODULE.PATH; several fused: layer3+layer4; all: the ends of stages.",
+    layer: tuple[str, ...] = option(("conv",), "conv, prepool, MODULE.PATH; fused: a+b; all: ends of stages.",
         RUN, kind="names")
     utility: tuple[str, ...] = option(("rest",), "rest, logit, softmax, log-softmax.", RUN, kind="names")
     activation: str = option("softmax",
@@ -141,6 +139,9 @@ class RunConfig:
         DATA, kind="folder", metavar="DIR")
     metrics: tuple[str, ...] = option(DEFAULT_METRICS, "Groups of scores.", SCORES, kind="names")
     steps: int = option(224, "Steps of deletion and insertion.", SCORES, kind="count", decides="steps")
+    sample: int | None = option(None,
+        "Of these steps score M, drawn per image; the area is estimated without bias.",
+        SCORES, kind="count", metavar="M", least=1, decides="sample", shown="all steps")
     fill: tuple[str, ...] = option((),
         "What stands for missing pixels in deletion, insertion and srg: zero, mean, blur, noise.",
         SCORES, kind="names", choices=FILLS, shown="zero; of insertion blur")

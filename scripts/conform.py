@@ -1,7 +1,9 @@
 """Who computes what: maps and scores of one name by camkit and by other packages; writes results/conform/.
 
     make conform
-    python scripts/conform.py --method gradcam,gradcam++ --limit 2 --out /tmp/conform
+    python scripts/conform.py --only maps --model tf_efficientnet_lite0 --method gradcam++
+
+What is measured takes the place of its earlier rows; the page is made of all that is there.
 
 All see the same images, weights and layer, and the predicted class under the logit. Maps are compared after
 one post-processing (ReLU, min-max, bilinear resize to the image, min-max). The packages are those of
@@ -10,11 +12,13 @@ one post-processing (ReLU, min-max, bilinear resize to the image, min-max). The 
 
 from __future__ import annotations
 
+import gc
 import os
 import platform
 import tomllib
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from importlib.metadata import PackageNotFoundError, version
 from itertools import combinations
 from pathlib import Path
@@ -39,11 +43,15 @@ HERE = Path(__file__).parent
 WEIGHTS = {LITE: "pretrained", VIT: "random"}
 # Layers of all methods, and of those that take a pass per channel: 1280 channels would take an hour.
 LAYERS = {LITE: ("conv", "prepool"), VIT: ("conv",)}
-COSTLY_LAYERS = {LITE: ("blocks[-1]",), VIT: ("conv",)}
+COSTLY_LAYERS = {LITE: ("blocks[4]",), VIT: ("conv",)}
 PACKAGES = ("camkit", "grad-cam", "torchcam", "captum", "quantus", "xplique", "torch", "timm", "numpy")
+ABSENT = {"xplique": " (2.0.2 asks for TensorFlow ≤ 2.20, torch ≤ 2.10 and SciPy ≤ 1.15.3)"}
 SAME = 0.005  # maps that differ by no more are the same: resizing by another library leaves this much
 APART = 0.001  # average drops that differ by less are in no order
-MAP_COLUMNS = ["model", "layer", "method", "package", "class", "images", "largest", "median", "left", "said"]
+MAP_COLUMNS = [
+    "model", "layer", "method", "package", "class", "images", "largest", "median", "left", "camkit_drop",
+    "drop", "said",
+]  # fmt: skip
 
 Facts = dict[tuple[str, str], dict[str, str]]  # by method and package, see conform_facts.toml
 
@@ -65,8 +73,8 @@ def compared(
     methods: Sequence[str],
     costly: int,
     facts: dict[tuple[str, str], Any],
-) -> Iterator[tuple[dict[str, Any], dict[str, float]]]:
-    """A row per layer, method and package, with the mean average drop of both sides."""
+) -> Iterator[dict[str, Any]]:
+    """A row per layer, method and package."""
     for of_costly, layers in ((False, LAYERS[name]), (True, COSTLY_LAYERS[name])):
         chosen = [one for one in methods if (one in COSTLY) == of_costly]
         for layer in layers if chosen else ():
@@ -79,24 +87,23 @@ def compared(
                     yield _row(row, trace, ours, facts.get((method, package), {}))
 
 
-def _row(
-    row: dict[str, Any], trace: Trace, ours: Tensor | str, fact: dict[str, str]
-) -> tuple[dict[str, Any], dict[str, float]]:
+def _row(row: dict[str, Any], trace: Trace, ours: Tensor | str, fact: dict[str, str]) -> dict[str, Any]:
     row |= {"images": len(trace.images)}
     if isinstance(ours, str):
-        return row | {"said": f"camkit: {ours}"}, {}
+        return row | {"said": f"camkit: {ours}"}
     try:
         theirs = saliency_of(f"{PREFIXES[row['package']]}:{row['class']}", trace)
     except CamkitError as error:
         theirs = str(error)
     if isinstance(theirs, str):
-        return row | {"said": theirs}, {}
+        return row | {"said": theirs}
     apart = difference(ours, theirs)
     row |= {"largest": apart.max().item(), "median": apart.median().item()}
     if "variant" in fact:
         variant = VARIANTS[fact["variant"]](trace, row["method"], theirs)
         row["left"] = difference(variant, theirs).max().item()
-    return row, {"camkit": _drop(trace, ours), row["package"]: _drop(trace, theirs)}
+    gc.collect()  # the packages leave graphs in circles
+    return row | {"camkit_drop": _drop(trace, ours), "drop": _drop(trace, theirs)}
 
 
 def _drop(trace: Trace, saliency: Tensor) -> float:
@@ -106,42 +113,45 @@ def _drop(trace: Trace, saliency: Tensor) -> float:
     return ((before - after).clamp(min=0) / before).mean().item()
 
 
-def rankings(drops: pd.DataFrame) -> pd.DataFrame:
+def rankings(maps: pd.DataFrame) -> pd.DataFrame:
     """Per model, layer and package: pairs of methods that the other's maps rank the other way round."""
     rows = []
-    for (model, layer, package), some in drops.groupby(["model", "layer", "package"], sort=False):
-        pairs = list(combinations(some.itertuples(), 2))
-        turned = [f"{a.method}/{b.method}" for a, b in pairs if (a.ours - b.ours) * (a.theirs - b.theirs) < 0]
+    measured = maps[maps["drop"].notna()]
+    for (model, layer, package), some in measured.groupby(["model", "layer", "package"], sort=False):
+        pairs = list(combinations(zip(some["method"], some["camkit_drop"], some["drop"], strict=True), 2))
+        turned = [
+            f"{first}/{second}"
+            for (first, *a), (second, *b) in pairs
+            if (a[0] - b[0]) * (a[1] - b[1]) < 0 and min(abs(a[0] - b[0]), abs(a[1] - b[1])) > APART
+        ]
         if pairs:
             rows.append((model, layer, package, len(some), len(turned), len(pairs), ", ".join(turned)))
-    columns = ["model", "layer", "package", "methods", "pairs_turned", "pairs", "which"]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=["model", "layer", "package", "methods", "turned", "pairs", "which"])
 
 
 def _number(value: object) -> str:
     return f"{value:.2g}" if isinstance(value, float) else str(value)
 
 
-def page(
-    maps: pd.DataFrame, ranks: pd.DataFrame, found: Sequence[Score], checks: Sequence[tuple], facts: dict
-) -> str:
+def page(maps: pd.DataFrame, scored: pd.DataFrame, claims: pd.DataFrame, facts: Facts) -> str:
     """The Markdown page."""
     cells = []
     for row in maps.itertuples():
-        if isinstance(row.said, str) and row.said:
-            cells.append((row.model, row.layer, row.method, row.package, row.images, "", "", "", row.said))
+        name = (row.model, row.layer, row.method, row.package, row.images)
+        if not pd.isna(row.said):
+            cells.append((*name, "", "", "", row.said))
             continue
-        fact = facts.get((row.method, row.package), {})
-        said = "" if row.largest <= SAME else f"{fact.get('paper', '')} {fact.get('found', '')}".strip()
-        left = "" if pd.isna(row.left) or row.largest <= SAME else f"{row.left:.3f}"
-        numbers = (f"{row.largest:.3f}", f"{row.median:.3f}", left)
-        cells.append((row.model, row.layer, row.method, row.package, row.images, *numbers, said))
+        fact = facts.get((row.method, row.package), {}) if row.largest > SAME else {}
+        said = f"{fact.get('paper', '')} {fact.get('found', '')}".strip()
+        left = "" if pd.isna(row.left) or not fact else f"{row.left:.3f}"
+        cells.append((*name, f"{row.largest:.3f}", f"{row.median:.3f}", left, said))
     heading = ("model", "layer", "method", "package", "images", "largest", "median", "left", "paper; found")
-    turned = [tuple(row) for row in ranks.itertuples(index=False)]
+    turned = [tuple(row) for row in rankings(maps).itertuples(index=False)]
     values = [
         (one.name, one.package, one.theirs_is, one.images, f"{one.ours:.4f}", f"{one.theirs:.4f}", one.found)
-        for one in found
+        for one in scored.itertuples(index=False)
     ]
+    checks = [tuple(row)[1:] for row in claims.itertuples(index=False)]
     lines = [
         "# Who computes what\n",
         "Made by `make conform`. Maps of one name by camkit and by another package, on the sample photos, "
@@ -149,14 +159,15 @@ def page(
         "ones. Both sides get ReLU, min-max, a bilinear resize to the image, min-max. *Largest* and "
         f"*median*: of the images' largest |S − S′|, in [0, 1]; up to {SAME} is what another library's "
         "resize leaves. *Left*: the largest difference when camkit's map is made by the formula that was "
-        "found. `maps.csv`, `scores.csv` and `rankings.csv` hold the numbers.\n",
+        "found. `maps.csv`, `scores.csv` and `claims.csv` hold the numbers.\n",
         "## Maps\n", _table(cells, heading),
         "\n## Rankings\n",
         "Pairs of methods that average drop ranks the other way round on the other package's maps, where "
         f"both sides differ by more than {APART}.\n",
         _table(turned, ("model", "layer", "package", "methods", "turned", "of", "which")),
         "\n## Scores\n",
-        "Means over the sample photos, GradCAM on Lite0 at `prepool`, N = 8 steps.\n",
+        "Means over the sample photos, GradCAM of the probability on Lite0 at `prepool`, N = 8 steps. "
+        "torchcam's maps are its own, the other packages are given camkit's.\n",
         _table(values, ("score", "package", "its name", "images", "camkit", "it", "found")),
         "\n## What was heard\n", _table(checks, ("claim", "paper", "measured", "verdict")),
         "\n## Versions and machine\n", _machine(),
@@ -180,47 +191,74 @@ def _machine() -> str:
         try:
             found.append(f"- {package} {version(package)}")
         except PackageNotFoundError:
-            found.append(f"- {package}: not installed, so not compared")
+            found.append(f"- {package}: not installed, so not compared{ABSENT.get(package, '')}")
     return "\n".join(found)
 
 
+def put(path: Path, rows: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    """A CSV with these rows in the place of the earlier ones that have the same keys."""
+    if path.exists():
+        old = pd.read_csv(path)
+        new = set(rows[keys].itertuples(index=False, name=None))
+        kept = [row not in new for row in old[keys].itertuples(index=False, name=None)]
+        rows = pd.concat([frame for frame in (old[kept], rows) if len(frame)])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows.to_csv(path, index=False, float_format="%.5g", lineterminator="\n")
+    return pd.read_csv(path)
+
+
+SECTIONS = ("maps", "scores", "claims")
+KEYS = {"maps": ["model", "layer", "method", "package"], "scores": ["name", "package"], "claims": ["id"]}
+COLUMNS = {
+    "maps": MAP_COLUMNS,
+    "scores": [field.name for field in fields(Score)],
+    "claims": ["id", "claim", "paper", "measured", "verdict"],
+}
+
+
 @click.command()
-@click.option("--method", default=",".join(PEERS), help="Methods.  [default: all that two have]")
+@click.option("--only", type=click.Choice(SECTIONS), multiple=True, help="Sections.  [default: all]")
+@click.option("--model", type=click.Choice([LITE, VIT]), multiple=True, help="Of maps.  [default: both]")
+@click.option("--method", default=",".join(PEERS), help="Of maps.  [default: all that two have]")
 @click.option("--limit", default=6, show_default=True, type=click.IntRange(1, 6), help="Sample photos.")
 @click.option("--costly", default=1, show_default=True, type=click.IntRange(1, 6), help="Of these methods.")
-@click.option("--maps-only", is_flag=True, help="Leave out scores and what was heard.")
 @click.option("--out", default=Path("results/conform"), show_default=True, type=click.Path(path_type=Path))
-def main(method: str, limit: int, costly: int, maps_only: bool, out: Path) -> None:
+def main(
+    only: tuple[str, ...], model: tuple[str, ...], method: str, limit: int, costly: int, out: Path
+) -> None:
     """Set camkit's maps and scores beside those of other packages."""
     warnings.simplefilter("ignore")
-    methods = method.split(",")
     known = tomllib.loads((HERE / "conform_facts.toml").read_text(encoding="utf-8"))
     facts = {(one["method"], one["package"]): one for one in known["map"]}
-    models = {name: load_model(name, weights=weights) for name, weights in WEIGHTS.items()}
-    images = {name: photos(model, limit) for name, model in models.items()}
-    rows, drops = [], []
-    for name, model in models.items():
-        for row, of_drop in compared(name, model, images[name], methods, costly, facts):
-            rows.append(row)
-            if of_drop:
-                keys = {key: row[key] for key in ("model", "layer", "package", "method")}
-                drops.append(keys | {"ours": of_drop["camkit"], "theirs": of_drop[row["package"]]})
-    maps = pd.DataFrame(rows, columns=MAP_COLUMNS)
-    ranks = rankings(pd.DataFrame(drops))
-    found: list[Score] = []
-    checks: list[tuple] = []
-    if not maps_only:
-        given = traces(models[LITE], models[VIT], images[LITE], images[VIT])
-        found = list(scores(trace_of(models[LITE], photos(models[LITE], 6), "prepool", "logit")))
-        for one in known["suspected"]:
-            click.echo(one["id"], err=True)
-            numbers = {key: _number(value) for key, value in CHECKS[one["id"]](*given).items()}
-            checks.append((one["claim"], one["paper"], one["found"].format(**numbers), one["verdict"]))
-    out.mkdir(parents=True, exist_ok=True)
-    maps.to_csv(out / "maps.csv", index=False, float_format="%.4g", lineterminator="\n")
-    ranks.to_csv(out / "rankings.csv", index=False, lineterminator="\n")
-    pd.DataFrame(found).to_csv(out / "scores.csv", index=False, float_format="%.6g", lineterminator="\n")
-    (out / "README.md").write_text(page(maps, ranks, found, checks, facts), encoding="utf-8")
+    chosen = list(model or WEIGHTS) if only == ("maps",) else list(WEIGHTS)
+    models = {name: load_model(name, weights=WEIGHTS[name]) for name in chosen}
+    images = {name: photos(one, limit) for name, one in models.items()}
+    found: dict[str, list[Any]] = {section: [] for section in SECTIONS}
+    for section in only or SECTIONS:
+        if section == "maps":
+            for name in model or WEIGHTS:
+                methods = method.split(",")
+                found[section] += compared(name, models[name], images[name], methods, costly, facts)
+        elif section == "scores":
+            found[section] = list(
+                scores(trace_of(models[LITE], photos(models[LITE], 6), "prepool", "softmax"))
+            )
+        else:
+            given = traces(models[LITE], models[VIT], images[LITE], images[VIT])
+            found[section] = [measured(one, given) for one in known["suspected"]]
+    tables = {
+        section: put(out / f"{section}.csv", pd.DataFrame(rows, columns=COLUMNS[section]), KEYS[section])
+        for section, rows in found.items()
+    }
+    text = page(tables["maps"], tables["scores"], tables["claims"], facts)
+    (out / "README.md").write_text(text, encoding="utf-8")
+
+
+def measured(one: dict[str, str], given: Sequence[Trace]) -> tuple[str, ...]:
+    """A row of claims.csv."""
+    click.echo(one["id"], err=True)
+    numbers = {key: _number(value) for key, value in CHECKS[one["id"]](*given).items()}
+    return one["id"], one["claim"], one["paper"], one["found"].format(**numbers), one["verdict"]
 
 
 if __name__ == "__main__":

@@ -156,9 +156,10 @@ def swin(*_: object) -> dict[str, Any]:
     return {"failure": "; ".join(said)}
 
 
-def softmax(lite: Trace, vit: Trace, *_: object) -> dict[str, Any]:
-    one = vit.at(vit.images[:1])
-    one.target, one.image_ids = vit.target[:1], vit.image_ids[:1]
+def softmax(lite: Trace, *_: object) -> dict[str, Any]:
+    """At the end of the last stage but one, which has the fewest channels of the late ones."""
+    one = lite.stages[-2].at(lite.images[:1])
+    one.target, one.image_ids = lite.target[:1], lite.image_ids[:1]
     both = score_without_softmax(one), _maps(saliency_of("scorecam", one))
     return {"change": difference(*both).max().item()}
 
@@ -194,13 +195,17 @@ CHECKS: dict[str, Callable[..., dict[str, Any]]] = {
 
 
 def scores(trace: Trace) -> Iterator[Score]:
-    """Each score on GradCAM's maps of all sample photos, Lite0 at `prepool` under the logit."""
+    """Each score on GradCAM's maps of all sample photos, Lite0 at `prepool` under the softmax.
+
+    torchcam's metrics explain what they score.
+    """
     saliency = _maps(saliency_of("gradcam", trace))
     network, count = trace.network, len(trace.images)
     with tempfile.TemporaryDirectory() as folder:
         summary = bench(
-            LITE, method="gradcam", layer="prepool", utility="logit", steps=STEPS, data="sample", out=folder,
-            metrics=("average_drop", "deletion", "insertion-zero", "shape"), workers=0, device="cpu",
+            LITE, method="gradcam", layer="prepool", utility="softmax", steps=STEPS, data="sample",
+            metrics=("average_drop", "deletion", "insertion-zero", "shape"), out=folder, device="cpu",
+            workers=0,
         )  # fmt: skip
     assert summary is not None  # this is the only process
     own = summary.iloc[0]
@@ -216,13 +221,13 @@ def scores(trace: Trace) -> Iterator[Score]:
     theirs = drops.summary() | curves.summary()
     yield ours("average_drop", "torchcam", "ClassificationMetric", theirs["avg_drop"], "The same formula.")
     yield ours("increase", "torchcam", "ClassificationMetric", theirs["conf_increase"], "The same formula.")
-    said = "The same points: start, end and every step between. Its maps are its own GradCAM's."
+    said = "The same points: start, end and every step between."
     yield ours("deletion_auc", "torchcam", "DeletionInsertionMetric", theirs["deletion_auc"], said)
     said = "The same points, from a blank image (here `insertion-zero`); RISE starts from a blurred one."
     yield ours("insertion_zero_auc", "torchcam", "DeletionInsertionMetric", theirs["insertion_auc"], said)
     targets = [ClassifierOutputSoftmaxTarget(int(one)) for one in trace.target]
     drop = DropInConfidence()(trace.images, saliency.numpy(), targets, network.model).mean()
-    said = "max(0, p0 − p1), not divided by p0 as in 1710.11063, 4.1."
+    said = "max(0, p0 − p1), not divided by p0 as in 1710.11063."
     yield ours("average_drop", "grad-cam", "DropInConfidence", drop, said)
     yield from _quantus(ours, trace, saliency)
 

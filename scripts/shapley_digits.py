@@ -70,12 +70,17 @@ def search(network: Network, name: str, images: Tensor, ids: Sequence[str]) -> l
     passed = network.trace(images, LAYERS[name])
     for layer in LAYERS[name]:
         trace = Trace(
-            images, ids, lambda: images, passed.logits.argmax(dim=1), SEED, 0, network, rest, layer,
+            images, ids, lambda: images, passed.logits.argmax(dim=1), SEED, 0, network, None, rest, layer,
             passed, budget=BUDGET,
         )  # fmt: skip
         rows += measured(f"{name} {layer}", trace)
         rows += [
-            {"layer": f"{name} {layer}", "map": "non-additivity of the game", "image": image, "error": value}
+            {
+                "layer": f"{name} {layer}",
+                "map": "non-additivity of the game, squared",
+                "image": image,
+                "square": value**2,
+            }
             for image, value in zip(ids, trace.game.nonadditivity.tolist(), strict=True)
         ]
     return rows

@@ -1,15 +1,17 @@
 """Cheap maps against the Shapley values of a layer: what comes nearest for how many gradients?
 
-    python scripts/shapley_search.py --layer prepool --layer conv --layer blocks.5 --data DIR --limit 12
+    python scripts/shapley_search.py --layer conv --layer blocks.5 --data DIR --limit 24 -o FILE
 
-Writes a CSV, one row a layer, map and image: the relative error, and the passes through the rest of the
-network that the map costs. `scripts/shapley_table.py table` makes a table of it.
+Writes a CSV, one row a layer, map and image: the square of the relative error, and the passes through the
+rest of the network that the map costs beside the gradient at A. `scripts/shapley_table.py table` makes a
+table of it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import click
@@ -20,11 +22,11 @@ from torch import Tensor
 
 import camkit.network.utilities  # noqa: F401  (fills the registry)
 from camkit.config import DEFAULT_BUDGET, RunConfig
-from camkit.data import find_images
+from camkit.data import data_of
 from camkit.data.batches import batches
 from camkit.entries import METHODS, UTILITIES
-from camkit.methods.aumann import path_gradient
-from camkit.metrics.shapley_value import YARDSTICK, relative_error
+from camkit.methods.aumann import completed, steps_back
+from camkit.metrics.shapley_value import YARDSTICK, relative_square
 from camkit.network.prepare import prepare
 from camkit.network.seeding import generator
 from camkit.network.trace import Trace
@@ -72,7 +74,7 @@ def checkerboard(trace: Trace) -> Tensor:
 
 
 def cubic(trace: Trace) -> Tensor:
-    """aumann-2 and the cubic correction, sum over j of (T_ijj - T_iij) / 12, by random signs."""
+    """Two nodes and the cubic correction, sum over j of (T_ijj - T_iij) / 12, by random signs."""
     half = coins(trace, 0.5, 0)
     middle = masked(trace, torch.full_like(half, 0.5))
     with_squares = 8 * ((masked(trace, half) + masked(trace, 1 - half)) / 2 - middle)
@@ -81,17 +83,8 @@ def cubic(trace: Trace) -> Tensor:
         (masked(trace, t + step * signs) - masked(trace, t - step * signs)) / (2 * step) for t in (0.25, 0.75)
     )
     own_squares = signs[:, 0] * (high - low) / 0.5
-    return METHODS["aumann-2"].function(trace) + (with_squares - own_squares) / 12
-
-
-def efficient(trace: Trace, nodes: int, additive: bool) -> Tensor:
-    """aumann-N made to sum to u(A) - u(A0): what is missing is spread evenly, or in proportion."""
-    maps = times_activation(trace, path_gradient(trace, nodes))
-    none, everyone = trace.game.ends
-    gain, total = everyone - none, maps.sum(dim=(1, 2))
-    if additive:
-        return maps + ((gain - total) / trace.game.players)[:, None, None]
-    return maps * (gain / total)[:, None, None]
+    plain = masked(trace, torch.full_like(half, NODE)) + masked(trace, torch.full_like(half, 1 - NODE))
+    return plain / 2 + (with_squares - own_squares) / 12
 
 
 def removal_and_arrival(trace: Trace) -> Tensor:
@@ -104,99 +97,134 @@ def removal_and_arrival(trace: Trace) -> Tensor:
     )
 
 
-def substituted(trace: Trace, nodes: int, power: float) -> Tensor:
-    """Gauss-Legendre in s with t = s^power: for power > 1 the nodes crowd towards the absent activation."""
-    places, weights = np.polynomial.legendre.leggauss(nodes)
-    total = torch.zeros(())
-    for s, weight in zip((places + 1) / 2, weights / 2, strict=True):
-        share = torch.full_like(trace.activation[:, :1], s**power)
-        total = total + weight * power * s ** (power - 1) * masked(trace, share)
-    return total
+# Quadrature rules on [0, 1]: N -> (node, weight) of each gradient on the path. Those with a node at 1 use the
+# gradient at A, which most methods take; it is none of the N.
+Rule = Callable[[int], list[tuple[float, float]]]
 
 
-def midpoints(trace: Trace, nodes: int) -> Tensor:
-    """The midpoint rule: N equal steps."""
-    shares = [(k + 0.5) / nodes for k in range(nodes)]
-    return torch.stack([masked(trace, torch.full_like(trace.activation[:, :1], t)) for t in shares]).mean(
-        dim=0
-    )
+def gauss_legendre(count: int) -> list[tuple[float, float]]:
+    places, weights = np.polynomial.legendre.leggauss(count)
+    return list(zip(((places + 1) / 2).tolist(), (weights / 2).tolist(), strict=True))
 
 
-def mix(trace: Trace) -> Tensor:
-    """The mean of aumann-2 and of gradients at one antithetic pair of random masks."""
-    return (METHODS["aumann-2"].function(trace) + owen(trace, 1, NODE)) / 2
+def midpoints(count: int) -> list[tuple[float, float]]:
+    return [((k + 0.5) / count, 1 / count) for k in range(count)]
 
 
-# Name -> passes (a gradient counts as three: forward, and back at twice its cost), map.
-CANDIDATES: dict[str, tuple[int | str, Callable[[Trace], Tensor]]] = {
-    **{
-        name: (cost, METHODS[name].function)
-        for name, cost in (
-            ("hirescam", 3), ("shapleycam-h", 9), ("aumann-1", 3), ("aumann-2", 6), ("aumann-3", 9),
-            ("aumann-4", 12), ("aumann-6", 18), ("aumann-32", 96),
-        )
-    },
-    "2 equal steps": (6, lambda t: midpoints(t, 2)),
-    "3 equal steps": (9, lambda t: midpoints(t, 3)),
-    "2 nodes, t = s^2": (6, lambda t: substituted(t, 2, 2)),
-    "3 nodes, t = s^2": (9, lambda t: substituted(t, 3, 2)),
-    "2 nodes, t = s^1.5": (6, lambda t: substituted(t, 2, 1.5)),
-    "3 nodes, t = s^1.5": (9, lambda t: substituted(t, 3, 1.5)),
+def back_from_1(count: int) -> list[tuple[float, float]]:
+    weight = 2 / (2 * count + 1)
+    return [*((t, weight) for t in steps_back(count)), (1.0, weight / 2)]
+
+
+def radau(count: int) -> list[tuple[float, float]]:
+    """Gauss-Radau: exact for polynomials up to degree 2 N."""
+    places = np.polynomial.legendre.legroots([0] * count + [-1, 1])
+    places = np.sort((places + 1) / 2).clip(max=1)
+    powers = np.arange(count + 1)
+    weights = np.linalg.solve(places ** powers[:, None], 1 / (powers + 1))
+    return list(zip([*places[:-1].tolist(), 1.0], weights.tolist(), strict=True))
+
+
+RULES: dict[str, Rule] = {
+    "Gauss-Legendre": gauss_legendre,
+    "equal steps": midpoints,
+    "steps back from A": back_from_1,
+    "Gauss-Radau with A": radau,
+}
+STEPS = (1, 2, 3, 4)
+
+
+def completions(maps: Tensor, gain: Tensor) -> dict[str, Tensor]:
+    """Maps (B, h, w) as they are, and made to sum to gain (B,) in three ways."""
+    total = maps.sum(dim=(1, 2))
+    share = ((gain - total) / maps[0].numel())[:, None, None]
+    return {
+        "": maps,
+        ", completed evenly": maps + share,
+        ", completed by m": maps * (gain / total)[:, None, None],
+        ", completed by |m|": completed(maps, gain),
+    }
+
+
+def on_the_path(trace: Trace) -> Iterator[tuple[str, int, Tensor]]:
+    """Name, passes and map of each rule; a gradient counts as three passes, u(A0) as one."""
+    none, everyone = trace.game.ends
+    at: dict[float, Tensor] = {}
+
+    def gradient(share: float) -> Tensor:
+        if round(share, 9) not in at:
+            at[round(share, 9)] = masked(trace, torch.full_like(trace.activation[:, :1], share))
+        return at[round(share, 9)]
+
+    plain = {"hirescam": (3, METHODS["hirescam"].function(trace))}
+    plain["shapleycam-h"] = (9, METHODS["shapleycam-h"].function(trace))
+    for rule, nodes in RULES.items():
+        for count in STEPS:
+            maps = torch.stack([weight * gradient(t) for t, weight in nodes(count)]).sum(dim=0)
+            plain[f"{rule}, N = {count}"] = (3 * count, maps)
+    for name, (cost, maps) in plain.items():
+        for how, one in completions(maps, everyone - none).items():
+            yield name + how, cost + (how != ""), one
+    many = torch.stack([weight * gradient(t) for t, weight in midpoints(64)]).sum(dim=0)
+    yield "the path integral (64 steps)", 192, many
+
+
+# Name -> passes, map.
+OTHERS: dict[str, tuple[int | str, Callable[[Trace], Tensor]]] = {
+    "shapley": ("7 where affine", METHODS["shapley"].function),
     "Owen: random masks at 2 nodes, 1 antithetic pair": (6, lambda t: owen(t, 1, NODE)),
-    "Owen: 2 pairs": (12, lambda t: owen(t, 2, NODE)),
     "Owen: 8 pairs": (48, lambda t: owen(t, 8, NODE)),
-    "masks of half the positions, 1 pair": (6, lambda t: owen(t, 1, 0.5)),
-    "Owen, masks drawn half-way to their mean, 1 pair": (6, lambda t: owen(t, 1, NODE, 0.5)),
     "Owen, masks drawn to a quarter, 1 pair": (6, lambda t: owen(t, 1, NODE, 0.25)),
     "the two halves of a checkerboard": (6, checkerboard),
-    "mean of aumann-2 and Owen, 1 pair": (12, mix),
-    "aumann-2 with the cubic term by random signs": (27, cubic),
-    "aumann-1, sum corrected in proportion": (5, lambda t: efficient(t, 1, additive=False)),
-    "aumann-3, sum corrected evenly": (11, lambda t: efficient(t, 3, additive=True)),
-    "aumann-2, sum corrected in proportion": (8, lambda t: efficient(t, 2, additive=False)),
-    "aumann-2, sum corrected evenly": (8, lambda t: efficient(t, 2, additive=True)),
+    "cubic term by random signs": (27, cubic),
     "removal and arrival of each position": ("2 P", removal_and_arrival),
-}  # fmt: skip
+}
 
 
 @click.command()
 @click.option("--model", default="tf_efficientnet_lite0", show_default=True)
 @click.option("--layer", default=["blocks.5"], show_default=True, multiple=True)
-@click.option("--utility", default="rest", show_default=True)
+@click.option("--utility", default=["rest"], show_default=True, multiple=True)
 @click.option("--data", default="sample", show_default=True)
 @click.option("--limit", default=6, show_default=True)
 @click.option("--budget", default=DEFAULT_BUDGET, show_default=True, help="Permutations of the yardstick.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="The CSV.")
 def main(
-    model: str, layer: tuple[str, ...], utility: str, data: str, limit: int, budget: int, out: Path
+    model: str,
+    layer: tuple[str, ...],
+    utility: tuple[str, ...],
+    data: str,
+    limit: int,
+    budget: int,
+    out: Path,
 ) -> None:
     """Errors of the candidates on the images of --data."""
-    config = RunConfig(model=(model,), layer=layer)
-    images = find_images(data, config.seed)
-    prepared = prepare(model, config.layer, images.items, config, say=click.echo)
+    config = RunConfig(model=(model,), layer=layer, data=data)
+    items = data_of(config).items
+    prepared = prepare(model, config.layer, items, config, say=click.echo)
     preprocess = prepared.loaded.preprocess
     rows: list[dict[str, object]] = []
-    for batch in batches(images.items[:limit], preprocess, BATCH_SIZE, 0):
+    for batch in batches(items[:limit], preprocess, BATCH_SIZE, 0):
         if batch.pixels is None:
             continue
         pixels = preprocess.normalise(batch.pixels)
         passed = prepared.network.trace(pixels, list(prepared.paths.values()))
-        for name, path in prepared.paths.items():
+        for (name, path), score in product(prepared.paths.items(), utility):
             trace = Trace(
                 pixels, [item.id for item in batch.items], partial(preprocess.denormalise, pixels),
-                passed.logits.argmax(dim=1), config.seed, 0, prepared.network,
-                UTILITIES[utility].function, path, passed, budget=budget,
+                passed.logits.argmax(dim=1), config.seed, 0, prepared.network, None,
+                UTILITIES[score].function, path, passed, budget=budget,
             )  # fmt: skip
-            rows += measured(name, trace)
+            rows += measured(f"{name}, {score}", trace)
     write(rows, out)
 
 
 def measured(layer: str, trace: Trace) -> list[dict[str, object]]:
     """The rows of one layer and batch."""
     return [
-        {"layer": layer, "map": candidate, "passes": cost, "image": image, "error": error}
-        for candidate, cost, errors in measure(trace)
-        for image, error in zip(trace.image_ids, errors.tolist(), strict=True)
+        {"layer": layer, "map": candidate, "passes": cost, "image": image, "square": square}
+        for candidate, cost, squares in measure(trace)
+        for image, square in zip(trace.image_ids, squares.tolist(), strict=True)
     ]
 
 
@@ -207,13 +235,15 @@ def write(rows: Sequence[Mapping[str, object]], out: Path) -> None:
 
 
 def measure(trace: Trace) -> Iterator[tuple[str, int | str, Tensor]]:
-    """Name, passes and errors (B,) of each candidate; first the yardstick's noise, which is subtracted."""
+    """Name, passes and squared errors (B,) of each candidate; first the yardstick's noise, subtracted."""
     values, errors = trace.game.shapley(YARDSTICK)
-    noise = errors.flatten(1).norm(dim=1) / values.flatten(1).norm(dim=1)
+    noise = errors.square().sum(dim=(1, 2)) / values.square().sum(dim=(1, 2))
     yield "noise of the yardstick, subtracted", "", noise
     with torch.no_grad():
-        for name, (cost, candidate) in CANDIDATES.items():
-            yield name, cost, relative_error(candidate(trace), values, errors)
+        for name, cost, maps in on_the_path(trace):
+            yield name, cost, relative_square(maps, values, errors)
+        for name, (price, candidate) in OTHERS.items():
+            yield name, price, relative_square(candidate(trace), values, errors)
 
 
 if __name__ == "__main__":

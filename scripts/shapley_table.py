@@ -1,12 +1,12 @@
 """Measure how near CAM maps come to the Shapley values of a layer: the tables in results/shapley.
 
     python scripts/shapley_table.py run sample                          # the sample photos
-    python scripts/shapley_table.py run imagenet --data DIR             # photos of a folder
+    python scripts/shapley_table.py run imagenet --data DIR --part values --limit 500
     python scripts/shapley_table.py table                               # tables.md, from the CSVs
 
 `run` writes results/shapley/NAME.csv, one row an image and cell; a run that was stopped goes on, and rows of
-parts that are not run stay. Tables of
-scripts/shapley_search.py's results (search*.csv) are made too.
+parts that are not run stay. Tables of scripts/shapley_search.py's results (search*.csv) are made too. Errors
+are roots of mean squares, see docs/definitions.md.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import pandas as pd
 
 from camkit.config import RunConfig
 from camkit.entries import Column, all_columns
+from camkit.metrics.shapley_value import RootMean
 from camkit.report.statistics import estimates
 from camkit.results.folder import file_name, read_run, run_folders
 from camkit.runs.bench import bench
@@ -48,6 +49,15 @@ PARTS: dict[str, dict[str, Any]] = {
         "method": VALUES[:-1],
         "metrics": ("shapley",),
         "budget": 32,
+    },
+    # The yardstick of many orders, for what the others cannot tell from 0.
+    "sharp": {
+        "model": MODELS[:1],
+        "layer": ("conv",),
+        "utility": UTILITIES[:3],
+        "method": ("hirescam", "aumann-2", "shapley"),
+        "metrics": ("shapley",),
+        "budget": 12800,
     },
     "absent-mean": {
         "model": MODELS[:1],
@@ -123,18 +133,22 @@ def _rows(out: Path, part: str) -> pd.DataFrame:
 
 
 def intervals(rows: pd.DataFrame, scores: Sequence[str]) -> pd.DataFrame:
-    """Methods down, scores across: means with 95 % intervals; ADCC is the function of means that it is."""
+    """Methods down, scores across: figures with 95 % intervals, each the function of means that it is."""
     methods = sorted(rows["method"].unique(), key=(*VALUES, *OTHERS).index)
-    wide = rows.pivot(index="image", columns="method", values=list(scores))
-    values = np.stack([wide[score][methods].to_numpy(float) for score in scores], axis=2)
     declared = all_columns()
-    found = estimates(values, {score: declared[score] for score in scores})
-    texts = np.vectorize(_interval)(found.value, *found.interval)
-    return pd.DataFrame(texts, index=pd.Index(methods, name="method"), columns=list(scores))
+    own = [mean for mean in (declared[score].mean for score in scores) if mean]
+    needed = list(dict.fromkeys([*scores, *(part for mean in own for part in mean.parts)]))
+    wide = rows.pivot(index="image", columns="method", values=needed)
+    values = np.stack([wide[score][methods].to_numpy(float) for score in needed], axis=2)
+    found = estimates(values, {score: declared[score] for score in needed})
+    texts = np.vectorize(_interval, otypes=[object])(found.value, *found.interval)
+    return pd.DataFrame(texts, index=pd.Index(methods, name="method"), columns=needed)[list(scores)]
 
 
-def _interval(mean: float, low: float, high: float) -> str:
-    return "" if np.isnan(mean) else f"{mean:.3f} [{low:.3f}, {high:.3f}]"
+def _interval(figure: float, low: float, high: float) -> str:
+    if np.isnan(figure):
+        return ""
+    return f"{figure:.4f}" if np.isnan(low) else f"{figure:.4f} [{low:.4f}, {high:.4f}]"
 
 
 def across_cells(rows: pd.DataFrame, score: str) -> pd.DataFrame:
@@ -159,29 +173,34 @@ def _place(cell: tuple[str, str]) -> tuple[int, int]:
 
 def part_tables(name: str, part: str, rows: pd.DataFrame) -> Iterator[str]:
     """The tables of one part, in Markdown, each with a line that says what it is."""
-    scores = [column for column in rows.columns[len(KEYS) :] if rows[column].notna().any()]
+    found = [column for column in rows.columns[len(KEYS) :] if rows[column].notna().any()]
     for model, of_model in rows.groupby("model", sort=False):
         title = f"{name}, {part}: {model}, {of_model['image'].nunique()} photos"
-        if "shapley_error" in scores and "coherency" not in scores:
-            for score in ("shapley_error", "shapley_error_scaled", "saliency_distance"):
+        if "shapley_error" in found and "coherency" not in found:
+            scores = ("shapley_error", "shapley_error_scaled", "saliency_distance", "shapley_noise")
+            for score in scores:
                 yield f"**{title}, `{score}`**\n\n{across_cells(of_model, score).to_markdown()}\n"
             game = of_model[of_model["method"] == "hirescam"]  # it is the same beside every method
             yield f"**{title}, `nonadditivity`**\n\n{across_cells(game, 'nonadditivity').to_markdown()}\n"
         else:
             for layer, of_layer in of_model.groupby("layer", sort=False):
-                yield f"**{title}, {layer}**\n\n{intervals(of_layer, scores).to_markdown()}\n"
+                yield f"**{title}, {layer}**\n\n{intervals(of_layer, found).to_markdown()}\n"
 
 
 def search_table(path: Path) -> str:
     """Candidates down, layers across."""
     rows = pd.read_csv(path, dtype={"image": str, "passes": str}).fillna({"passes": ""})
+    scores = {
+        "square": Column("lower"),
+        "error": Column("lower", mean=RootMean("square"), bounds=(0, np.inf)),
+    }
     columns = {}
     for layer, here in rows.groupby("layer", sort=False):
-        wide = here.pivot(index="image", columns="map", values="error")[list(here["map"].unique())]
-        found = estimates(wide.to_numpy()[..., None], {"error": Column("lower", bounds=(0, np.inf))})
+        wide = here.pivot(index="image", columns="map", values="square")[list(here["map"].unique())]
+        found = estimates(np.repeat(wide.to_numpy()[..., None], 2, axis=2), scores)
         low, high = found.interval
         columns[layer] = pd.Series(
-            [_interval(*ends) for ends in zip(found.value[:, 0], low[:, 0], high[:, 0], strict=True)],
+            [_interval(*ends) for ends in zip(found.value[:, 1], low[:, 1], high[:, 1], strict=True)],
             index=wide.columns,
         )
     table = pd.DataFrame(columns)
@@ -201,6 +220,7 @@ def tables() -> None:
         for part in PARTS:
             here = rows[rows["part"] == part]
             text += part_tables(path.stem, part, here) if len(here) else []
+    HERE.mkdir(parents=True, exist_ok=True)
     (HERE / "tables.md").write_text("\n".join(text))
     click.echo(str(HERE / "tables.md"))
 

@@ -118,6 +118,13 @@ def torchcam(setting: Setting) -> list[Line]:
     ]
 
 
+def native(setting: Setting) -> list[Line]:
+    """Native methods beside the same method of other packages; ScoreCAM beside its bare passes."""
+    from speed_methods import methods
+
+    return methods(setting)
+
+
 def dtype(setting: Setting) -> tuple[list[Line], list[Change]]:
     """Number formats: speed, and the change in every score on the sample photos."""
     lines, changes = [], []
@@ -189,6 +196,7 @@ SECTIONS: dict[str, Callable] = {
     "curves": curves,
     "grad-cam": grad_cam,
     "torchcam": torchcam,
+    "methods": native,
     "memory": memory,
     "dtype": dtype,
     "compile": compiled,

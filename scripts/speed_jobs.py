@@ -62,6 +62,7 @@ class Setting:
     folder: Path
     repetitions: int
     threads: int
+    device: str = "cpu"
 
 
 def silent(line: str) -> None:
@@ -83,7 +84,7 @@ def write_photos(folder: Path, images: int) -> Path:
     The pixel cache keeps equal files once.
     """
     folder.mkdir()
-    samples = [decode(item.source.read_bytes()) for item in sample_items()]
+    samples = [decode(Path(str(item.source)).read_bytes()) for item in sample_items()]
     for number in range(images):
         turn, which = divmod(number, len(samples))
         photo = samples[which]
@@ -121,8 +122,9 @@ class Job:
         # No worker processes: to fork one here, where passes have filled the memory, costs a copy of it all.
         # `camkit bench` forks before the first pass.
         settings: dict[str, Any] = {"metrics": ("adcc",), "data": str(setting.photos), "workers": 0}
-        self.config = RunConfig(model=(model,), method=method, device="cpu", **settings | options)
-        _, self.data, self.items = select(self.config, silent)
+        self.config = RunConfig(model=(model,), method=method, device=setting.device, **settings | options)
+        selected = select(self.config, silent)
+        self.data, self.items = selected.data, selected.items
         self.prepared = prepare(model, self.config.layer, self.data.items, self.config, silent)
         self.size = first_batch_size(self.config, self.prepared.network.device, len(self.items))
         self.batches = math.ceil(len(self.items) / self.size)
@@ -136,7 +138,7 @@ class Job:
         """
         with temporary_folder(self.folder) as temporary:
             config = replace(self.config, out=out or temporary, cache=cache or self.config.cache)
-            run = open_run(self.prepared, config, self.data, self.items, Share())
+            run = open_run(self.prepared, config, self.data, self.items, Share(), silent)
             with numerics(tf32=False, deterministic=False) as record:
                 run.start(self.size, record, silent)
                 loop = Loop(self.prepared, config, self.size)

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torchcam.methods import GradCAM as TorchcamGradCAM
 from torchcam.metrics import ClassificationMetric, DeletionInsertionMetric
 
-from camkit.data.sources import Source
+from camkit.data.pixels import read_file
+from camkit.data.sources import Photo
 from camkit.metrics.subject import blur
 from camkit.network.layers import find_module
 from camkit.network.loading import LoadedModel, load_model
@@ -61,19 +62,24 @@ GRAD_CAM = {
 }
 
 
-_load = cache(load_model)
+@cache
+def _load(name: str, device: str) -> LoadedModel:
+    loaded = load_model(name)
+    loaded.model.to(device)
+    return loaded
 
 
-def _photo(loaded: LoadedModel, photo: Source) -> Tensor:
-    pixels = loaded.preprocess.pixels(photo.read_bytes())[None]
-    return loaded.preprocess.normalise(pixels).contiguous()
+def _photo(loaded: LoadedModel, photo: Photo) -> Tensor:
+    pixels = loaded.preprocess.pixels(read_file(photo))[None]
+    image = loaded.preprocess.normalise(pixels).contiguous()
+    return image.to(next(loaded.model.parameters()).device)
 
 
 def grad_cam_scores(
-    name: str, layer: str, methods: Sequence[str], photos: Sequence[Source]
+    name: str, layer: str, methods: Sequence[str], photos: Sequence[Photo], device: str = "cpu"
 ) -> list[dict[str, float]]:
     """The ADCC scores, a row a method and image: explain, mask, explain again, score."""
-    loaded = _load(name)
+    loaded = _load(name, device)
     rows = []
     for method in methods:
         with GRAD_CAM[method](model=loaded.model, target_layers=[find_module(loaded.model, layer)]) as cam:
@@ -88,7 +94,8 @@ def _scores_of_image(model: nn.Module, cam: pytorch_grad_cam.GradCAM, image: Ten
     target = int(before.argmax())
     explain = partial(cam, targets=[ClassifierOutputReST(target)])
     saliency = explain(input_tensor=image)[0]
-    masked, deleted = image * torch.from_numpy(saliency), image * torch.from_numpy(1 - saliency)
+    mask = torch.from_numpy(saliency).to(image.device)
+    masked, deleted = image * mask, image * (1 - mask)
     again = explain(input_tensor=masked)[0]
     with torch.no_grad():
         p0 = float(before[target])
@@ -108,16 +115,16 @@ def _scores_of_image(model: nn.Module, cam: pytorch_grad_cam.GradCAM, image: Ten
     }
 
 
-def _batches(loaded: LoadedModel, photos: Sequence[Source], size: int) -> Iterator[Tensor]:
+def _batches(loaded: LoadedModel, photos: Sequence[Photo], size: int) -> Iterator[Tensor]:
     for start in range(0, len(photos), size):
         yield torch.cat([_photo(loaded, photo) for photo in photos[start : start + size]])
 
 
 def torchcam_drop_and_increase(
-    name: str, layer: str, photos: Sequence[Source], size: int
+    name: str, layer: str, photos: Sequence[Photo], size: int, device: str = "cpu"
 ) -> dict[str, float]:
     """Average drop and increase of GradCAM by torchcam, `size` images at a time."""
-    loaded = _load(name)
+    loaded = _load(name, device)
     with TorchcamGradCAM(loaded.model, find_module(loaded.model, layer)) as extractor:
         metric = ClassificationMetric(extractor, partial(torch.softmax, dim=-1))
         for images in _batches(loaded, photos, size):
@@ -126,10 +133,10 @@ def torchcam_drop_and_increase(
 
 
 def torchcam_curves(
-    name: str, layer: str, photos: Sequence[Source], size: int, steps: int
+    name: str, layer: str, photos: Sequence[Photo], size: int, steps: int, device: str = "cpu"
 ) -> dict[str, float]:
     """Deletion and insertion of GradCAM by torchcam, from and to a blurred image."""
-    loaded = _load(name)
+    loaded = _load(name, device)
     with TorchcamGradCAM(loaded.model, find_module(loaded.model, layer)) as extractor:
         metric = DeletionInsertionMetric(
             extractor, partial(torch.softmax, dim=-1), steps=steps, baseline=blur, batch_size=size

@@ -22,13 +22,13 @@ from camkit.runs.stop import stop_signals
 class _Commands(click.Group):
     """Shows errors as one or two lines: exit code 2 for wrong usage, 1 for all else."""
 
+    def main(self, *arguments: Any, **options: Any) -> Any:
+        with lenient_streams():  # also of the help, which click prints before anything is invoked
+            return super().main(*arguments, **options)
+
     def invoke(self, ctx: click.Context) -> Any:
         if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
             ctx.color = False
-        with lenient_streams():
-            return self._invoke(ctx)
-
-    def _invoke(self, ctx: click.Context) -> Any:
         try:
             with stop_signals(lambda line: None):  # SIGTERM, too, ends with a line
                 return super().invoke(ctx)

@@ -114,7 +114,7 @@ def explain(
 @click.argument("what", type=click.Choice(["models", "methods", "metrics", "utilities", "layers"]))
 @click.argument("model", required=False)
 @format_option
-@config_options("weights", "preprocess", "activation", "plugin")
+@config_options("activation", "weights", "preprocess", "size", "plugin")
 @debug_option
 def list_names(what: str, style: str, model: str | None, plugin: tuple[str, ...], **options: Any) -> None:
     """List what can be named: models, methods, metrics, utilities, or the layers of a MODEL.
@@ -147,7 +147,7 @@ def list_names(what: str, style: str, model: str | None, plugin: tuple[str, ...]
 
         from camkit.network.prepare import list_layers
 
-        frame = pd.DataFrame(list_layers(model, RunConfig(model=(model,), **options)))
+        frame = pd.DataFrame(list_layers(model, RunConfig(model=(model,), **options), say))
     if style == "csv":
         click.echo(frame.to_csv(index=False, lineterminator="\n"), nl=False)
     elif style == "json":

@@ -31,7 +31,7 @@ TIMEOUT = 600
 SHARED_MEMORY = Path("/dev/shm")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Batch:
     """One batch on its way to the network: the images that could be read, and those that could not.
 

@@ -87,5 +87,5 @@ def find_aumann(name: str, nodes: str, variant: str | None) -> Method:
         SOURCE,
         value=variant is None,
         uses=("activation", "head", "gradient"),
-        cost=f"1 grad, {nodes} head grad{'s' * (int(nodes) > 1)}" + (", 1 head" if variant is None else ""),
+        cost=f"1 + {nodes} head grads" + (", 1 head" if variant is None else ""),
     )

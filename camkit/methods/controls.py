@@ -18,6 +18,7 @@ from camkit.entries import Method, family, method
 from camkit.methods.saliency import min_max
 from camkit.network.seeding import generator
 from camkit.network.trace import ImageView, Trace
+from camkit.network.transfer import sent
 
 CENTRE_SIGMA = 60 / 224  # standard deviation of `centre`, in image sides
 GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601 luma, as PIL's mode L
@@ -115,7 +116,8 @@ def randomcam(trace: Trace) -> Tensor:
     activation = trace.activation
     weights = torch.stack(
         [_uniform(trace.seed, image_id, trace.draw, activation.shape[1]) for image_id in trace.image_ids]
-    ).to(activation)
+    )
+    weights = sent(weights.to(activation.dtype), activation.device)
     # Not a matrix product: its last bits depend on where in memory its operands lie.
     return (weights[:, :, None, None] * activation).sum(dim=1)
 

@@ -30,7 +30,7 @@ def lacks_attention(network: Network, layer: str) -> str:
 
 def read_by(trace: Trace, relevance: Tensor) -> Tensor:
     """Maps (B, h, w) of (B, N, N): the mean over the rows of the tokens that the logits are read from."""
-    return trace.on_grid((trace.readers[:, :, None] * relevance).sum(dim=1))
+    return trace.attended.on_grid((trace.attended.readers[:, :, None] * relevance).sum(dim=1))
 
 
 def rolled_out(attention: Tensor) -> Tensor:
@@ -117,5 +117,5 @@ def legrad(trace: Trace) -> Tensor:
     of the network (norm, pooling, classifier). All blocks count, as in the paper; its code takes the last two
     unless told otherwise.
     """
-    layers = [gradient.relu().mean(dim=(1, 2)) for gradient in trace.block_gradients]
-    return trace.on_grid(torch.stack(layers).mean(dim=0))
+    layers = [gradient.relu().mean(dim=(1, 2)) for gradient in trace.attended.block_gradients]
+    return trace.attended.on_grid(torch.stack(layers).mean(dim=0))

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from camkit.config import FILLS, ORDERS, OWN_FILL, variant
 from camkit.entries import CORRELATION, UNIT, Column, metric
+from camkit.metrics.sampled import estimated_area, joined
 from camkit.metrics.subject import Subject
 
 FILLED = {
@@ -27,26 +28,56 @@ FILLED = {
 BEFORE = {"zero": "a blank image", "mean": "its mean colour", "blur": "its blurred version", "noise": "noise"}
 
 
+def stride_of(pixels: int, steps: int) -> int:
+    """How many pixels each of `steps` steps changes; there are as many steps as are needed."""
+    return math.ceil(pixels / steps)
+
+
 def curve(
-    start: Tensor, end: Tensor, ranks: Tensor, steps: int, score_first: Callable[[Tensor], Tensor]
+    start: Tensor,
+    end: Tensor,
+    ranks: Tensor,
+    steps: int,
+    score_first: Callable[[Tensor], Tensor],
+    at: Tensor | None = None,
 ) -> Tensor:
     """p_c at the start and after each step, (B, points).
 
     Args:
         start, end: p_c before the first and after the last step, (B,).
         ranks: order in which the pixels change, (B, H, W).
-        steps: N; each step changes ceil(HW / N) pixels, as many steps as are needed.
+        steps: N, see :func:`stride_of`.
         score_first: where the pixels have changed, boolean (B, 1, H, W) -> p_c (B,).
+        at: after which steps, (count, B), in place of each.
     """
     pixels = ranks[0].numel()
-    stride = math.ceil(pixels / steps)
-    between = [score_first((ranks < changed)[:, None]) for changed in range(stride, pixels, stride)]
+    stride = stride_of(pixels, steps)
+    changed = range(stride, pixels, stride) if at is None else (at * stride)[..., None, None]
+    between = [score_first((ranks < first)[:, None]) for first in changed]
     return torch.stack([start, *between, end], dim=1)
 
 
 def area(curve: Tensor) -> Tensor:
     """Area (B,) by the trapezoid rule over [0, 1] under curves (B, points), points equally spaced."""
     return torch.trapezoid(curve, dim=1) / (curve.shape[1] - 1)
+
+
+def steps_taken(subject: Subject) -> int:
+    """How many steps there are, the last one included."""
+    pixels = subject.ranks[0].numel()
+    return math.ceil(pixels / stride_of(pixels, subject.steps))
+
+
+def sampled(subject: Subject, kind: str) -> Tensor | None:
+    """After which steps deletion or insertion is scored, (count, B), the same for all maps; None: after each.
+
+    Insertion's are as far from the end as deletion's are from the start: they may be the same images.
+    """
+    steps = steps_taken(subject)
+    if subject.sample is None or subject.sample >= steps - 1:
+        return None
+    at = subject.sampled_steps(steps - 1)
+    return at if kind == "deletion" else steps - at.flip(0)
 
 
 def deletion_curve(subject: Subject, fill: str, order: str) -> Tensor:
@@ -60,6 +91,7 @@ def deletion_curve(subject: Subject, fill: str, order: str) -> Tensor:
             subject.ranks if order == "most" else subject.ranks[0].numel() - 1 - subject.ranks,
             subject.steps,
             lambda changed: subject.score(torch.where(changed, filled, subject.images)),
+            sampled(subject, "deletion"),
         )
 
     return _either_way(subject, f"insertion {fill} {_other(order)}", f"deletion {fill} {order}", make)
@@ -79,6 +111,7 @@ def insertion_curve(subject: Subject, fill: str, order: str) -> Tensor:
             subject.ranks if order == "most" else subject.ranks[0].numel() - 1 - subject.ranks,
             subject.steps,
             lambda changed: subject.score(torch.where(changed, subject.images, filled)),
+            sampled(subject, "insertion"),
         )
 
     return _either_way(subject, f"deletion {fill} {_other(order)}", f"insertion {fill} {order}", make)
@@ -90,7 +123,7 @@ def _other(order: str) -> str:
 
 def _either_way(subject: Subject, backwards: str, name: str, make: Callable[[], Tensor]) -> Tensor:
     pixels = subject.ranks[0].numel()
-    same_images = pixels % math.ceil(pixels / subject.steps) == 0
+    same_images = pixels % stride_of(pixels, subject.steps) == 0
     if same_images and subject.knows(backwards):
         return subject.of_maps(backwards, make).flip(1)
     return subject.of_maps(name, make)
@@ -99,15 +132,24 @@ def _either_way(subject: Subject, backwards: str, name: str, make: Callable[[], 
 CURVES = {"deletion": deletion_curve, "insertion": insertion_curve}
 
 
+def area_and_curve(subject: Subject, kind: str, fill: str, order: str) -> tuple[Tensor, Tensor]:
+    """The area under a curve, (B,), and the curve, (B, points); of sampled steps an estimate of either."""
+    points, at = CURVES[kind](subject, fill, order), sampled(subject, kind)
+    if at is None:
+        return area(points), points
+    steps = steps_taken(subject)
+    return estimated_area(points, at, steps), joined(points, at, steps)
+
+
 def score_area(subject: Subject, kind: str, fill: str, order: str, name: str) -> dict[str, Tensor]:
     """The area under a curve, and the curve."""
-    probability = CURVES[kind](subject, fill, order)
-    return {f"{name}_auc": area(probability), f"{name}_curve": probability}
+    found, probability = area_and_curve(subject, kind, fill, order)
+    return {f"{name}_auc": found, f"{name}_curve": probability}
 
 
 def score_srg(subject: Subject, fill: str, name: str) -> dict[str, Tensor]:
     """Area as the least salient pixels go first less that as the most salient ones do; 0 by chance."""
-    least, most = (area(deletion_curve(subject, fill, order)) for order in ("least", "most"))
+    least, most = (area_and_curve(subject, "deletion", fill, order)[0] for order in ("least", "most"))
     return {name: least - most}
 
 
@@ -129,7 +171,7 @@ def _register(kind: str, fill: str, order: str) -> None:
             )
         },
         curves=(f"{column}_curve",),
-        passes="N - 1; one for all methods",
+        passes="N - 1, or M (--sample); one for all methods",
         source="RISE, 1806.07421",
     )(partial(score_area, kind=kind, fill=fill, order=order, name=column))
 
@@ -148,7 +190,7 @@ def _register_srg(fill: str) -> None:
                 bounds=CORRELATION,
             )
         },
-        passes="2 (N - 1); beside deletion and insertion of this fill 0",
+        passes="2 (N - 1), or 2 M (--sample); beside deletion and insertion of this fill 0",
         source="SRG, 2401.06654",
     )(partial(score_srg, fill=fill, name=column))
 

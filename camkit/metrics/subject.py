@@ -14,8 +14,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from camkit.methods.controls import patch_drops
+from camkit.metrics.sampled import sampled_steps
 from camkit.network.seeding import generator
 from camkit.network.trace import Trace
+from camkit.network.transfer import sent
 
 BLUR_SIZE, BLUR_SIGMA = 11, 5
 MASKED = "masked probability"  # its name in :meth:`Subject.of_maps`
@@ -68,7 +70,7 @@ class Subject:
         probability: p_c of the images, (B,), in [0, 1].
         score: images (B, 3, H, W) -> p_c (B,); one pass.
         logit: images (B, 3, H, W) -> y_c (B,); one pass.
-        steps: N of deletion and insertion.
+        steps: N of deletion and insertion; `sample`: how many of them are scored, None: all.
         patches: along a side, of single deletion.
         saliency: (B, H, W) in [0, 1].
         maps: the signed maps (B, h, w); None from methods that give saliency maps.
@@ -103,6 +105,7 @@ class Subject:
     explain_behind: Callable[..., tuple[Tensor, Tensor]]
     explain_as: Callable[..., tuple[Tensor, Tensor]]
     _find_trace: Callable[[], Trace]
+    sample: int | None = None
     # Of the images alone: :func:`dataclasses.replace` hands it on to the subjects of the other methods.
     _made: dict[str, Tensor] = field(default_factory=dict)
     # Of this method's maps.
@@ -147,6 +150,16 @@ class Subject:
         places = torch.stack([torch.randperm(rows * columns, generator=one) for one in self.draw("ties")])
         cells = places.view(-1, 1, rows, columns).to(self.images)
         return F.interpolate(cells, size, mode="nearest")[:, 0]
+
+    def sampled_steps(self, interior: int) -> Tensor:
+        """Which of the steps 1 … `interior` are scored, (sample, B): drawn per image, whatever the maps."""
+
+        def make() -> Tensor:
+            assert self.sample is not None
+            drawn = [torch.randint(interior, (), generator=one) for one in self.draw("steps")]
+            return sampled_steps(interior, self.sample, sent(torch.stack(drawn), self.images.device))
+
+        return self._once(f"{self.sample} of {interior} steps", make)
 
     def filled(self, fill: str) -> Tensor:
         """What stands where the images do not, (B, 3, H, W).

@@ -92,13 +92,12 @@ class Features:
         attention (the module around it gives no positions, or a single query reads them) and all that follows
         it, class logits per position, and modules that hand on what they are given.
         """
-        # A module with all that has positions in it is the network, or its backbone, and no pooling.
-        whole = {path for path in self._without if all(one.path.startswith(f"{path}.") for one in self.found)}
+        pooling = {path for path in self._without if self._pools(path)}
         outputs = [
             one
             for one in self.found
             if one.path not in self._heads
-            and not _parents(one.path) & (self._without - whole)
+            and not _parents(one.path) & pooling
             and one.path not in self._behind
             and not issubclass(one.kind, HAND_ON)
         ]
@@ -106,6 +105,16 @@ class Features:
             if one.shape[0] == outputs[-1].shape[0] and self.matters(one):
                 return one.path
         return None
+
+    def _pools(self, path: str) -> bool:
+        """Whether a module whose output has no positions begins with those of the module before it.
+
+        A backbone within a module, as of a model that wraps another one, has grids of its own.
+        """
+        inner = [place for place, one in enumerate(self.found) if path in _parents(one.path)]
+        if not inner or not inner[0]:
+            return False
+        return all(self.found[place].grid == self.found[inner[0] - 1].grid for place in inner)
 
     def matters(self, feature: Feature) -> bool:
         """Whether the logits depend on the output at any of its positions."""

@@ -144,13 +144,13 @@ def head_of(network: Network, images: Tensor, layer: str) -> Head:
     So they do where nothing passes the layer by, be it a skip connection or a class token. That is found once
     per size of a batch, from noise.
     """
-    if not network.is_changed:
+
+    def find() -> Head | None:
         noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0)).to(images)
-        key = ("blank head", layer, images.shape)
-        blank = network.once(key, lambda: head_after(network, noise, layer).blank())
-        if blank is not None:
-            return blank
-    return head_after(network, images, layer)
+        return head_after(network, noise, layer).blank()
+
+    found = None if network.is_changed else network.once(("blank head", layer, images.shape), find)
+    return head_after(network, images, layer) if found is None else found
 
 
 def head_after(network: Network, images: Tensor, layer: str, reshape: Reshape | None = None) -> Head:

@@ -82,23 +82,9 @@ def prepare(name: str, layers: Sequence[str], data: Sequence[Item], config: RunC
         keep_freed_memory()
     loaded = _load(name, config, device, say)
     shape = loaded.preprocess.shape
-    if not 1 <= config.steps <= shape[1] * shape[2]:
-        raise UsageError(f"--steps {config.steps}: expected 1 to {shape[1] * shape[2]}, the number of pixels")
-    if config.grid > min(shape[1:]):
-        raise UsageError(
-            f"--grid {config.grid}: expected 2 to {min(shape[1:])}, the number of pixels along a side"
-        )
-    network = open_network(
-        name,
-        loaded.model,
-        shape,
-        device,
-        getattr(torch, config.dtype),
-        _advice(config, loaded),
-        ACTIVATIONS[config.activation],
-    )
+    _expect_fitting(config, shape)
+    network = _open(loaded, config, device)
     if config.weights == "random":
-        fill_classifier(loaded.model, config.seed)
         images = _first_images(data, loaded.preprocess)
         calibrate(loaded.model, loaded.preprocess.normalise(images.to(device)))
     probe = noise_like(1, shape, device)
@@ -127,7 +113,31 @@ def _load(name: str, config: RunConfig, device: torch.device, say: Say) -> Loade
     return loaded
 
 
-def list_layers(name: str, config: RunConfig) -> list[dict[str, object]]:
+def _expect_fitting(config: RunConfig, shape: tuple[int, int, int]) -> None:
+    """Steps and patches fit into images (C, H, W).
+
+    Raises:
+        UsageError: they do not.
+    """
+    if not 1 <= config.steps <= shape[1] * shape[2]:
+        raise UsageError(f"--steps {config.steps}: expected 1 to {shape[1] * shape[2]}, the number of pixels")
+    if config.grid > min(shape[1:]):
+        raise UsageError(
+            f"--grid {config.grid}: expected 2 to {min(shape[1:])}, the number of pixels along a side"
+        )
+
+
+def _open(loaded: LoadedModel, config: RunConfig, device: torch.device) -> Network:
+    """The network; a classifier without weights, which random ones may lack, is filled."""
+    dtype, activation = getattr(torch, config.dtype), ACTIVATIONS[config.activation]
+    shape, advice = loaded.preprocess.shape, _advice(config, loaded)
+    network = open_network(loaded.row.name, loaded.model, shape, device, dtype, advice, activation)
+    if config.weights == "random":
+        fill_classifier(loaded.model, config.seed)
+    return network
+
+
+def list_layers(name: str, config: RunConfig, say: Say) -> list[dict[str, object]]:
     """The layers of a model that can be explained, in the order in which they end; one row each.
 
     A row has the `layer` (a module path), its `kind` (class), `channels`, `height` and `width` of its map,
@@ -141,12 +151,9 @@ def list_layers(name: str, config: RunConfig) -> list[dict[str, object]]:
         UsageError: the model does not exist, or takes no such images.
         CamkitError: the weights cannot be had.
     """
-    loaded = load_model(name, config.weights, config.preprocess, config.seed)
-    shape, device = loaded.preprocess.shape, find_device(config.device)
-    advice, activation = _advice(config, loaded), ACTIVATIONS[config.activation]
-    network = open_network(name, loaded.model, shape, device, torch.float32, advice, activation)
-    if config.weights == "random":
-        fill_classifier(loaded.model, config.seed)
+    device = find_device(config.device)
+    loaded = _load(name, config, device, say)
+    network = _open(loaded, config, device)
     features = network.features()
     names = _names_of_layers(loaded.row, network, features)
     return [

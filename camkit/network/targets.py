@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from camkit.data.items import Item
 from camkit.registry import unknown_name
 
 
@@ -31,6 +32,13 @@ class Target:
     class_of: Callable[[Tensor, Tensor, Tensor], Tensor]
     needs_labels: bool = False
     keeps: Callable[[int, int | None], bool] = keeps_all
+
+    def highest(self, items: Sequence[Item]) -> int:
+        """The highest class of images that is explained whatever the model predicts; -1: there is none."""
+        fixed = [int(self.name)] if self.name.isdecimal() else []
+        labels = [item.label for item in items] if self.needs_labels else []
+        given = [*fixed, *labels, *(item.target for item in items)]
+        return max((one for one in given if one is not None), default=-1)
 
 
 def runner_up(logits: Tensor, predicted: Tensor) -> Tensor:

@@ -11,15 +11,15 @@ from torch import Tensor
 
 from camkit.config import DEFAULT_BUDGET, DEFAULT_REFERENCE_WEIGHT, DEFAULT_REFERENCES
 from camkit.errors import CamkitError
-from camkit.network.attention import Attention
+from camkit.network.attended import Attended
 from camkit.network.biases import full_gradient
 from camkit.network.coalitions import AffineLogits, affine_logits
 from camkit.network.game import Game, absent_activation
-from camkit.network.head import Head, LinearHead, head_after, head_of, linear_head
-from camkit.network.layers import find_module, hooked, parts_of
+from camkit.network.gradients import gradient_of, why_no_gradient
+from camkit.network.head import Head, LinearHead, head_of, linear_head
+from camkit.network.layers import parts_of
 from camkit.network.passes import Network, TracedPass
 from camkit.network.rescale import contributions, elementwise_modules
-from camkit.network.reshape import AS_IT_IS
 from camkit.network.seeding import generator
 
 
@@ -135,22 +135,8 @@ class Trace(PixelView):
         with torch.enable_grad():
             utility = self.utility(self.passed.logits, self.target)
             if not utility.requires_grad:
-                raise self._no_gradient()
-            return _gradient(utility, self._leaf, create_graph=True)
-
-    def _no_gradient(self) -> CamkitError:
-        """Why the logits are no function of the layer's output that has a derivative."""
-        with torch.no_grad():
-            zeroed = [(find_module(self.network.model, self.layer), lambda _, __, output: output * 0)]
-            with hooked(zeroed):
-                logits = self.network.run(self.images)
-            if torch.equal(logits, self.network.run(self.images)):
-                return CamkitError("the logits do not depend on the layer's output: choose another --layer")
-        return CamkitError(
-            f"the logits depend on the output of layer {self.layer!r}, but carry no gradient: the model runs "
-            "under torch.no_grad or inference_mode after it, or detaches it. Its forward has to be "
-            "differentiable."
-        )
+                raise why_no_gradient(self.network, self.layer, self.images)
+            return gradient_of(utility, self._leaf, create_graph=True)
 
     @property
     def gradient(self) -> Tensor:
@@ -171,7 +157,7 @@ class Trace(PixelView):
     def gradient_of(self, utility: Callable[[Tensor], Tensor]) -> Tensor:
         """The gradient at A, (B, C, h, w), of another utility: logits (B, K) -> (B,)."""
         with torch.enable_grad():
-            return _gradient(utility(self.passed.logits), self._leaf, create_graph=False, retain_graph=True)
+            return gradient_of(utility(self.passed.logits), self._leaf, create_graph=False, retain_graph=True)
 
     def at(self, images: Tensor) -> Trace:
         """The trace of other images (B, 3, H, W) in place of these, for the same classes: one pass."""
@@ -185,11 +171,12 @@ class Trace(PixelView):
         found = linear_head(self.network, self.layer)
         return found if isinstance(found, LinearHead) else None
 
-    @property
-    def _attention(self) -> list[Attention]:
-        if self.passed.attention is None:
-            raise CamkitError('the attention is not traced: register the method with uses=("attention",)')
-        return self.passed.attention
+    @cached_property
+    def attended(self) -> Attended:
+        """The attention, and what follows from it; for methods with `uses=("attention",)`."""
+        return Attended(
+            self.network, self.images, self.passed, lambda logits: self.utility(logits, self.target)
+        )
 
     @property
     def attention(self) -> tuple[Tensor, ...]:
@@ -197,55 +184,12 @@ class Trace(PixelView):
 
         Each (B, heads, N, N), queries by keys, N the number of tokens; in [0, 1], rows sum to 1.
         """
-        return tuple(one.weights.detach() for one in self._attention)
+        return tuple(one.weights.detach() for one in self.attended.blocks)
 
-    @cached_property
+    @property
     def attention_gradients(self) -> tuple[Tensor, ...]:
         """du/d(attention) of each block, each (B, heads, N, N)."""
-        with torch.enable_grad():
-            utility = self.utility(self.passed.logits, self.target).sum()
-            weights = [one.weights for one in self._attention]
-            return torch.autograd.grad(utility, weights, retain_graph=True)
-
-    @cached_property
-    def block_gradients(self) -> tuple[Tensor, ...]:
-        """du_l/d(attention of block l) of each block l, each (B, heads, N, N).
-
-        u_l is the utility that the logits have where each token after the last block is the mean of the
-        tokens
-        after block l: what the block itself makes of the image, read as the model reads its last tokens. One
-        pass, and per block one through what follows the last block.
-        """
-        blocks = self._attention
-        rest = head_after(self.network, self.images, blocks[-1].block, AS_IT_IS)
-        gradients: list[Tensor] = []
-        with torch.enable_grad():
-            for one in blocks:
-                assert isinstance(one.tokens, Tensor)  # (B, N, C), see Transformer
-                mean = one.tokens.mean(dim=1, keepdim=True).expand_as(one.tokens)
-                utility = self.utility(rest(mean), self.target).sum()
-                gradients += torch.autograd.grad(utility, one.weights, retain_graph=True)
-        return tuple(gradients)
-
-    @cached_property
-    def readers(self) -> Tensor:
-        """Weights (B, N) of sum 1, equal for all tokens that the logits are read from after the last block.
-
-        The class token; of a model that averages its tokens, these. They are those whose queries in the last
-        attention have a gradient.
-        """
-        last = self._attention[-1].weights
-        with torch.enable_grad():
-            top = self.passed.logits.max(dim=1).values.sum()
-            (gradient,) = torch.autograd.grad(top, last, retain_graph=True)
-        read = (gradient != 0).any(dim=3).any(dim=1).to(last)
-        return read / read.sum(dim=1, keepdim=True)
-
-    def on_grid(self, tokens: Tensor) -> Tensor:
-        """Of values of tokens (B, N), those of tokens that have a position, as maps (B, h, w)."""
-        reshape = self.network.positions.at(self.images).reshape(tokens[..., None])
-        assert reshape is not None  # see Transformer
-        return reshape.to_map(tokens[..., None])[:, 0]
+        return self.attended.gradients
 
     @cached_property
     def _head(self) -> Head:
@@ -268,7 +212,7 @@ class Trace(PixelView):
         """du/dA at another activation, (B, C, h, w): one pass through the rest of the network and back."""
         with torch.enable_grad():
             leaf = activation.detach().clone().requires_grad_()
-            return _gradient(self.head(leaf), leaf, create_graph=False)
+            return gradient_of(self.head(leaf), leaf, create_graph=False)
 
     def contributions(self) -> Tensor:
         """What each unit of A contributes to y_c by DeepLIFT's rescale rule, (B, C, h, w).
@@ -307,24 +251,8 @@ class Trace(PixelView):
     def _affine_logits(self) -> AffineLogits:
         linear = self.linear_head
         if linear is None:
-            return affine_logits(
-                self._head, self.activation, self.absent_activation, rows=not self._head.bypassed
-            )
+            # What changes a layer's output knows the layer's grid.
+            rows = not self._head.bypassed and not self.network.is_changed
+            return affine_logits(self._head, self.activation, self.absent_activation, rows)
         none, added = linear.by_position(self.activation, self.absent_activation)
         return AffineLogits(none[:, 0], added, torch.ones_like(self.target, dtype=torch.bool))
-
-
-def _gradient(utility: Tensor, leaf: Tensor, create_graph: bool, retain_graph: bool = False) -> Tensor:
-    # Each utility is per image, so the sum's gradient is every image's own gradient.
-    gradient = None
-    if utility.requires_grad:
-        (gradient,) = torch.autograd.grad(
-            utility.sum(),
-            leaf,
-            create_graph=create_graph,
-            retain_graph=create_graph or retain_graph,
-            allow_unused=True,
-        )
-    if gradient is None:
-        raise CamkitError("the logits do not depend on the layer's output: choose another --layer")
-    return gradient

@@ -70,13 +70,13 @@ class Analysis:
 
     @cached_property
     def place(self) -> np.ndarray:
-        """1 for the best method of each score, 2 for the second, else 0; controls have none.
+        """1 for the best method of each score, 2 for the second, else 0; controls and ceilings have none.
 
         Methods that look the same at the digits shown share a place.
         """
         place = np.zeros(self.own.value.shape, dtype=int)
         shown = np.round(self.own.value * self.sign, SHOWN_DECIMALS)
-        shown[self.block.controls] = np.nan
+        shown[~self.block.explaining] = np.nan
         shown[:, self.sign == 0] = np.nan
         for column in range(shown.shape[1]):
             values = np.unique(shown[:, column])
@@ -101,15 +101,15 @@ class Analysis:
         Which control is the best is not known, only which one looks best on these images. So a method has to
         beat each of them: its p is the largest of the paired tests against all controls, 1 where it is not
         better (an intersection-union test: Berger, Technometrics 1982), which needs no correction for the
-        choice. NaN where that cannot be asked: of controls, without controls, without a score or its better
-        side, with one image.
+        choice. NaN where that cannot be asked: of controls and ceilings, without controls, a score or its
+        better side, with one image.
         """
         p = np.full(self.own.value.shape, np.nan)
         for row in np.flatnonzero(self.block.controls):
             found = self.common - self.common.only(int(row))
             worse = (found.value * self.sign < 0) & ~np.isnan(found.p_value)
             p = np.fmax(p, np.where(worse, 1.0, found.p_value))
-        p[self.block.controls] = np.nan
+        p[~self.block.explaining] = np.nan
         p[:, self.sign == 0] = np.nan
         return holm(p)
 
@@ -127,9 +127,9 @@ class Analysis:
         winners = {}
         for place, score in enumerate(self.block.scores):
             values = self.common.value[:, place] * score.sign
-            if np.isnan(values).all() or score.sign == 0:
+            if np.isnan(values[~self.block.ceilings]).all() or score.sign == 0:
                 continue
-            name = self.block.methods[int(np.nanargmax(values))]
+            name = self.block.methods[int(np.nanargmax(np.where(self.block.ceilings, np.nan, values)))]
             if name in BLIND:
                 winners[score.name] = name
         return winners
@@ -146,8 +146,8 @@ class Comparison:
         difference: method minus baseline; `low`, `high`: ends of its 95 % interval.
         p: two-sided, Holm-corrected over all methods and scores of the block; NaN where it is not asked, and
             with one image.
-        asked: whether there is something to tell: not of the baseline, where one of the two has no score, or
-            of a score without a better side.
+        asked: whether there is something to tell: not of the baseline or a ceiling, where one of the two has
+            no score, or of a score without a better side.
         won, tied: shares of images on which the method's score is better, or the same.
         same: no image's score differs by more than rounding.
     """
@@ -175,6 +175,7 @@ def compare(analysis: Analysis, baseline: int) -> Comparison:
     low, high = difference.interval
     asked = ~np.isnan(difference.value) & (analysis.sign != 0)
     asked[baseline] = False
+    asked[analysis.block.ceilings] = False
     p = np.where(asked, difference.p_value, np.nan)
     values = analysis.shared_values
     better = np.where(analysis.sign == 0, np.nan, analysis.sign)

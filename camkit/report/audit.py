@@ -13,6 +13,10 @@ from camkit.report.statistics import FEW_IMAGES
 from camkit.report.study import Block
 from camkit.results.summary import columns_of_values, is_value
 
+CEILING = "region"
+AXIOMS = ("null_share", "efficiency_error", "symmetry_error", "linearity_error")
+KEPT = 1e-4  # what rounding in float32 makes of 0
+
 
 def audit(analysis: Analysis, study: Sequence[Block], named: Naming = identifier) -> list[str]:
     """Lines for one block.
@@ -27,6 +31,8 @@ def audit(analysis: Analysis, study: Sequence[Block], named: Naming = identifier
         *_same_cells(block, named),
         *_same_elsewhere(block, study, named),
         *_flags(block, named),
+        *_localisation(analysis, named),
+        *_axioms(block, named),
         *_no_values(block, named),
         *_controls(analysis, named),
     ]
@@ -136,6 +142,8 @@ def _flags(block: Block, named: Naming) -> list[str]:
         "degenerate_masked": "degenerate maps of the masked image (coherency 0)",
         "zero_probability": "images of probability 0 (AD and ADD 0)",
         "not_finite": "scores that are not finite (left empty)",
+        "empty_map": "empty maps (energy and pointing of chance)",
+        "empty_null_map": "empty maps of the network that is blind to half the positions (null of chance)",
     }
     lines = []
     for flag, words in described.items():
@@ -143,6 +151,48 @@ def _flags(block: Block, named: Naming) -> list[str]:
         if counts:
             lines.append(
                 f"{words.capitalize()}: {', '.join(f'{named(name)} {n}' for name, n in counts.items())}."
+            )
+    return lines
+
+
+def _localisation(analysis: Analysis, named: Naming) -> list[str]:
+    """What chance and the region itself score."""
+    block = analysis.block
+    located = [name for name in ("energy", "energy_certified", "pointing") if name in block.columns]
+    if not located or "region_share" not in block.columns:
+        return []
+    short = {score.name: score.short for score in block.scores}
+    share = float(np.nanmean(analysis.own.value[:, block.columns.index("region_share")]))
+    lines = [f"{listed([short[name] for name in located])}: chance is {100 * share:.2f}."]
+    if CEILING in block.methods:
+        found = analysis.own.value[block.methods.index(CEILING)]
+        reached = [
+            f"{short[name]} {100 * found[block.columns.index(name)]:.2f}"
+            for name in located
+            if not np.isnan(found[block.columns.index(name)])
+        ]
+        lines += [
+            f"The region itself, through the layer's grid ({named(CEILING)}), has {', '.join(reached)}."
+        ]
+    else:
+        lines += [f"What a map of the layer's grid can reach is not known (--method {CEILING})."]
+    return lines
+
+
+def _axioms(block: Block, named: Naming) -> list[str]:
+    """Which methods keep which axiom on every image."""
+    lines = []
+    for score in block.scores:
+        if score.name not in AXIOMS:
+            continue
+        values = block.values[..., block.columns.index(score.name)]  # (images, methods)
+        asked = ~np.isnan(values).all(axis=0) & block.explaining
+        if asked.any():
+            kept = asked & (np.where(np.isnan(values), 0, values).max(axis=0) < KEPT)
+            names = [named(block.methods[row]) for row in np.flatnonzero(kept)]
+            lines.append(
+                f"{score.short} is passed (0 but for rounding, on every image) by: "
+                f"{listed(names) if names else 'none'}."
             )
     return lines
 

@@ -52,7 +52,7 @@ def comparison_grids(comparison: Comparison, named: Naming = identifier) -> list
             control: tuple(
                 _comparison_row(comparison, row, column, named)
                 for row in range(len(block.methods))
-                if row != comparison.baseline and block.controls[row] == control
+                if row != comparison.baseline and (block.controls if control else block.explaining)[row]
             )
             for control in (False, True)
         }
@@ -212,8 +212,8 @@ def rank_tables(analyses: Sequence[Analysis]) -> list[RankTable]:
             continue
         methods = [
             name
-            for name in members[0].block.methods
-            if not is_control(name) and all(name in a.block.methods for a in members)
+            for row, name in enumerate(members[0].block.methods)
+            if members[0].block.explaining[row] and all(name in a.block.methods for a in members)
         ]
         for score in members[0].block.scores:
             if score.sign == 0 or len(methods) < 2 or any(score not in a.block.scores for a in members):

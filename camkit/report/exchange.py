@@ -10,7 +10,7 @@ import numpy as np
 from camkit.methods.altered import HARMLESS, MARK, MOVED, is_altered
 from camkit.report.analysis import Analysis
 from camkit.report.gallery import agreement, read_maps
-from camkit.report.scores import Score
+from camkit.report.scores import Score, is_ceiling
 from camkit.report.study import Block
 
 ENERGY = "energy"  # the truth that scores are held against
@@ -86,17 +86,18 @@ class Truth:
 
     @cached_property
     def distinct_methods(self) -> list[str]:
-        """Methods and controls; of those with nearly the same maps the first. `region` is the truth."""
+        """Methods and controls; of those with nearly the same maps the first. Ceilings know the truth."""
         maps = read_maps(self.block)
         found: list[str] = []
         for name in self.block.methods:
-            if is_altered(name) or name == "region":
+            if is_altered(name) or is_ceiling(name):
                 continue
             alike = [
                 other
                 for other in found
                 if name in maps
                 and other in maps
+                and maps[name].shape == maps[other].shape
                 and np.nanmean(agreement([maps[name], maps[other]])) > SAME_MAPS
             ]
             if not alike:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from camkit.config import MOSAIC
 from camkit.data import class_name, find_images
 from camkit.data.pixels import PAPER_CROP, Preprocess, crop_to, read_file
 from camkit.data.sources import Source, parts_of
@@ -21,6 +22,7 @@ from camkit.network.view import image_size
 from camkit.report.scores import title_of
 from camkit.report.study import Block, Say
 from camkit.results.folder import file_name, read_classes
+from camkit.results.mosaics import mosaics_in
 
 MOST_PHOTOS = 200  # in one page, whatever the number of models: small enough to mail
 PER_LIST = 12
@@ -47,7 +49,8 @@ class Photo(NamedTuple):
 def photo_of(block: Block, image: str) -> Photo:
     preprocess = block.protocol["preprocess"]
     model = "" if preprocess == "paper" else block.model
-    return Photo(image, preprocess, model, block.protocol.get("exif", "ignore"), _is_sample(block))
+    name = image.rpartition("#")[0] if block.of_mosaics else image  # tiles share their mosaic
+    return Photo(name, preprocess, model, block.protocol.get("exif", "ignore"), _is_sample(block))
 
 
 def _segment(block: Block) -> Mapping[str, Any]:
@@ -129,7 +132,7 @@ def select(block: Block) -> Selection:
     its ADCC (without ADCC: the first score) lies furthest above the mean of the other methods.
     """
     maps = read_maps(block)
-    methods = [row for row, control in enumerate(block.controls) if not control] or [0]
+    methods = np.flatnonzero(block.explaining).tolist() or [0]
     column = block.columns.index("adcc") if "adcc" in block.columns else 0
     score = block.scores[column]
     values = block.values[:, methods, column] * score.sign
@@ -224,7 +227,7 @@ def _read_photos(
 ) -> dict[Photo, str]:
     own = read_classes(selections[0].block.folder.parent)
     try:
-        found = find_images(data, seed=0, own=own, **reading)
+        found = find_images(data.removeprefix(MOSAIC), seed=0, own=own, **reading)
     except UsageError as error:
         raise UsageError(f"--data {data}: {error}") from error
     blocks = [one.block for one in selections]
@@ -235,6 +238,8 @@ def _read_photos(
             f"{', '.join(others)}"
         )
     sources = {item.id: item.source for item in found.items}
+    for block in (one for one in blocks if one.of_mosaics):
+        sources |= mosaics_in(block.folder.parent, sources, block.protocol["mosaic"])
     wanted = {
         photo_of(one.block, one.block.images[place]): one.block for one in selections for place in one.images
     }
@@ -263,7 +268,8 @@ def _preprocess(block: Block) -> Preprocess:
     else:
         # The crop belongs to the architecture, not to its weights.
         found = load_model(block.model, "random", block.protocol["preprocess"], seed=0).preprocess
-    return replace(found, orient=block.protocol.get("exif") == "apply")
+    orient = block.protocol.get("exif") == "apply"
+    return replace(found, orient=orient, side=block.protocol.get("mosaic", 1))
 
 
 def _jpeg(preprocess: Preprocess, source: Source) -> str:

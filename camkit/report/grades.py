@@ -9,14 +9,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import pandas as pd
+from scipy.stats import rankdata
 
 from camkit.entries import METRICS
 from camkit.methods.altered import MARK, is_altered
 from camkit.report.analysis import Analysis
-from camkit.report.exchange import Truth
+from camkit.report.exchange import ENERGY, Truth
+from camkit.report.intervals import LEVEL
 from camkit.report.scores import Score
-from camkit.report.statistics import holm
+from camkit.report.statistics import Estimates, holm
 from camkit.report.study import Block
 
 SHAPE = ("complexity", "roughness")  # what a score should not be a function of
@@ -115,20 +116,30 @@ def grade(study: Sequence[Block]) -> list[Report]:
     Args:
         study: with altered methods, see :func:`camkit.report.study.load_study`.
     """
-    places: dict[tuple[str, str, str], dict[bool, Block]] = {}
+    places: dict[tuple[str, str, str], dict[bool, list[Block]]] = {}
     for block in study:
-        places.setdefault((block.model, block.layer, block.utility), {})[block.of_mosaics] = block
-    return [_report(found.get(True), found.get(False)) for found in places.values()]
+        found = places.setdefault((block.model, block.layer, block.utility), {True: [], False: []})
+        found[block.of_mosaics].append(block)
+    return [_report(found[True], found[False]) for found in places.values()]
 
 
-def _report(mosaics: Block | None, photos: Block | None) -> Report:
+def _report(of_mosaics: Sequence[Block], of_photos: Sequence[Block]) -> Report:
+    """The grades of the first results of each kind: results are never pooled."""
+    mosaics, photos = (next(iter(found), None) for found in (of_mosaics, of_photos))
     report = Report(mosaics, photos)
+    report.notes.extend(
+        f"Left out, as there are other results of this model, layer and utility: {block.source}."
+        for block in (*of_mosaics[1:], *of_photos[1:])
+    )
     rest = photos or mosaics
     assert rest is not None
     plain = rest.only_methods(lambda name: not is_altered(name))
-    truth = None if mosaics is None else Truth(mosaics)
-    if truth is None:
+    halves = [] if plain is None else halved(plain)
+    truth = None if mosaics is None or ENERGY not in mosaics.columns else Truth(mosaics)
+    if mosaics is None:
         report.notes.append("No mosaics here (--data mosaic:PATH): nothing is said of place.")
+    elif truth is None:
+        report.notes.append("No energy here (--metrics localisation): nothing is said of place.")
     elif not truth.bases:
         report.notes.append(f"No changed maps here (--method hirescam{MARK}all): no exchange rate.")
     chosen = {score.name: score for block in (mosaics, photos) if block for score in block.scores}
@@ -139,11 +150,10 @@ def _report(mosaics: Block | None, photos: Block | None) -> Report:
         if truth is not None and name in truth.block.columns:
             parts |= truth.exchange(score) | truth.agreement(score)
         if plain is not None and name in plain.columns:
-            analysis = Analysis(plain)
             parts |= {
-                "chance": chance(analysis, name),
+                "chance": chance(plain, halves, score),
                 "area": area(plain, name),
-                "images": reliability(analysis, name),
+                "images": reliability(Analysis(plain), name),
             }
         report.grades.append(Grade(score, **parts))  # type: ignore[arg-type]
     return report
@@ -152,34 +162,39 @@ def _report(mosaics: Block | None, photos: Block | None) -> Report:
 LOCATED = tuple(METRICS["localisation"].columns)  # these are the truth, and not graded by it
 
 
-def _halves(units: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    order = np.random.default_rng(seed).permutation(units)
-    return order[: units // 2], order[units // 2 :]
+def halved(block: Block) -> list[tuple[Estimates, Estimates]]:
+    """Statistics of random halves of the units, :data:`SPLITS` times."""
+    halves = []
+    for seed in range(SPLITS):
+        units = np.random.default_rng(seed).permutation(len(block.units))
+        first, second = (
+            {block.units[unit] for unit in half}
+            for half in (units[: len(units) // 2], units[len(units) // 2 :])
+        )
+        halves.append(tuple(Analysis(block.only_units(half)).common for half in (first, second)))
+    return halves  # type: ignore[return-value]
 
 
-def chance(analysis: Analysis, name: str) -> float:
+def chance(block: Block, halves: Sequence[tuple[Estimates, Estimates]], score: Score) -> float:
     """Share of random halves on which the method that is best on the other half beats every control.
 
-    Which method is the best is found on images that do not test it. Paired tests against all controls, Holm.
+    Which method is the best is found on images that do not test it. Paired tests against all controls that
+    have the score, Holm; NaN where none has it, or no method.
     """
-    block, column = analysis.block, analysis.block.columns.index(name)
-    controls = np.flatnonzero(block.controls)
-    methods = np.flatnonzero(~block.controls & np.array([one != "region" for one in block.methods]))
-    sign = block.scores[column].sign
-    units = np.array(block.units)
-    if not len(controls) or not len(methods) or len(units) < 4:
-        return np.nan
+    column, sign = block.columns.index(score.name), score.sign
+    methods = np.flatnonzero(block.explaining)
     beaten = []
-    for seed in range(SPLITS):
-        first, second = _halves(len(units), seed)
-        means = Analysis(block.only_units(set(units[first]))).common.value[methods, column] * sign
+    for first, second in halves:
+        means = first.value[methods, column] * sign
         if np.isnan(means).all():
             return np.nan
-        best = int(methods[np.nanargmax(means)])
-        test = Analysis(block.only_units(set(units[second]))).common
-        found = test.only(best) - test  # (methods, scores): the best one less each
-        p = np.where(found.value[:, column] * sign > 0, found.p_value[:, column], 1.0)[controls]
-        beaten.append(bool((holm(p) < 0.05).all()))
+        best = second.only(int(methods[np.nanargmax(means)])).of_column(column)
+        found = best - second.of_column(column)  # (methods, 1): the best one less each
+        p = np.where(found.value * sign > 0, found.p_value, 1.0)
+        asked = block.controls & ~np.isnan(found.value[:, 0])
+        if not asked.any():
+            return np.nan
+        beaten.append(bool((holm(p[asked]) < 1 - LEVEL).all()))
     return float(np.mean(beaten))
 
 
@@ -200,10 +215,17 @@ def area(block: Block, name: str) -> float:
     return float((fit**2).sum() / total)
 
 
+def _rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
+    """Spearman's; 0 where one ranks nothing."""
+    if np.ptp(first) == 0 or np.ptp(second) == 0:
+        return 0.0
+    return float(np.corrcoef(rankdata(first), rankdata(second))[0, 1])
+
+
 def reliability(analysis: Analysis, name: str) -> float:
     """From how many images on two disjoint samples rank the methods alike: mean rank correlation 0.9."""
     block, column = analysis.block, analysis.block.columns.index(name)
-    methods = np.flatnonzero(~block.controls)
+    methods = np.flatnonzero(block.explaining)
     values = analysis.shared_values[:, methods, column]
     values = values[:, ~np.isnan(values).all(axis=0)]
     values = values[~np.isnan(values).any(axis=1)]
@@ -216,7 +238,7 @@ def reliability(analysis: Analysis, name: str) -> float:
         for seed in range(SPLITS):
             order = np.random.default_rng(seed).permutation(len(values))
             means = [values[part].mean(axis=0) for part in (order[:size], order[size : 2 * size])]
-            correlations.append(pd.Series(means[0]).corr(pd.Series(means[1]), method="spearman"))
+            correlations.append(_rank_correlation(*means))
         if np.mean(correlations) >= STABLE:
             return float(size)
     return np.inf

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import camkit.methods
 import camkit.metrics  # noqa: F401  (both fill the registries)
 from camkit.entries import METHODS, METRICS, Column, all_columns
+from camkit.errors import UsageError
 from camkit.results.summary import method_place
 
 # The maps of these controls are the same for every image.
@@ -60,12 +61,16 @@ def known_scores(columns: Iterable[str]) -> list[Score]:
     ]
 
 
-# Methods are looked up among the registered ones only: the member of a family (`grad_cam:NAME`) would be made
-# by a package that whoever reads the results need not have.
+def _is_in(name: str, group: str) -> bool:
+    """Whether a method is in a group; explainers of other packages are in none, and not imported for it."""
+    try:
+        return ":" not in name and group in METHODS[name].groups
+    except UsageError:  # a plugin's, which whoever reads the results need not have
+        return False
 
 
 def is_control(name: str) -> bool:
-    return name in tuple(METHODS) and "controls" in METHODS[name].groups
+    return _is_in(name, "controls")
 
 
 def of_one_layer(name: str) -> bool:
@@ -73,9 +78,14 @@ def of_one_layer(name: str) -> bool:
     return ":" in name or not METHODS.knows(name) or METHODS[name].of_one_layer
 
 
-def table_place(name: str) -> tuple[bool, int, str]:
-    """Sorts methods as tables show them: the controls last."""
-    return is_control(name), *method_place(name)
+def is_ceiling(name: str) -> bool:
+    """Whether it shows what a map can reach, and is no method to compare with."""
+    return _is_in(name, "ceilings")
+
+
+def table_place(name: str) -> tuple[int, int, str]:
+    """Sorts methods as tables show them: then the controls, then the ceilings."""
+    return 2 * is_ceiling(name) + is_control(name), *method_place(name)
 
 
 Naming = Callable[[str], str]  # a method's identifier -> the name that a table shows

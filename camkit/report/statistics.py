@@ -65,6 +65,18 @@ class Estimates:
             images=self.images[one],
         )
 
+    def of_column(self, column: int) -> Estimates:
+        """Those of one column, (methods, 1)."""
+        one = slice(column, column + 1)
+        return Estimates(
+            self.scores[..., one],
+            self.value[:, one],
+            self.influence[..., one],
+            self.images[:, one],
+            self.shares[one],
+            self.bounds[:, one],
+        )
+
     def __sub__(self, other: Estimates) -> Differences:
         """Differences to methods of the same images, or to :meth:`only` one: NaN where one has no score."""
         first, second = (one.scores[..., self.shares] for one in (self, other))

@@ -14,7 +14,7 @@ import pandas as pd
 
 from camkit.errors import UsageError
 from camkit.methods.altered import is_altered
-from camkit.report.scores import Score, is_control, known_scores, table_place
+from camkit.report.scores import Score, is_ceiling, is_control, known_scores, table_place
 from camkit.results.folder import (
     FAILURES,
     KEYS,
@@ -42,7 +42,7 @@ class Block:
         source: the results folder, see :func:`source_names`.
         alone: it is the study's only results folder, which titles then need not name.
         protocol: all that decided the numbers; `segments`: with what, and when, they were made.
-        methods: the controls last.
+        methods: then the controls, then the ceilings.
         images: names, those of all methods together, in the run's order.
         values: scores as fractions, float32 (images, methods, scores); NaN where there is none.
         explained: class index that the maps explain, and its probability, (images, 2); NaN where not known.
@@ -89,6 +89,16 @@ class Block:
     def controls(self) -> np.ndarray:
         """(methods,), true for controls."""
         return np.array([is_control(name) for name in self.methods])
+
+    @cached_property
+    def ceilings(self) -> np.ndarray:
+        """(methods,), true for ceilings."""
+        return np.array([is_ceiling(name) for name in self.methods])
+
+    @property
+    def explaining(self) -> np.ndarray:
+        """(methods,), true for those that are neither controls nor ceilings."""
+        return ~(self.controls | self.ceilings)
 
     @property
     def of_mosaics(self) -> bool:
@@ -161,7 +171,8 @@ class Block:
         words = [f"layer {self.layer}", f"utility {self.utility}", f"target {p.get('target_rule')}"]
         words.append(self.size)
         if {"deletion_auc", "insertion_auc"} & set(self.columns):
-            words.append(f"{p.get('steps')} steps")
+            of = f"{p['sample']} of " if p.get("sample") else ""
+            words.append(f"{of}{p.get('steps')} steps")
         return ", ".join(words)
 
 

@@ -15,7 +15,7 @@ from camkit.report.analysis import Analysis
 from camkit.report.audit import audit, no_values
 from camkit.report.grid import Entry, Grid, terminal
 from camkit.report.intervals import LEVEL
-from camkit.report.scores import Naming, identifier, is_control, known_scores
+from camkit.report.scores import Naming, identifier, is_ceiling, is_control, known_scores
 from camkit.report.study import Block, count_of
 from camkit.results.summary import columns_of_values, is_value
 
@@ -39,7 +39,7 @@ def signed(value: float) -> str:
 
 
 def terminal_table(summary: pd.DataFrame, width: int | None = None) -> str:
-    """The means of a summary.csv: one block a model, layer and utility, the controls below a line.
+    """The means of a summary.csv: one block a model, layer and utility; controls and ceilings below a line.
 
     Args:
         width: see :func:`camkit.report.grid.terminal`.
@@ -49,13 +49,13 @@ def terminal_table(summary: pd.DataFrame, width: int | None = None) -> str:
     for (model, layer, utility), block in summary.groupby(["model", "layer", "utility"], sort=False):
         top1 = block["top1"].iloc[0]
         accuracy = "" if pd.isna(top1) else f", top-1 {100 * top1:.2f} %"
-        controls = block["method"].map(is_control)
+        controls, ceilings = block["method"].map(is_control), block["method"].map(is_ceiling)
         groups = tuple(
             tuple(
                 (Entry(row["method"]), *(Entry(percent(row[score.name])) for score in scores))
                 for _, row in block[chosen].iterrows()
             )
-            for chosen in (~controls, controls)
+            for chosen in (~(controls | ceilings), controls, ceilings)
         )
         title = f"{model} · {layer} · {utility} ({count_of(block['images'].iloc[0])}{accuracy})"
         grids.append(Grid(title, "", ("method", *(score.heading for score in scores)), groups))
@@ -72,9 +72,10 @@ def score_grid(analysis: Analysis, study: Sequence[Block], named: Naming = ident
         (Entry(named(name)), *(_score_cell(analysis, row, column) for column in range(len(block.scores))))
         for row, name in enumerate(block.methods)
     ]
-    methods = tuple(row for row, control in zip(rows, block.controls, strict=True) if not control)
-    controls = [row for row, control in zip(rows, block.controls, strict=True) if control]
-    groups = [methods, tuple(controls)]
+    groups = [
+        tuple(row for row, member in zip(rows, members, strict=True) if member)
+        for members in (block.explaining, block.controls, block.ceilings)
+    ]
     if analysis.best_control is not None:
         best = [named(block.methods[row]) if row >= 0 else "" for row in analysis.best_control]
         groups.append(((Entry("best control"), *(Entry(name) for name in best)),))
@@ -148,7 +149,7 @@ BRIEF = ("name", "title", "uses", "cost", "from")
 COSTS = """\
 Cost per image beside the pass that all methods share. pass: a pass through the network; head: one
 through what follows the layer; grad: a gradient at the layer. C channels, P positions, L blocks.
-or 0: none where pooling and a linear map follow the layer."""
+or 0: where pooling and a linear map follow the layer (so it is with shapley and reciprocam, too)."""
 
 
 def brief_listing(what: str) -> pd.DataFrame:

@@ -50,10 +50,11 @@ class CellScores:
     Attributes:
         target: the explained classes.
         scores: column -> one value an image.
-        curves: name -> (B, points), what a metric's score is the summary of.
+        curves: name -> (B, points), what a metric's score is the summary of; on the CPU, as the maps are.
         flags: name (as `degenerate`) -> the images it holds for, true or false.
         maps: signed maps (B, h, w) at the layer's resolution; None for methods that give saliency maps.
-        saliency: saliency maps (B, H, W).
+        saliency: saliency maps (B, H, W), on the device.
+        seconds: that explaining took, and scoring; what cells share is the first one's.
     """
 
     cell: Cell
@@ -64,6 +65,7 @@ class CellScores:
     flags: Mapping[str, tuple[bool, ...]]
     maps: Tensor | None
     saliency: Tensor
+    seconds: tuple[float, float]
 
 
 @dataclass(frozen=True)

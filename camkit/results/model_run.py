@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -30,7 +31,7 @@ from camkit.results.folder import (
 from camkit.results.lock import hold
 from camkit.results.merge import PATIENCE, fold, write_order
 from camkit.results.rows import ModelRows
-from camkit.results.segments import Difference, add_counts, add_segment, credit, now
+from camkit.results.segments import Difference, add_costs, add_counts, add_segment, credit, now
 from camkit.results.table import number
 from camkit.share import Share
 
@@ -65,6 +66,7 @@ class ModelRun(ModelRows):
         self.curves: dict[tuple[Cell, str], Curves] = {}
         self.failed: set[tuple[str, ...]] = set()  # keys of failures.csv that this start made
         self._untold: Callable[[], None] | None = None
+        self._costs: dict[Cell, Counter[str]] = {}  # see add_costs
         with hold(config.out, PATIENCE):
             self.check_protocols()
             for folder in (self.folder, *self.protocols):
@@ -139,6 +141,10 @@ class ModelRun(ModelRows):
             self.failures.append(self._failure(result, item) for item in result.items)
             self.failed |= {(*cell.key, item.id, result.reason) for item in result.items}
             return
+        explaining, scoring = result.seconds
+        self._costs.setdefault(cell, Counter()).update(
+            {"images": len(result.items), "explaining_seconds": explaining, "scoring_seconds": scoring}  # type: ignore[dict-item]
+        )
         self.flags.append(
             {**_key_fields(cell), "image": item.id, "flag": flag}
             for flag, values in result.flags.items()
@@ -238,7 +244,10 @@ class ModelRun(ModelRows):
             credit(run["segments"], self._places(folder))
             run["segments"][-1] |= {"ended": now(), "not_deterministic": self.segment["not_deterministic"]}
             add_counts(run["segments"][-1], counts)
+            costs = {c.method.name: cost for c, cost in self._costs.items() if self._cell_folder(c) == folder}
+            add_costs(run["segments"][-1], costs)
             write_run(folder, run | model_counts(folder, run["protocol"]))
+        self._costs.clear()
 
 
 def _text(label: int | None) -> str:

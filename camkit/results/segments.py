@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 BOOKKEEPING = {
     "command", "data", "data_images", "layout", "labels", "started", "ended", "starts", "rows",
     "images", "seconds", "waiting_seconds", "passes", "head_passes", "images_per_second", "waiting_for_data",
-    "not_deterministic", "plugins",
+    "not_deterministic", "plugins", "costs",
 }  # fmt: skip
 
 
@@ -121,6 +121,7 @@ def merge_segments(segments: list[dict[str, Any]], others: Sequence[Mapping[str,
             same["ended"] = max(same.get("ended", ""), other["ended"])
         same["starts"] += other["starts"]
         add_counts(same, other)
+        add_costs(same, other.get("costs", {}))
 
 
 def add_counts(segment: dict[str, Any], counts: Mapping[str, float]) -> None:
@@ -130,6 +131,18 @@ def add_counts(segment: dict[str, Any], counts: Mapping[str, float]) -> None:
     seconds = segment["seconds"]
     segment["images_per_second"] = round(segment["images"] / seconds, 3) if seconds else None
     segment["waiting_for_data"] = round(segment["waiting_seconds"] / seconds, 4) if seconds else None
+
+
+def add_costs(segment: dict[str, Any], costs: Mapping[str, Mapping[str, float]]) -> None:
+    """Add to what each method took: `explaining_seconds`, `scoring_seconds`, over `images`.
+
+    Seconds of the device. What methods share (the first pass, a layer's gradient, the blank and the blurred
+    image) counts for the first one that needs it.
+    """
+    there = segment.setdefault("costs", {})
+    for method, cost in costs.items():
+        before = there.get(method, {})
+        there[method] = {name: round(before.get(name, 0) + value, 3) for name, value in cost.items()}
 
 
 def to_ranges(places: Iterable[int]) -> str:

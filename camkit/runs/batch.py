@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -14,10 +14,11 @@ from camkit.data.batches import Batch
 from camkit.entries import Method
 from camkit.network.passes import TracedPass
 from camkit.network.trace import Trace
-from camkit.results.cells import Cell, CellFailure
+from camkit.network.transfer import Moment, arriving
+from camkit.results.cells import Cell, CellFailure, CellScores
 
 
-def not_finite(cell: Cell, maps: Tensor, explained: Explained) -> Iterator[CellFailure]:
+def not_finite(cell: Cell, maps: Tensor, explained: Explained) -> Iterator[Callable[[], CellFailure]]:
     """Images for which a plugin's map holds NaN or infinities: named, besides counting as degenerate."""
     if not cell.method.origin:
         return
@@ -25,7 +26,7 @@ def not_finite(cell: Cell, maps: Tensor, explained: Explained) -> Iterator[CellF
     wrong = tuple(item for item, fine in zip(explained.items, finite, strict=True) if not fine)
     if wrong:
         blame = f"plugin {cell.method.origin}: method {cell.method.name!r}"
-        yield CellFailure(cell, wrong, f"{blame}: gives values that are not finite", scored=True)
+        yield partial(CellFailure, cell, wrong, f"{blame}: gives values that are not finite", scored=True)
 
 
 def defined(columns: Mapping[str, Tensor], optional: Container[str]) -> tuple[dict[str, Tensor], Tensor]:
@@ -51,7 +52,6 @@ class Explained:
         target: the classes (B,), of the padded batch.
         probability: of these classes in the pass that gave the predictions, (B,).
         kept: positions in the batch of the images whose scores are wanted.
-        classes: their target classes.
         traced, trace: the pass, and the view of it, that the last cell had.
         changed: (module path, what the pass keeps, name of a change) -> the pass of the network that is
             changed behind the layer.
@@ -64,7 +64,6 @@ class Explained:
     target: Tensor
     probability: Tensor
     kept: list[int]
-    classes: tuple[int, ...]
     traced: TracedPass
     regions: Tensor | None = None
     trace: Trace | None = None
@@ -79,6 +78,48 @@ class Explained:
         """Of values (B, ...) those of the kept images, without a copy where no image between is left out."""
         count = len(self.kept)
         return values[:count] if self.kept == list(range(count)) else values[self.kept]
+
+    def scores(
+        self,
+        cell: Cell,
+        columns: Mapping[str, Tensor],
+        curves: Mapping[str, Tensor],
+        flags: Mapping[str, Tensor],
+        maps: Tensor | None,
+        saliency: Tensor,
+        moments: tuple[Moment, Moment],
+    ) -> Callable[[], CellScores]:
+        """A cell's results on their way to the CPU, of the kept images.
+
+        Args:
+            columns: scores, (B,); `flags`: bool, (B,).
+            curves: (B, points).
+            maps: signed maps (B, h, w), where the method gives any; `saliency`: (B, H, W).
+            moments: when explaining began, and scoring.
+        """
+        stacked = [torch.stack([*some.values()], dim=1) for some in (columns, flags)]
+        maps_there = [] if maps is None else [maps]
+        arrived = arriving(
+            [self.of_kept(one) for one in (self.target, *stacked, *curves.values(), *maps_there)]
+        )
+        begun, explained, scored = *moments, Moment(self.target.device)
+        items, shown = self.items, self.of_kept(saliency)  # not all of this batch, until it is called
+
+        def result() -> CellScores:
+            target, scores, said, *rest = arrived()
+            return CellScores(
+                cell,
+                items,
+                tuple(target.tolist()),
+                dict(zip(columns, map(tuple, scores.T.tolist()), strict=True)),
+                dict(zip(curves, rest[: len(curves)], strict=True)),
+                dict(zip(flags, map(tuple, said.T.tolist()), strict=True)),
+                rest[-1] if maps_there else None,
+                shown,
+                (begun.until(explained), explained.until(scored)),
+            )
+
+        return result
 
 
 @dataclass

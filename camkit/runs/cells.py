@@ -88,7 +88,8 @@ def cells_of(summary: pd.DataFrame, config: RunConfig) -> pd.DataFrame:
 def cells_of_model(prepared: Prepared, config: RunConfig, say: Say = lambda line: None) -> list[Cell]:
     """All cells of one model in a run: its layers by its utilities by its methods.
 
-    Methods that this model or layer cannot have are left out, and said; one that was named is refused.
+    Methods that this model or a layer cannot have are left out, and said; one that was named, and no layer
+    can have, is refused.
 
     Raises:
         UsageError: a method does not exist.
@@ -96,26 +97,29 @@ def cells_of_model(prepared: Prepared, config: RunConfig, say: Say = lambda line
     """
     cells = []
     named = prepared.layers(config.layer)
-    for layer in named:
-        for found in find_methods(config.method):
+    for found in find_methods(config.method):
+        if without_regions(found, config):
+            continue
+        lacking: dict[str, list[str]] = {}  # why -> the layers
+        for layer in named:
             method = at_layer(found, prepared.paths[layer])
-            why = without_regions(method, config)
-            if not why:
-                why = what_is_lacking(method, prepared.network, prepared.paths[layer])
-                line = f"{prepared.loaded.row.name}, layer {layer}: {method.name}: {why}"
-                if why and method.name in config.method:
-                    raise CamkitError(line)
-                if why:
-                    say(f"{line}; left out")
-            if not why:
+            why = what_is_lacking(method, prepared.network, prepared.paths[layer])
+            if why:
+                lacking.setdefault(why, []).append(layer)
+            else:
                 cells += [Cell(layer, prepared.paths[layer], utility, method) for utility in config.utility]
+        for why, layers in lacking.items():
+            line = f"{prepared.loaded.row.name}, layer {', '.join(layers)}: {found.name}: {why}"
+            if found.name in config.method and not any(cell.method.name == found.name for cell in cells):
+                raise CamkitError(line)
+            say(f"{line}; left out")
     if not cells:
         raise CamkitError(
             f"{prepared.loaded.row.name} can have none of the methods {', '.join(config.method)}"
         )
     order = {utility: place for place, utility in enumerate(config.utility)}
-    layers = {layer: place for place, layer in enumerate(named)}
-    return sorted(cells, key=lambda cell: (layers[cell.layer], order[cell.utility]))
+    places = {layer: place for place, layer in enumerate(named)}
+    return sorted(cells, key=lambda cell: (places[cell.layer], order[cell.utility]))
 
 
 def what_is_lacking(method: Method, network: Network, path: str) -> str:

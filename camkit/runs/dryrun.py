@@ -131,13 +131,15 @@ def _cost(
     """
     batches, decoding = _probe_batches(images, prepared, config, size)
     height, width = batches[0].pixels.shape[2:]  # type: ignore[union-attr]
-    more_points = curve_points(config.steps, height * width) - PROBE_STEPS[0]
+    points = curve_points(config.steps, height * width)
+    more_points = points - PROBE_STEPS[0]
+    more_scored = min(config.sample + 1, points) - PROBE_STEPS[0] if config.sample else more_points
     first, second = (
-        _probe(batch, wanted, prepared, replace(config, steps=steps), size)
+        _probe(batch, wanted, prepared, replace(config, steps=steps, sample=None), size)
         for steps, batch in zip(PROBE_STEPS, batches, strict=True)
     )
     bare = _bare_seconds(batches[1], prepared, size)
-    passes = first.passes + (second.passes - first.passes) * more_points
+    passes = first.passes + (second.passes - first.passes) * more_scored
     count = math.ceil(len(images) / size)
     seconds = count * (second.seconds + max(0, passes - second.passes) * bare)
     decoding *= len(images)
@@ -159,7 +161,7 @@ def _probe(batch: Batch, wanted: Wanted, prepared: Prepared, config: RunConfig, 
     target = replace(find_target(config.target), keeps=keeps_all)
     loop = Loop(prepared, config, size, kept="Nothing was written.", target=target)
     with loop.failures_named():
-        made = list(loop.evaluation.run(batch, wanted))
+        made = [result() for result in loop.evaluation.run(batch, wanted)]
     took = loop.took()
     return _Probe(
         int(took["passes"]),

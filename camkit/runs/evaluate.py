@@ -18,7 +18,8 @@ from camkit.metrics import Subject
 from camkit.network.layers import parts_of
 from camkit.network.passes import TracedPass
 from camkit.network.prepare import Prepared
-from camkit.network.targets import Target, find_target
+from camkit.network.targets import Target, find_target, keeps_all
+from camkit.network.transfer import Moment, arriving, sent
 from camkit.results.cells import Cell, CellFailure, CellScores, Predictions, Result
 from camkit.runs.batch import Explained, Made, defined, not_finite, together
 from camkit.runs.cells import Needs
@@ -55,8 +56,10 @@ class Evaluation(Views):
         batch: Batch,
         wanted: Mapping[Cell, Sequence[str]],
         predicted_before: Mapping[str, int] | None = None,
-    ) -> Iterator[Result]:
+    ) -> Iterator[Callable[[], Result]]:
         """Predictions of a batch, then the scores of every cell in the metric groups wanted for it.
+
+        What is given has been queued on the device; to call it waits until the device has made it.
 
         Args:
             predicted_before: image -> class that an earlier run found: it stays, where on this machine two
@@ -64,39 +67,26 @@ class Evaluation(Views):
         """
         if batch.pixels is None:
             return
-        pixels = pad(batch.pixels, self.batch_size).to(self.network.device, non_blocking=True)
-        images = self.preprocess.normalise(pixels)
+        images = self.preprocess.normalise(sent(pad(batch.pixels, self.batch_size), self.network.device))
         traced = self._first_pass(images, wanted)
         logits = traced.logits.detach()
         predictions, predicted = self._predictions(batch, logits, predicted_before or {})
         yield predictions
         target = self._targets(batch, logits, predicted)
-        kept = [
-            position
-            for position, item in enumerate(batch.items)
-            if self.target.keeps(predictions.predicted[position], item.label)
-        ]
+        kept = self._kept(batch, predictions)
         if not kept:
             return
-        classes = target.tolist()
-        explained = Explained(
-            batch,
-            images,
-            target,
-            self.network.probability(logits, target),
-            kept,
-            tuple(classes[position] for position in kept),
-            traced,
-            self._regions(batch, target),
-        )
+        probability = self.network.probability(logits, target)
+        regions = self._regions(batch, target)
+        explained = Explained(batch, images, target, probability, kept, traced, regions)
         made: dict[tuple[Any, ...], Made] = {}
         for cell, metrics in together(wanted):
-            key = _shared_by(cell)
+            key, begun = _shared_by(cell), Moment(self.network.device)
             if key not in made:
                 # Maps of another layer have no further cell.
                 made = {one: maps for one, maps in made.items() if len(one) < 3}
                 made[key] = self._make(explained, cell)
-            yield from self._cell(explained, cell, metrics, made[key])
+            yield from self._cell(explained, cell, metrics, made[key], begun)
 
     def _first_pass(self, images: Tensor, wanted: Iterable[Cell]) -> TracedPass:
         """The pass that gives the predictions: in float32 also all that the cells need, of every layer.
@@ -111,30 +101,42 @@ class Evaluation(Views):
 
     def _predictions(
         self, batch: Batch, logits: Tensor, before: Mapping[str, int]
-    ) -> tuple[Predictions, Tensor]:
+    ) -> tuple[Callable[[], Predictions], Tensor]:
         """What is said of the images, and the predicted classes (B,) of the padded batch."""
         here = logits.argmax(dim=1)
-        fixed = [before.get(item.id, -1) for item in batch.items]
-        fixed += [-1] * (self.batch_size - len(fixed))
-        earlier = torch.tensor(fixed, device=here.device)
+        earlier = self._column([before.get(item.id) for item in batch.items], here)
         predicted = earlier.where(earlier >= 0, here)
         probability_of = partial(self.network.probability, logits)
-        classes, probability, classes_here, probability_here = (
-            tuple(column[: len(batch.items)].tolist())
-            for column in (predicted, probability_of(predicted), here, probability_of(here))
-        )
-        return Predictions(batch.items, classes, probability, classes_here, probability_here), predicted
+        columns = predicted, probability_of(predicted), here, probability_of(here)
+        items = batch.items
+        arrived = arriving([column[: len(items)] for column in columns])
+
+        def result() -> Predictions:
+            return Predictions(items, *(tuple(column.tolist()) for column in arrived()))
+
+        return result, predicted
+
+    def _kept(self, batch: Batch, predictions: Callable[[], Predictions]) -> list[int]:
+        """Positions of the images that the target rule keeps; waits for the predictions if it needs them."""
+        if self.target.keeps is keeps_all:
+            return list(range(len(batch.items)))
+        predicted = predictions().predicted
+        return [
+            position
+            for position, item in enumerate(batch.items)
+            if self.target.keeps(predicted[position], item.label)
+        ]
 
     def _targets(self, batch: Batch, logits: Tensor, predicted: Tensor) -> Tensor:
         """The classes to explain, (B,) of the padded batch: the images' own, else by the rule."""
+        highest = self.target.highest(batch.items)
+        if highest >= logits.shape[1]:
+            raise UsageError(
+                f"--target {self.target.name}: class {highest} of a model that gives {logits.shape[1]}"
+            )
         labels = self._column([item.label for item in batch.items], predicted)
         own = self._column([item.target for item in batch.items], predicted)
-        target = own.where(own >= 0, self.target.class_of(logits, predicted, labels))
-        if target.max() >= logits.shape[1]:
-            raise UsageError(
-                f"--target {self.target.name}: class {target.max()} of a model that gives {logits.shape[1]}"
-            )
-        return target
+        return own.where(own >= 0, self.target.class_of(logits, predicted, labels))
 
     def _regions(self, batch: Batch, target: Tensor) -> Tensor | None:
         """Regions (B, H, W) of the padded batch; empty where another class is explained than lies there."""
@@ -143,7 +145,7 @@ class Evaluation(Views):
         if batch.regions is None:  # those of all its images are broken or missing
             height, width = self.preprocess.shape[1:]
             return torch.zeros(self.batch_size, height, width, dtype=torch.bool, device=target.device)
-        regions = pad(batch.regions, self.batch_size).to(target.device)
+        regions = sent(pad(batch.regions, self.batch_size), target.device)
         of = [item.label if item.target is None else item.target for item in batch.items]
         classes = self._column(of, target)
         return regions & ((classes < 0) | (classes == target))[:, None, None]
@@ -152,7 +154,7 @@ class Evaluation(Views):
         """Whole numbers (B,) of the padded batch, -1 for None."""
         numbers = [-1 if value is None else value for value in values]
         numbers += numbers[-1:] * (self.batch_size - len(numbers))
-        return torch.tensor(numbers, device=like.device)
+        return sent(torch.tensor(numbers), like.device)
 
     def _make(self, explained: Explained, cell: Cell) -> Made:
         view = self._without_layer(explained, cell, explained.images, draw=0)
@@ -177,6 +179,7 @@ class Evaluation(Views):
             score=lambda images: self.network.score(images, explained.target),
             logit=lambda images: self.network.logit(images, explained.target),
             steps=self.config.steps,
+            sample=self.config.sample,
             patches=self.config.grid,
             saliency=saliency,
             maps=None if cell.method.saliency else maps,
@@ -194,15 +197,20 @@ class Evaluation(Views):
         )
 
     def _cell(
-        self, explained: Explained, cell: Cell, groups: Sequence[str], made: Made
-    ) -> Iterator[CellScores | CellFailure]:
+        self, explained: Explained, cell: Cell, groups: Sequence[str], made: Made, begun: Moment
+    ) -> Iterator[Callable[[], CellScores | CellFailure]]:
         items = explained.items
+
+        def failed(error: PluginError) -> Callable[[], CellFailure]:
+            return partial(CellFailure, cell, items, str(error))
+
         try:
             subject = self._subject(explained, cell, made)
         except PluginError as error:
-            yield CellFailure(cell, items, str(error))
+            yield failed(error)
             return
         maps, saliency = made.maps
+        moments = begun, Moment(self.network.device)
         yield from not_finite(cell, maps, explained)
         columns = {"probability": subject.probability}
         curves: dict[str, Tensor] = {}
@@ -216,7 +224,7 @@ class Evaluation(Views):
                 try:
                     made.found[key] = compute_scores(metric, subject)
                 except PluginError as error:
-                    yield CellFailure(cell, items, str(error))
+                    yield failed(error)
                     continue
             found = made.found[key]
             columns |= {name: found[name] for name in metric.columns}
@@ -224,18 +232,8 @@ class Evaluation(Views):
             flags |= {name: found[name] for name in metric.flags}
         optional = {name for metric in metrics for name, column in metric.columns.items() if column.optional}
         columns, flags["not_finite"] = defined(columns, optional)
-        values = torch.stack([column.double() for column in (*columns.values(), *flags.values())])
-        rows = values.cpu()[:, explained.kept].tolist()  # one transfer
-        yield CellScores(
-            cell,
-            items,
-            explained.classes,
-            dict(zip(columns, map(tuple, rows[: len(columns)]), strict=True)),
-            {name: explained.of_kept(curve) for name, curve in curves.items()},
-            {name: tuple(map(bool, row)) for name, row in zip(flags, rows[len(columns) :], strict=True)},
-            None if cell.method.saliency else explained.of_kept(maps),
-            explained.of_kept(saliency),
-        )
+        maps_kept = None if cell.method.saliency else maps
+        yield explained.scores(cell, columns, curves, flags, maps_kept, saliency, moments)
 
 
 def _shared_by(cell: Cell) -> tuple[Any, ...]:

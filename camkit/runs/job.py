@@ -164,7 +164,7 @@ class Job:
         run.finish()
 
     def _score(self, run: ModelRun, loop: Loop) -> dict[str, float]:
-        """Every cell's rows of a batch are on disk before the next batch; gives what it took.
+        """Every cell's rows are on disk before those of the next cell; gives what it took.
 
         Raises:
             CamkitError: see :meth:`_make_missing`; what it took is then in run.json.
@@ -178,7 +178,7 @@ class Job:
                 self.stop.patiently(),
                 loop.failures_named(),
             ):
-                for batch, wanted, results in loop.run(todo, run.predicted):
+                for batch, wanted, results in loop.run(todo, run.predicted, lambda: self.stop.asked):
                     run.write_errors(batch.errors)
                     for item, reason in batch.notes:
                         self.say(f"{item.id}: {reason}: no localisation")
@@ -189,8 +189,6 @@ class Job:
                     faults += len(batch.errors)
                     bar.reach(loop.images + len(batch.items) + faults)  # exact again after fractions
                     _check_errors(run, faults)
-                    if self.stop.asked:
-                        break
         except CamkitError as error:
             if self.stop.asked and not isinstance(error, RunError):
                 return loop.took()  # who signals every process of a job also ends those that decode

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain, groupby, pairwise
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -31,11 +32,19 @@ class OutOfMemory(CamkitError):
 
 
 class Step(NamedTuple):
-    """One batch: its images, what is wanted of them, and the results as they are made."""
+    """One batch: its images, what is wanted of them, and the results, each while the next one is made."""
 
     batch: Batch
     wanted: Wanted
     results: Iterator[Result]
+
+
+class _Queued(NamedTuple):
+    """A result of a batch that waits for the device; None of a batch without images."""
+
+    batch: Batch
+    wanted: Wanted
+    result: Callable[[], Result] | None
 
 
 class Loop:
@@ -68,19 +77,43 @@ class Loop:
         network = prepared.network
         self._begun = time.perf_counter(), network.passes, network.head_passes
 
-    def run(self, groups: Groups, predicted: Mapping[str, int] | None = None) -> Iterator[Step]:
+    def run(
+        self,
+        groups: Groups,
+        predicted: Mapping[str, int] | None = None,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> Iterator[Step]:
         """Each batch of images that want the same, group by group.
+
+        A result is given once the next one is queued, of the next batch too: the device works while rows are
+        written, and nothing waits for it until it has something else to do.
 
         Args:
             predicted: image -> class that an earlier run found, see :meth:`Evaluation.run`.
+            stopped: whether no further batch is to be begun.
         """
+        queued = self._queued(groups, predicted, stopped)
+        given = (one for one, _ in pairwise(chain(queued, [None])) if one)
+        for (batch, wanted), results in groupby(given, key=lambda one: one[:2]):
+            yield Step(batch, wanted, self._given(batch, results))
+
+    def _queued(
+        self, groups: Groups, predicted: Mapping[str, int] | None, stopped: Callable[[], bool]
+    ) -> Iterator[_Queued]:
         for items, wanted in groups:
             for batch in self._loaded(items):
-                yield Step(batch, wanted, self._scored(batch, wanted, predicted))
+                if batch.pixels is None:
+                    yield _Queued(batch, wanted, None)
+                for result in self.evaluation.run(batch, wanted, predicted):
+                    yield _Queued(batch, wanted, result)
+                if stopped():
+                    return
 
-    def _scored(self, batch: Batch, wanted: Wanted, predicted: Mapping[str, int] | None) -> Iterator[Result]:
+    def _given(self, batch: Batch, queued: Iterable[_Queued]) -> Iterator[Result]:
         """The results of a batch; its images count once all of them are taken, whatever follows."""
-        yield from self.evaluation.run(batch, wanted, predicted)
+        for one in queued:
+            if one.result is not None:
+                yield one.result()
         self.images += len(batch.items)
 
     def _loaded(self, items: Sequence[Item]) -> Iterator[Batch]:

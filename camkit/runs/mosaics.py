@@ -17,21 +17,19 @@ from camkit.config import RunConfig
 from camkit.console import Bar
 from camkit.data import DataSet, Item
 from camkit.data.regions import Tile
-from camkit.data.sources import Mosaic
 from camkit.errors import CamkitError, RunError, Say
 from camkit.network.loading import load_preprocess
 from camkit.network.prepare import Prepared
 from camkit.network.view import View
 from camkit.results.files import write_first
-from camkit.results.table import merge_rows, number, render
+from camkit.results.mosaics import COLUMNS, MOSAICS, mosaic_of, read_mosaics
+from camkit.results.table import Row, number, render
 from camkit.runs.loop import load_batches
 
-MOSAICS = "mosaics.csv"
-COLUMNS = ("mosaic", "place", "image", "target", "probability")
 # A photo's probability of each other class in its mosaic is below this.
 OTHERS = 0.001
 # Rounds of candidates: in each one every photo is tried once.
-ROUNDS = 400
+ROUNDS = 4000
 BATCH = 32
 
 
@@ -60,17 +58,13 @@ def mosaic_items(
         CamkitError: no photos of this model can be set together, or the choice is of other photos.
     """
     path = folder / MOSAICS
-    if path.exists():
-        rows = list(merge_rows([path], ("mosaic", "place"))[1].values())
-    else:
-        rows = _rows(prepared, config, data, say)
+    chosen = read_mosaics(folder)
+    if not chosen:
+        chosen = _choose(prepared, config, data, say)
         if keep:
             folder.mkdir(parents=True, exist_ok=True)
-            write_first(path, render(COLUMNS, rows))
-            rows = list(merge_rows([path], ("mosaic", "place"))[1].values())
-    chosen: dict[str, list[dict[str, str]]] = {}
-    for row in rows:
-        chosen.setdefault(row["mosaic"], []).append(row)
+            write_first(path, render(COLUMNS, [row for tiles in chosen.values() for row in tiles]))
+            chosen = read_mosaics(folder)
     if config.limit is not None and len(chosen) < config.limit:
         model = prepared.loaded.row.name
         say(f"{model}: {len(chosen)} mosaics, the photos give no more (--limit {config.limit})")
@@ -82,26 +76,22 @@ def mosaic_items(
         ) from error
 
 
-def _items(
-    chosen: Mapping[str, Sequence[Mapping[str, str]]], config: RunConfig, data: DataSet
-) -> Iterator[Item]:
+def _items(chosen: Mapping[str, Sequence[Row]], config: RunConfig, data: DataSet) -> Iterator[Item]:
     """The tiles of the chosen mosaics.
 
     Raises:
-        KeyError: a photo is not among the data.
-        ValueError: a mosaic has another number of tiles.
+        KeyError, ValueError: see :func:`camkit.results.mosaics.mosaic_of`.
     """
-    sources = {item.id: item.source for item in data.items}
-    for name, rows in chosen.items():
-        if len(rows) != config.mosaic**2:
-            raise ValueError(f"mosaic {name} has {len(rows)} tiles")
-        mosaic = Mosaic(tuple(sources[row["image"]] for row in rows), config.mosaic)  # type: ignore[misc]
-        for place, row in enumerate(rows):
+    photos = {item.id: item.source for item in data.items}
+    for name, tiles in chosen.items():
+        mosaic = mosaic_of(tiles, photos, config.mosaic)
+        for place, row in enumerate(tiles):
             tile = Tile(config.mosaic, place)
             yield Item(f"mosaic/{name}#{place + 1}", mosaic, None, name, int(row["target"]), tile)
 
 
-def _rows(prepared: Prepared, config: RunConfig, data: DataSet, say: Say) -> list[dict[str, str]]:
+def _choose(prepared: Prepared, config: RunConfig, data: DataSet, say: Say) -> dict[str, list[Row]]:
+    """All mosaics that qualify, in the form of :func:`camkit.results.mosaics.read_mosaics`."""
     known = classify(prepared, config, data, say)
     mosaics = choose(known, config.mosaic**2, config.seed)
     if not mosaics:
@@ -110,17 +100,19 @@ def _rows(prepared: Prepared, config: RunConfig, data: DataSet, say: Say) -> lis
             f"{known.confident.sum()} are classified with a probability of {config.confidence:g} or more, "
             "and too few of them have different classes: more photos, or a lower --confidence"
         )
-    return [
-        {
-            "mosaic": f"{candidate:05d}",
-            "place": str(place),
-            "image": known.items[photo].id,
-            "target": str(known.target[photo]),
-            "probability": number(known.probability[photo]),
-        }
+    return {
+        f"{candidate:05d}": [
+            {
+                "mosaic": f"{candidate:05d}",
+                "place": str(place),
+                "image": known.items[photo].id,
+                "target": str(known.target[photo]),
+                "probability": number(known.probability[photo]),
+            }
+            for place, photo in enumerate(photos)
+        ]
         for candidate, photos in mosaics
-        for place, photo in enumerate(photos)
-    ]
+    }
 
 
 def classify(prepared: Prepared, config: RunConfig, data: DataSet, say: Say) -> Known:
@@ -177,9 +169,10 @@ def choose(known: Known, tiles: int, seed: int) -> list[tuple[int, tuple[int, ..
     for first, groups in candidates(len(known.items), tiles, seed):
         for place in np.flatnonzero(known.confident[groups].all(axis=1)):
             photos = groups[place]
+            if used[range(tiles), photos].any():
+                continue
             others = known.all_probabilities[np.ix_(photos, known.target[photos])]  # (tiles, tiles)
-            apart = (others[~np.eye(tiles, dtype=bool)] < OTHERS).all()
-            if apart and not used[range(tiles), photos].any():
+            if (others[~np.eye(tiles, dtype=bool)] < OTHERS).all():
                 found.append((first + int(place), tuple(map(int, photos))))
                 used[range(tiles), photos] = True
     return found

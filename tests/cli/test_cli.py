@@ -154,6 +154,18 @@ class TestDocuments:
 
 
 class TestOptions:
+    def test_a_plugin_whose_path_has_a_comma_is_one_file(self, config_of, tmp_path: Path) -> None:
+        mine = tmp_path / "mine, first.py"
+        mine.write_text("")
+        assert config_of("--model", "resnet50", "--plugin", mine).plugin == (str(mine),)
+        assert config_of("--model", "resnet50", "--plugin", "a.py,b.py").plugin == ("a.py", "b.py")
+
+    def test_out_is_a_link_to_nowhere(self, tmp_path: Path) -> None:
+        (tmp_path / "out").symlink_to(tmp_path / "gone")
+        result = call("bench", "--model", "tf_efficientnet_lite0", "-o", tmp_path / "out")
+        assert result.exit_code == 2
+        assert f"out is a link to {tmp_path / 'gone'}, which does not exist" in result.stderr
+
     def test_defaults(self, config_of) -> None:
         config = config_of("--model", "resnet50")
         assert config.model == ("resnet50",)
@@ -453,7 +465,9 @@ class TestExplain:
         self, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         drawn = []
-        real = ("--model", "tf_efficientnet_lite0", "--layer", "prepool")  # of 49 positions
+        # A layer whose 64 positions mix further on.
+        tiny = ("--model", "timm/camkit_tiny", "--weights", "random", "--preprocess", "native")
+        real = (*tiny, "--layer", "features.2")
         monkeypatch.setattr("camkit.report.figures.save_figure", lambda figure, path: None)
         monkeypatch.setattr(
             "camkit.report.figures.saliency_figure", lambda rows, *_, **__: drawn.append(rows[0].saliency)

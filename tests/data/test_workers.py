@@ -12,6 +12,7 @@ from crops import SMALL, items_of
 from tiny import run
 
 from camkit.data.batches import affordable_workers, batches
+from camkit.share import available_cores
 
 BATCH = 4 * 3 * 32 * 32  # bytes of four of SMALL's crops
 
@@ -81,3 +82,14 @@ def test_the_loader_takes_that_many(
 def test_one_line_says_it(room: SimpleNamespace, photos: Path, tmp_path: Path) -> None:
     said = run(photos, tmp_path / "out", method=("flat",), metrics=("adcc",), batch_size=2, workers=2)
     assert len([line for line in said if "--shm-size" in line]) == 1
+
+
+@pytest.mark.parametrize(
+    ("limit", "cores"), [("150000 100000", 2), ("max 100000", 3), ("50000 100000", 1), ("not readable", 3)]
+)
+def test_cores_are_those_of_the_affinity_and_of_the_control_groups_limit(
+    monkeypatch: pytest.MonkeyPatch, limit: str, cores: int
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 2, 5}, raising=False)
+    monkeypatch.setattr("camkit.share.Path.read_text", lambda path: limit)
+    assert available_cores() == cores

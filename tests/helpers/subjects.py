@@ -80,7 +80,7 @@ def explained(
     prepared = SimpleNamespace(
         network=network,
         paths={layer: layer},
-        loaded=SimpleNamespace(preprocess=SimpleNamespace(denormalise=lambda x: x)),
+        loaded=SimpleNamespace(preprocess=SimpleNamespace(rgb=lambda x: x)),
     )
     evaluation = Evaluation(prepared, RunConfig(model=(), **config), len(images))  # type: ignore[arg-type]
     traced = network.trace(images, [layer])
@@ -93,7 +93,6 @@ def explained(
         classes,
         network.probability(logits, classes),
         list(range(len(images))),
-        tuple(classes.tolist()),
         traced,
         regions,
     )

@@ -143,7 +143,7 @@ def trace(
         regions=regions,
         layer=layer,
         passed=passed,
-        **{"regions": None} | more,
+        **more,
     )
 
 

@@ -15,7 +15,7 @@ PAPER = (
     "gradcam", "gradcam++", "xgradcam", "layercam", "gradcam-e", "hirescam",
     "shapleycam", "shapleycam-h", "shapleycam-e", "randomcam",
 )  # fmt: skip
-CONTROLS = ("flat", "fake-cam", "centre", "edges", "randomcam")
+CONTROLS = ("flat", "fake-cam", "centre", "edges", "randomcam", "blocks-8", "blocks-16")
 PLAIN = ("gradcam", "hirescam", "gradcam-e")
 
 

@@ -16,9 +16,9 @@ import camkit
 import camkit.methods  # noqa: F401  (fills the registry)
 from camkit.cli import main
 from camkit.errors import CamkitError, UsageError
+from camkit.network.features import last_feature_layer
 from camkit.network.head import head_after
 from camkit.network.inspect import expect_classes, inspect, open_network
-from camkit.network.layers import last_feature_layer
 from camkit.network.models import ModelRow
 from camkit.network.passes import Network
 from camkit.network.reshape import Positions
@@ -227,10 +227,10 @@ class TestGrids:
 @pytest.mark.parametrize(
     ("name", "layer"),
     [
-        ("volo_d1_224", "head_drop"),  # the normalised tokens; aux_head gives class logits
+        ("volo_d1_224", "network.4"),  # aux_head gives class logits, post_network is class attention
         ("vit_base_patch16_siglip_224", "norm"),  # attn_pool.kv stands in the pooling
         ("cait_xxs24_224", "blocks"),  # attn.v stands in a class attention
-        ("xcit_nano_12_p16_224", "cls_attn_blocks.1.norm1"),
+        ("xcit_nano_12_p16_224", "blocks.11"),
         ("vit_tiny_patch16_224", "blocks.11.norm1"),
         ("coat_tiny", "parallel_blocks.5.norm14"),
     ],

@@ -93,6 +93,25 @@ def test_a_single_attention_that_pools() -> None:
     assert last_feature_layer(model, noise(1, 3, 64, 96)) == "0.conv"
 
 
+class Wrapped(nn.Module):
+    """A model of another library within one's own: the inner one's output has no positions."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.prepare = nn.BatchNorm2d(3)
+        self.inner = inner
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.inner(self.prepare(images)) * 2
+
+
+@pytest.mark.parametrize("name", ["resnet", "siglip", "cait", "efficientnet"])
+def test_within_a_model_that_wraps_it(name: str) -> None:
+    assert last_feature_layer(Wrapped(build_other(name)).eval(), noise(1, 3, 64, 64)) == (
+        f"inner.{EXPECTED[name][0]}"
+    )
+
+
 class TestUsable:
     def test_each_can_be_traced_and_explained(self) -> None:
         model, images = build("dinov2 with registers"), noise(1, 3, *SIZE)

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
 import importlib
 import io
 import json
 import os
-import pty
 import re
 import shutil
-import struct
 import subprocess
 import sys
-import termios
 from itertools import combinations
 from pathlib import Path
 
@@ -28,6 +24,7 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 from report_data import blind, made_up, write_results
 from scipy import stats
+from terminals import in_a_terminal
 
 import camkit
 from camkit.cli import main
@@ -149,10 +146,10 @@ def shares(images: int, *hits: int) -> dict[str, np.ndarray]:
     }
 
 
-def test_ic_is_declared_as_a_share():
+def test_ic_and_certified_are_declared_as_shares():
     declared = all_columns()
     assert declared["increase"].share
-    assert [name for name, column in declared.items() if column.share] == ["increase"]
+    assert [name for name, column in declared.items() if column.share] == ["increase", "certified"]
 
 
 def test_ic_of_0_on_24_images_may_be_up_to_14_percent(tmp_path):
@@ -487,27 +484,8 @@ def test_the_commands_that_print_means_fit_them_to_the_terminal(wide, monkeypatc
     assert max(map(len, table)) <= 80 and sum(line.startswith("gradcam ") for line in table) == 2
 
 
-def in_a_terminal(columns: int, *arguments: object) -> list[str]:
-    """Lines that `camkit` prints in a pseudo-terminal."""
-    outside, inside = pty.openpty()
-    fcntl.ioctl(inside, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
-    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
-    words = [sys.executable, "-m", "camkit", *map(str, arguments)]
-    child = subprocess.Popen(words, stdout=inside, stderr=inside, stdin=inside, env=environment)
-    os.close(inside)
-    data = b""
-    try:
-        while piece := os.read(outside, 65536):
-            data += piece
-    except OSError:  # the other end is closed
-        pass
-    assert child.wait() == 0, data
-    os.close(outside)
-    return without_styles(data.decode()).splitlines()
-
-
 def test_a_real_terminal_of_80_columns_gets_narrow_tables_and_a_pipe_whole_ones(wide):
-    lines = in_a_terminal(80, "report", wide)
+    lines = without_styles(in_a_terminal(80, "report", wide)).splitlines()
     assert max(map(len, lines)) <= 80 and sum(line.startswith("gradcam ") for line in lines) == 2
     words = [sys.executable, "-m", "camkit", "report", str(wide)]
     piped = subprocess.run(

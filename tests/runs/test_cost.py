@@ -150,3 +150,43 @@ def test_a_new_method_costs_only_its_own(photos: Path, tmp_path: Path) -> None:
 def test_nothing_to_do_costs_no_more_for_more_images(photos: Path, tmp_path: Path) -> None:
     passes(photos, tmp_path, metrics=("adcc",))
     assert passes(photos, tmp_path, metrics=("adcc",)) == 0
+
+
+@pytest.mark.parametrize(
+    ("metrics", "shared", "method"),
+    [
+        (("srg",), 1, 2 * 3),  # 4 steps: three passes a curve between its ends
+        (("srg", "deletion"), 1, 2 * 3),
+        (("srg", "deletion", "deletion-least", "insertion-zero", "insertion-zero-least"), 1, 2 * 3),
+        (("deletion-mean", "insertion-noise-least"), 2, 2 * 3),
+        (("road",), 0, 18),
+        (("arcc",), 0, 8 + 1),
+        (("road", "arcc", "adcc", "average_drop"), 0, 18 + 2),
+        (("single_deletion",), 16 + 1, 0),
+        (("null",), 2, 0),
+        (("class_sensitivity",), 0, 0),
+        (("null", "axioms"), 3, 0),
+        (("shape",), 0, 0),
+    ],
+)
+def test_scores_cost_what_they_say(
+    photos: Path, tmp_path: Path, metrics: tuple[str, ...], shared: int, method: int
+) -> None:
+    """Beside the pass that explains: some for all methods, some per method."""
+    methods = ("gradcam", "hirescam")
+    expected = 1 + shared + len(methods) * method
+    if "axioms" in metrics:  # with another image, u(A) and u(A0) of what follows the layer
+        expected += len(methods) * 2
+    assert passes(photos, tmp_path, method=methods, metrics=metrics) == expected
+
+
+def test_a_finer_grid_costs_its_patches(photos: Path, tmp_path: Path) -> None:
+    found = passes(photos, tmp_path, method=("gradcam", "flat"), metrics=("single_deletion",), grid=3)
+    assert found == 1 + 9 + 1
+
+
+@pytest.mark.parametrize(("name", "found"), [("blocks-8", 0), ("drops-4", 17), ("hirescam~sqrt", 0)])
+def test_controls_and_ceilings_cost_what_they_say(
+    photos: Path, tmp_path: Path, name: str, found: int
+) -> None:
+    assert passes(photos, tmp_path, method=("gradcam", name), metrics=("shape",)) == 1 + found

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from pictures import write_photo
+from places import ROOT
 from tiny import run, segments
 
-from camkit.config import RunConfig
-from camkit.runs.verify import faults, verify
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import gpu_right  # noqa: E402
+
+from camkit.config import RunConfig  # noqa: E402
+from camkit.runs.verify import faults, verify  # noqa: E402
 
 pytestmark = [
     pytest.mark.cuda,
@@ -37,3 +44,15 @@ def test_auto_takes_the_gpu_and_a_batch_that_fits(photos: Path, tmp_path: Path) 
     (segment,) = segments(tmp_path)
     assert segment["device"] == torch.cuda.get_device_name()
     assert segment["batch_size"] == 6
+
+
+@pytest.mark.parametrize("name", list(gpu_right.CHECKS))
+def test_checks_of_the_gpu_script(name: str, tmp_path: Path) -> None:
+    """What scripts/gpu.py checks first, in its whole form."""
+    (tmp_path / "results").mkdir()
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    if name in ("flat memory", "out of memory"):
+        for number in range(500):
+            write_photo(photos / f"{number}.png", seed=number % 20)
+    gpu_right.CHECKS[name](gpu_right.Setting(torch.device("cuda"), photos, tmp_path / "results"))

@@ -44,6 +44,13 @@ from camkit.runs.rescore import rescore
             "steps": 6,
         },
         {"method": ("gradcam",), "metrics": ("adcc", "shapley")},
+        {
+            "method": ("gradcam", "flat"),
+            "metrics": ("srg", "insertion-zero", "deletion-mean-least"),
+            "steps": 8,
+        },
+        {"method": ("gradcam", "drops-4", "hirescam~sqrt"), "metrics": ("road", "arcc", "single_deletion")},
+        {"method": ("hirescam", "blocks-8"), "metrics": ("null", "axioms", "class_sensitivity", "shape")},
         {"method": ("aumann-2", "hirescam"), "metrics": ("adcc",), "layer": ("features.2",)},
         {"method": ("gradcam",), "layer": ("conv", "features.2"), "dtype": "bfloat16", "steps": 5},
     ],

@@ -8,6 +8,7 @@ import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,8 +24,12 @@ from camkit.errors import CamkitError, is_out_of_memory
 from camkit.network.loading import LoadedModel
 from camkit.network.passes import Network
 from camkit.network.prepare import prepare
+from camkit.results.cells import Cell, CellScores
+from camkit.results.model_run import ModelRun
+from camkit.runs.batch import Explained
 from camkit.runs.bench import bench
 from camkit.runs.dryrun import dry_run
+from camkit.runs.evaluate import Evaluation
 from camkit.runs.loop import Loop, OutOfMemory
 
 FITS = 4
@@ -174,3 +179,51 @@ def test_workers_that_are_silent(monkeypatch: pytest.MonkeyPatch, photos: Path, 
     monkeypatch.setattr("camkit.data.batches._start_worker", lambda number: time.sleep(30))
     with pytest.raises(CamkitError, match="for 1 seconds no batch came (.|\n)*--workers 0(.|\n)*are kept"):
         run(photos, tmp_path / "out", method=("flat",), metrics=("adcc",), batch_size=2, workers=1)
+
+
+def test_rows_are_written_while_the_next_cell_is_made(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also across batches: a result is read once something else is queued, so the device is never idle."""
+    log: list[str] = []
+    scores, write = Explained.scores, ModelRun.write
+
+    def queued(self: Explained, cell: Cell, *rest: Any) -> Callable:
+        log.append(f"queued {cell.method.name}")
+        return scores(self, cell, *rest)
+
+    def written(self: ModelRun, result: Any) -> None:
+        log.append(f"written {result.cell.method.name if isinstance(result, CellScores) else 'predictions'}")
+        write(self, result)
+
+    def passed(self: Evaluation, *arguments: Any) -> Any:
+        log.append("queued pass")
+        return first_pass(self, *arguments)
+
+    first_pass = Evaluation._first_pass
+    monkeypatch.setattr(Evaluation, "_first_pass", passed)
+    monkeypatch.setattr(Explained, "scores", queued)
+    monkeypatch.setattr(ModelRun, "write", written)
+    run(photos, tmp_path, method=("gradcam", "layercam"), metrics=("adcc",), batch_size=3)
+    batch = [
+        "queued gradcam",
+        "written predictions",
+        "queued layercam",
+        "written gradcam",
+        "written layercam",
+    ]
+    assert log == batch * 2
+
+
+def test_a_run_records_what_each_method_took(photos: Path, tmp_path: Path) -> None:
+    """Over both starts; the seconds of the cells are within those of the run."""
+    for limit in (3, 6):
+        run(photos, tmp_path, method=("gradcam", "flat"), metrics=("adcc",), batch_size=3, limit=limit)
+    costs = {}
+    for segment in segments(tmp_path):
+        for method, cost in segment["costs"].items():
+            assert cost["scoring_seconds"] > 0 and cost["explaining_seconds"] >= 0
+            costs[method] = costs.get(method, 0) + cost["images"]
+        spent = sum(c["explaining_seconds"] + c["scoring_seconds"] for c in segment["costs"].values())
+        assert spent < segment["seconds"]
+    assert costs == {"gradcam": 6, "flat": 6}

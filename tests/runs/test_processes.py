@@ -433,6 +433,17 @@ def test_force_is_refused_in_several_processes(data: Path, tmp_path: Path, as_ra
         tiny_bench(data, tmp_path / "out", force=True)
 
 
+def test_each_process_says_which_share_it_does_and_where_it_learnt_that(
+    data: Path, tmp_path: Path, run_as: RunAs
+) -> None:
+    for rank in (1, 0):
+        _, lines = run_as(rank, 2, data, tmp_path / "out")
+        assert (
+            f"process {rank} of 2 (RANK and WORLD_SIZE in the environment, as torchrun sets them): "
+            f"{(IMAGES + 1 - rank) // 2} of {IMAGES} images" in lines
+        )
+
+
 @pytest.mark.parametrize("rank", ["2", "-1", "one"])
 def test_an_environment_that_makes_no_sense(rank: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", rank)
