@@ -1,4 +1,4 @@
-"""A model of another number of classes than the list: no top-1, no `label` or `correct`, both numbers said."""
+"""A model of another number of classes than the list: no top-1, no `label` or `correct`, and why."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_imagenets_labels_are_not_taken_for_a_head_of_a_hundred(tmp_path: Path) 
 
 def test_a_list_that_the_file_carries_counts_unless_another_is_named(data: Path, tmp_path: Path) -> None:
     """Its order is not the folders'."""
-    file = weights(tmp_path / "mine.pth", 3, classes=["cat", "ant", "bee"])
+    file = weights(tmp_path / "mine.pth", 3, label_names=["cat", "ant", "bee"])
     result = bench(data, "--weights", file, "--target", "label")
     assert result.exit_code == 0 and "classes: mine.pth, 3" in result.output, result.output
     (path,) = (tmp_path / "out").glob("*/conv-rest/gradcam.csv")
@@ -82,12 +82,21 @@ def test_a_list_that_the_file_carries_counts_unless_another_is_named(data: Path,
         "cat/1.jpg": 0,
     }
     result = bench(data, "--weights", file, "--target", "label", "--classes", "folders")
-    assert result.exit_code == 2 and "class list" in result.output, result.output
+    assert result.exit_code == 2 and "holds results with another data fingerprint" in result.output
+
+
+def test_one_results_folder_has_one_class_list(data: Path, tmp_path: Path) -> None:
+    """Without labels the data are the same; what the outputs stand for is not."""
+    words = ["--weights", weights(tmp_path / "mine.pth", 3), "--layout", "photos", "--classes"]
+    for names, code in (("x\ny\nz\n", 0), ("x\nz\ny\n", 2)):
+        result = bench(data, *words, write(tmp_path / "names.txt", names))
+        assert result.exit_code == code, result.output
+    assert "holds results with another class list" in result.output
 
 
 def test_bare_numbers_are_a_carried_lists_only_if_all_of_it_occurs(data: Path, tmp_path: Path) -> None:
     """The file's list is not one that the user named."""
-    file = weights(tmp_path / "mine.pth", 3, classes=["cat", "ant", "bee"])
+    file = weights(tmp_path / "mine.pth", 3, label_names=["cat", "ant", "bee"])
     for place, name in enumerate(FOLDERS):
         write(tmp_path / "some" / str(min(place, 1)) / f"{name}.jpg", (data / name / "1.jpg").read_bytes())
         write(tmp_path / "all" / str(place) / f"{name}.jpg", (data / name / "1.jpg").read_bytes())
