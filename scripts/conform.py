@@ -169,7 +169,7 @@ def page(maps: pd.DataFrame, scored: pd.DataFrame, claims: pd.DataFrame, facts: 
         "Means over the sample photos, GradCAM of the probability on Lite0 at `prepool`, N = 8 steps. "
         "torchcam's maps are its own, the other packages are given camkit's.\n",
         _table(values, ("score", "package", "its name", "images", "camkit", "it", "found")),
-        "\n## What was heard\n", _table(checks, ("claim", "paper", "measured", "verdict")),
+        "\n## What was heard\n", _table(checks, ("claim", "paper", "images", "measured", "verdict")),
         "\n## Versions and machine\n", _machine(),
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
@@ -212,7 +212,7 @@ KEYS = {"maps": ["model", "layer", "method", "package"], "scores": ["name", "pac
 COLUMNS = {
     "maps": MAP_COLUMNS,
     "scores": [field.name for field in fields(Score)],
-    "claims": ["id", "claim", "paper", "measured", "verdict"],
+    "claims": ["id", "claim", "paper", "images", "measured", "verdict"],
 }
 
 
@@ -254,11 +254,12 @@ def main(
     (out / "README.md").write_text(text, encoding="utf-8")
 
 
-def measured(one: dict[str, str], given: Sequence[Trace]) -> tuple[str, ...]:
+def measured(one: dict[str, str], given: Sequence[Trace]) -> tuple[object, ...]:
     """A row of claims.csv."""
     click.echo(one["id"], err=True)
     numbers = {key: _number(value) for key, value in CHECKS[one["id"]](*given).items()}
-    return one["id"], one["claim"], one["paper"], one["found"].format(**numbers), one["verdict"]
+    said = one["found"].format(**numbers)
+    return one["id"], one["claim"], one["paper"], len(given[0].images), said, one["verdict"]
 
 
 if __name__ == "__main__":
