@@ -100,15 +100,9 @@ def refine_undivided(trace: Trace, *_: object) -> Tensor:
     for stage in trace.stages:
         gradient = stage.gradient
         weights = (gradient**2 * gradient.relu()).sum(dim=(2, 3), keepdim=True)
-        scaled = _to_unit((weights * stage.activation).sum(dim=1).relu())
+        scaled = min_max((weights * stage.activation).sum(dim=1).relu())
         product = product * _resized(scaled, (product.shape[1], product.shape[2]), False)
-    return min_max(_to_unit(product))
-
-
-def _to_unit(maps: Tensor) -> Tensor:
-    """As torchcam scales a map; its 1e-8 counts, since G^3 is small."""
-    maps = maps - maps.amin(dim=(1, 2), keepdim=True)
-    return maps / (maps.amax(dim=(1, 2), keepdim=True) + 1e-8)
+    return min_max(product)
 
 
 def _nearest(trace: Trace, logits: Tensor) -> tuple[Tensor, Tensor]:
