@@ -146,6 +146,8 @@ def page(maps: pd.DataFrame, scored: pd.DataFrame, claims: pd.DataFrame, facts: 
         left = "" if pd.isna(row.left) or not fact else f"{row.left:.3f}"
         cells.append((*name, f"{row.largest:.3f}", f"{row.median:.3f}", left, said))
     heading = ("model", "layer", "method", "package", "images", "largest", "median", "left", "paper; found")
+    absent = ", ".join(name for name in PEERS if name not in set(maps["method"]))
+    missing = [f"\nNot measured here: {absent}."] if absent else []
     turned = [tuple(row) for row in rankings(maps).itertuples(index=False)]
     values = [
         (one.name, one.package, one.theirs_is, one.images, f"{one.ours:.4f}", f"{one.theirs:.4f}", one.found)
@@ -160,7 +162,7 @@ def page(maps: pd.DataFrame, scored: pd.DataFrame, claims: pd.DataFrame, facts: 
         f"*median*: of the images' largest |S − S′|, in [0, 1]; up to {SAME} is what another library's "
         "resize leaves. *Left*: the largest difference when camkit's map is made by the formula that was "
         "found. `maps.csv`, `scores.csv` and `claims.csv` hold the numbers.\n",
-        "## Maps\n", _table(cells, heading),
+        "## Maps\n", _table(cells, heading), *missing,
         "\n## Rankings\n",
         "Pairs of methods that average drop ranks the other way round on the other package's maps, where "
         f"both sides differ by more than {APART}.\n",
