@@ -146,6 +146,8 @@ def page(maps: pd.DataFrame, scored: pd.DataFrame, claims: pd.DataFrame, facts: 
         left = "" if pd.isna(row.left) or not fact else f"{row.left:.3f}"
         cells.append((*name, f"{row.largest:.3f}", f"{row.median:.3f}", left, said))
     heading = ("model", "layer", "method", "package", "images", "largest", "median", "left", "paper; found")
+    absent = ", ".join(name for name in PEERS if name not in set(maps["method"]))
+    missing = [f"\nNot measured here: {absent}."] if absent else []
     turned = [tuple(row) for row in rankings(maps).itertuples(index=False)]
     values = [
         (one.name, one.package, one.theirs_is, one.images, f"{one.ours:.4f}", f"{one.theirs:.4f}", one.found)
@@ -160,7 +162,7 @@ def page(maps: pd.DataFrame, scored: pd.DataFrame, claims: pd.DataFrame, facts: 
         f"*median*: of the images' largest |S − S′|, in [0, 1]; up to {SAME} is what another library's "
         "resize leaves. *Left*: the largest difference when camkit's map is made by the formula that was "
         "found. `maps.csv`, `scores.csv` and `claims.csv` hold the numbers.\n",
-        "## Maps\n", _table(cells, heading),
+        "## Maps\n", _table(cells, heading), *missing,
         "\n## Rankings\n",
         "Pairs of methods that average drop ranks the other way round on the other package's maps, where "
         f"both sides differ by more than {APART}.\n",
@@ -169,7 +171,7 @@ def page(maps: pd.DataFrame, scored: pd.DataFrame, claims: pd.DataFrame, facts: 
         "Means over the sample photos, GradCAM of the probability on Lite0 at `prepool`, N = 8 steps. "
         "torchcam's maps are its own, the other packages are given camkit's.\n",
         _table(values, ("score", "package", "its name", "images", "camkit", "it", "found")),
-        "\n## What was heard\n", _table(checks, ("claim", "paper", "measured", "verdict")),
+        "\n## What was heard\n", _table(checks, ("claim", "paper", "images", "measured", "verdict")),
         "\n## Versions and machine\n", _machine(),
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
@@ -212,7 +214,7 @@ KEYS = {"maps": ["model", "layer", "method", "package"], "scores": ["name", "pac
 COLUMNS = {
     "maps": MAP_COLUMNS,
     "scores": [field.name for field in fields(Score)],
-    "claims": ["id", "claim", "paper", "measured", "verdict"],
+    "claims": ["id", "claim", "paper", "images", "measured", "verdict"],
 }
 
 
@@ -254,11 +256,12 @@ def main(
     (out / "README.md").write_text(text, encoding="utf-8")
 
 
-def measured(one: dict[str, str], given: Sequence[Trace]) -> tuple[str, ...]:
+def measured(one: dict[str, str], given: Sequence[Trace]) -> tuple[object, ...]:
     """A row of claims.csv."""
     click.echo(one["id"], err=True)
     numbers = {key: _number(value) for key, value in CHECKS[one["id"]](*given).items()}
-    return one["id"], one["claim"], one["paper"], one["found"].format(**numbers), one["verdict"]
+    said = one["found"].format(**numbers)
+    return one["id"], one["claim"], one["paper"], len(given[0].images), said, one["verdict"]
 
 
 if __name__ == "__main__":

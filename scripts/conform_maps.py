@@ -95,7 +95,7 @@ def plus_plus_undivided(trace: Trace, *_: object) -> Tensor:
 
 
 def refine_undivided(trace: Trace, *_: object) -> Tensor:
-    """Each map at its own size, resized to the largest; scaled to [0, 1] before, and the product after."""
+    """Each map is scaled to [0, 1] at its own size, then resized to the image; then the product."""
     product = torch.ones_like(trace.images[:, 0])
     for stage in trace.stages:
         gradient = stage.gradient
