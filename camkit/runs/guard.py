@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from types import MethodType
 from typing import Any
 
 import torch
@@ -40,6 +41,8 @@ def _lent(value: Any) -> Any:
         return value.clone()
     if isinstance(value, tuple):  # the traces of several layers, the attention of all blocks
         return tuple(map(_lent, value))
+    if isinstance(value, MethodType):  # of a trace or a subject, which may give what it keeps
+        return lambda *given, **named: _lent(value(*given, **named))
     return _Copies(value) if isinstance(value, ImageView | Subject) else value
 
 

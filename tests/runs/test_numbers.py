@@ -100,13 +100,15 @@ def test_a_masked_image_without_probability_has_no_increase_and_no_adcc() -> Non
 
 def test_a_probability_of_zero(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """p0 underflows to 0 for a labelled class: AD = ADD = 0, and the images are counted."""
-    labelled = tmp_path / "data" / "n01440764"  # class 0
-    labelled.mkdir(parents=True)
+    (tmp_path / "data" / "first").mkdir(parents=True)
     for number, path in enumerate(sorted(data.rglob("*.png"))):
-        shutil.copy(path, labelled / f"{number}.png")
+        shutil.copy(path, tmp_path / "data" / "first" / f"{number}.png")
+    classes = tmp_path / "classes.txt"
+    classes.write_text("first\n" + "".join(f"class {number}\n" for number in range(1, 10)))
     logits = torch.tensor([-300.0] + [0.0] * 9)
     spoil_logits(monkeypatch, lambda images, found: found * 1e-3 + logits)
-    rows, summary = run(labelled.parent, tmp_path / "out", target="label", dtype="float16")
+    of = {"target": "label", "classes": str(classes), "dtype": "float16"}
+    rows, summary = run(tmp_path / "data", tmp_path / "out", **of)
     assert (rows["probability"] == 0).all()
     assert (rows[["average_drop", "drop_in_deletion"]] == 0).all(axis=None)
     assert (summary["zero_probability"] == len(rows)).all() and (summary["not_finite"] == 0).all()
