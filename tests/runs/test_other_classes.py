@@ -1,4 +1,4 @@
-"""A model of another number of classes than the list: no top-1, no `label` or `correct`, and why."""
+"""A model with another number of classes than the list: no top-1, `label` and `correct` refused."""
 
 from __future__ import annotations
 

@@ -301,11 +301,12 @@ def break_images(data: Path, items: list[Item]) -> dict[Path, bytes]:
 
 class TestUnreadable:
     def test_each_process_compares_its_faults_with_its_own_share(
-        self, own_data: Path, tmp_path: Path, run_as: RunAs
+        self, own_data: Path, tmp_path: Path, as_rank: Callable[[int, int], None]
     ) -> None:
         break_images(own_data, share_of(1, own_data)[:4])
         told = "4 of 25 images cannot be read, more than --max-errors 10%"
         lines: Lines = []
+        as_rank(1, 2)
         with pytest.raises(CamkitError, match="2 of 2 models failed"):
             bench(
                 tiny_config(own_data, tmp_path / "two", max_errors=0.1, model=(MODEL, SECOND_MODEL)),
