@@ -46,7 +46,7 @@ from camkit.runs.rescore import rescore
         {"method": ("gradcam",), "metrics": ("adcc", "shapley")},
         {
             "method": ("gradcam", "flat"),
-            "metrics": ("srg", "deletion-mean-least"),
+            "metrics": ("srg", "insertion-zero", "deletion-mean-least"),
             "steps": 8,
         },
         {"method": ("gradcam", "drops-4", "hirescam~sqrt"), "metrics": ("road", "arcc", "single_deletion")},
