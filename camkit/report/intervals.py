@@ -51,7 +51,7 @@ def mean_interval(value: np.ndarray, sure: Spread) -> tuple[np.ndarray, np.ndarr
     Each end is the farther one of Student's t interval and of Hall's, which takes the skewness out of the t
     statistic by a monotone cubic (Hall, J. R. Statist. Soc. B 54, 1992, 221-228). With strongly skewed
     scores, such as coherencies crowded below 1, t alone covers 83 to 90 % at 30 images, see
-    scripts/coverage.py.
+    scripts/interval_coverage.py.
     """
     images = np.maximum(sure.images, 2)
     t, root = stats.t.isf((1 - LEVEL) / 2, images - 1), np.sqrt(images)

@@ -26,8 +26,8 @@ def camkit(*words: object, **environment: str) -> subprocess.CompletedProcess:
     )
 
 
-@pytest.mark.parametrize("encoding", ["cp1252", "latin-1"])
-def test_letters_that_an_encoding_lacks_become_question_marks(results: Path, encoding: str) -> None:
+def test_letters_that_an_encoding_lacks_become_question_marks(results: Path) -> None:
+    encoding = "cp1252"
     told = camkit("report", results, PYTHONIOENCODING=encoding)
     assert told.returncode == 0 and b"Traceback" not in told.stderr
     text = told.stdout.decode(encoding)
@@ -53,15 +53,11 @@ def test_a_pipe_that_nobody_reads_ends_quietly(results: Path, words: tuple[str, 
     assert (child.wait(), told) == (0, b"")
 
 
-@pytest.mark.parametrize(("variable", "value"), [("NO_COLOR", "1"), ("TERM", "dumb")])
-def test_no_escape_codes_where_none_are_wanted(
-    results: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str
-) -> None:
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    monkeypatch.setenv("TERM", "xterm")
-    assert "\x1b[" in in_a_terminal(100, "report", results)
-    monkeypatch.setenv(variable, value)
-    assert "\x1b" not in in_a_terminal(100, "report", results)
+def test_no_escape_codes_where_none_are_wanted(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for colours, terminal, styled in (("", "xterm", True), ("1", "xterm", False), ("", "dumb", False)):
+        monkeypatch.setenv("NO_COLOR", colours)
+        monkeypatch.setenv("TERM", terminal)
+        assert ("\x1b[" in in_a_terminal(100, "report", results)) is styled
 
 
 def test_no_escape_codes_down_a_pipe(results: Path) -> None:

@@ -1,7 +1,7 @@
 """How often 95 % intervals hold the truth: the table in docs/report.md.
 
     camkit bench --model tf_efficientnet_lite0 --method paper,controls --metrics adcc --data DIR --out RUN
-    python scripts/coverage.py RUN
+    python scripts/interval_coverage.py RUN
 
 The images of RUN stand for all images. Studies of few of them are drawn (with replacement), and it is counted
 in how many of them the interval holds the mean over all images. Beside camkit's intervals stand Student's t
