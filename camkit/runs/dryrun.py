@@ -41,7 +41,7 @@ def curve_points(steps: int, pixels: int) -> int:
 
 
 def dry_run(config: RunConfig, say: Say) -> tuple[pd.DataFrame, list[str]]:
-    """What is left of a run, one row a model: cells, images, passes of a batch, disk in MB, time in seconds.
+    """What is left of a run, one row per model: cells, images, passes of a batch, disk (MB), time (seconds).
 
     What the results folder has already is not counted. Passes grow linearly with the points of a curve,
     whatever methods and metrics are asked for: two batches at two and three steps give the line. Time is that
