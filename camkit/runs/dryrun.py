@@ -17,6 +17,7 @@ from camkit.config import RunConfig
 from camkit.data import DataSet, Item
 from camkit.data.batches import Batch, pad
 from camkit.errors import CamkitError, Say, UsageError
+from camkit.metrics.causal import stride_of
 from camkit.network.numerics import numerics
 from camkit.network.prepare import Prepared, prepare
 from camkit.network.targets import find_target, keeps_all
@@ -31,20 +32,31 @@ from camkit.runs.job import images_of
 from camkit.runs.loop import Loop, Wanted, at_a_size_that_fits, first_batch_size, load_batches
 from camkit.share import Share
 
-PROBE_STEPS = (2, 3)
+PROBES = 2
 BARE_PASSES = 3
 
 
 def curve_points(steps: int, pixels: int) -> int:
     """Steps that deletion and insertion really take: ceil(HW / N) pixels each, until all have changed."""
-    return math.ceil(pixels / math.ceil(pixels / steps))
+    return math.ceil(pixels / stride_of(pixels, steps))
+
+
+def probe_steps(steps: int, pixels: int) -> tuple[int, int]:
+    """Two small numbers of steps whose curves share passes, or do not, as those of `steps` do.
+
+    Deletion and insertion have images in common where all steps change equally many pixels.
+    """
+    even = pixels % stride_of(pixels, steps) == 0
+    alike = [count for count in range(2, 16) if (pixels % stride_of(pixels, count) == 0) == even]
+    first, second = alike[:PROBES] if len(alike) >= PROBES else (2, 3)
+    return first, second
 
 
 def dry_run(config: RunConfig, say: Say) -> tuple[pd.DataFrame, list[str]]:
     """What is left of a run, one row per model: cells, images, passes of a batch, disk (MB), time (seconds).
 
     What the results folder has already is not counted. Passes grow linearly with the points of a curve,
-    whatever methods and metrics are asked for: two batches at two and three steps give the line. Time is that
+    whatever methods and metrics are asked for: two batches at few steps give the line. Time is that
     of the second batch (the first warms up), and what a bare scoring pass takes for each pass that it lacks;
     photos are decoded as if no cache had them, and with workers that takes no time until it takes longer than
     the network. Where the target rule leaves images out, every image that was not seen yet counts. Nothing is
@@ -132,14 +144,16 @@ def _cost(
     batches, decoding = _probe_batches(images, prepared, config, size)
     height, width = batches[0].pixels.shape[2:]  # type: ignore[union-attr]
     points = curve_points(config.steps, height * width)
-    more_points = points - PROBE_STEPS[0]
-    more_scored = min(config.sample + 1, points) - PROBE_STEPS[0] if config.sample else more_points
+    few, some = probe_steps(config.steps, height * width)
+    # How many times what the second probe has beyond the first.
+    more_points = (points - few) / (some - few)
+    more_scored = (min(config.sample + 1, points) - few) / (some - few) if config.sample else more_points
     first, second = (
         _probe(batch, wanted, prepared, replace(config, steps=steps, sample=None), size)
-        for steps, batch in zip(PROBE_STEPS, batches, strict=True)
+        for steps, batch in zip((few, some), batches, strict=True)
     )
     bare = _bare_seconds(batches[1], prepared, size)
-    passes = first.passes + (second.passes - first.passes) * more_scored
+    passes = first.passes + round((second.passes - first.passes) * more_scored)
     count = math.ceil(len(images) / size)
     seconds = count * (second.seconds + max(0, passes - second.passes) * bare)
     decoding *= len(images)
@@ -200,7 +214,7 @@ def _probe_batches(
         if batch.pixels is not None:
             found.append(batch)
             decoding.append((time.perf_counter() - started) / len(batch.items))
-        if len(found) == len(PROBE_STEPS):
+        if len(found) == PROBES:
             break
         started = time.perf_counter()
     if not found:
@@ -208,7 +222,7 @@ def _probe_batches(
     return [found[0], found[-1]], min(decoding)  # the first photo of all also loads what decodes it
 
 
-def _bytes(first: CellScores, second: CellScores, more_points: int, config: RunConfig) -> int:
+def _bytes(first: CellScores, second: CellScores, more_points: float, config: RunConfig) -> int:
     """What one image takes in a cell: its row, its curves, and its map where maps are saved.
 
     Args:
@@ -219,6 +233,6 @@ def _bytes(first: CellScores, second: CellScores, more_points: int, config: RunC
     arrays = [second.maps[0].numel() * 4] if config.save_maps and second.maps is not None else []
     for column, curve in second.curves.items():
         before = first.curves[column].shape[1]
-        points = before + (curve.shape[1] - before) * more_points
+        points = before + round((curve.shape[1] - before) * more_points)
         arrays.append(points * 4 if config.curves else min(points, CURVE_POINTS) * 2)
     return len(row.encode(UTF8, ODD_NAMES)) + sum(4 * len(name) + size for size in arrays)
