@@ -110,7 +110,7 @@ def explain(
         model: from :func:`load_model`, or any module that gives logits (B, K); a module takes tensors, and
             its layer is named by its module path. It is explained in eval mode, and comes back as it was.
         images: normalised images (B, 3, H, W); or photos, as paths or PIL images, which are preprocessed.
-        target: class indices, one or one an image; None: the predicted ones.
+        target: class indices, one or one per image; None: the predicted ones.
         seed, absent, budget, channels, references, reference_weight: of random methods, Shapley values,
             ScoreCAM and FinerCAM, see :class:`camkit.config.RunConfig`.
         activation: of a module, `softmax` or `sigmoid`; a model from :func:`load_model` has its own.

@@ -7,7 +7,7 @@ the libraries' caches yet are downloaded:
     python scripts/check_weights.py --data /data/imagenet/val
     python scripts/check_weights.py --data small --model resnet50,swin_t
 
-Cost: one network pass an image and model. The paper's figures are over ImageNet's 50,000 validation images;
+Cost: one network pass per image and model. The paper's figures are over ImageNet's 50,000 validation images;
 for fewer, `camkit data sample` takes some of each class, and the interval says how far the figure carries.
 """
 

@@ -2,7 +2,7 @@
 
     python scripts/shapley_search.py --layer conv --layer blocks.5 --data DIR --limit 24 -o FILE
 
-Writes a CSV, one row a layer, map and image: the square of the relative error, and the passes through the
+Writes a CSV, one row per layer, map and image: the square of the relative error, and the passes through the
 rest of the network that the map costs beside the gradient at A. `scripts/shapley_table.py table` makes a
 table of it.
 """

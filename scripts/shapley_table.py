@@ -4,7 +4,7 @@
     python scripts/shapley_table.py run imagenet --data DIR --part values --limit 500
     python scripts/shapley_table.py table                               # tables.md, from the CSVs
 
-`run` writes results/shapley/NAME.csv, one row an image and cell; a run that was stopped goes on, and rows of
+`run` writes results/shapley/NAME.csv, one row per image and cell; a run that was stopped goes on, and rows of
 parts that are not run stay. Tables of scripts/shapley_search.py's results (search*.csv) are made too. Errors
 are roots of mean squares, see docs/definitions.md.
 """
@@ -118,7 +118,7 @@ def run(name: str, data: str, limit: int | None, part: Sequence[str], batch_size
 
 
 def _rows(out: Path, part: str) -> pd.DataFrame:
-    """All rows below a results folder, one an image and cell."""
+    """All rows below a results folder, one per image and cell."""
     frames = []
     for folder in run_folders(out):
         record = read_run(folder)

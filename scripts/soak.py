@@ -5,8 +5,8 @@
 Each run is killed (SIGKILL) a few times, then left to finish: at a random moment; in the middle of a write,
 of which a random part reaches the disk; between writing a file and renaming it; or it meets a full disk (a
 limit on the size of files), fails, and finds room at its next start. A kill costs the cell that is being
-computed and the one that waits to be written. Prints what came of it and
-exits with 1 if a row was lost, doubled or computed again, or a final file differs by a byte.
+computed and the one that waits to be written. Prints what came of it and exits with 1 if a row was lost,
+doubled or computed again, or a final file differs by a byte.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@
 
 Floor: as many bare passes `model(x)` as the scores need, in inference mode, channels last, same batch size,
 threads and process. The two sides of a ratio take turns (A B A B …); a line gives the median of the ratios
-pair by pair, with their range. Needs a quiet machine, about 20 minutes on two cores, and the
-packages of `pip install -e '.[demo,speed]'`; no network.
+pair by pair, with their range. Needs a quiet machine, about 20 minutes on two cores, and the packages of
+`pip install -e '.[demo,speed]'`; no network.
 """
 
 from __future__ import annotations

@@ -172,7 +172,7 @@ class Job:
             pass
 
     def scores(self) -> pd.DataFrame:
-        """The rows of a run: one a method and image."""
+        """The rows of a run: one per method and image."""
         with temporary_folder(self.folder) as out:
             self.run(out)
             paths = sorted(path for path in out.glob("*/*/*.csv"))

@@ -78,7 +78,7 @@ def _photo(loaded: LoadedModel, photo: Photo) -> Tensor:
 def grad_cam_scores(
     name: str, layer: str, methods: Sequence[str], photos: Sequence[Photo], device: str = "cpu"
 ) -> list[dict[str, float]]:
-    """The ADCC scores, a row a method and image: explain, mask, explain again, score."""
+    """The ADCC scores, a row per method and image: explain, mask, explain again, score."""
     loaded = _load(name, device)
     rows = []
     for method in methods:

@@ -53,7 +53,7 @@ def data() -> None:
 def check(path: str, style: str, **options: Any) -> None:
     """Read every image of a data set and say what was found.
 
-    The layout, images a class, where the labels come from; unreadable files with the reason, duplicates,
+    The layout, images per class, where the labels come from; unreadable files with the reason, duplicates,
     images without a label; whether it is ImageNet's complete validation set; its fingerprint.
 
     \b

@@ -1,4 +1,4 @@
-"""The commands that read results: report, compare and plot."""
+"""The commands that read results: report, compare, grade and plot."""
 
 from __future__ import annotations
 

@@ -186,7 +186,7 @@ def verify(folder: Path, seed: int, batch_size: int | None, **options: Any) -> N
 def submit(
     ctx: click.Context, model: tuple[str, ...], local: int | None, dry_run: bool, words: tuple[str, ...]
 ) -> None:
-    """Run `camkit bench` over a cluster: a Slurm job array with one job a model.
+    """Run `camkit bench` over a cluster: a Slurm job array with one job per model.
 
     Any --slurm-NAME VALUE is a setting of the jobs: partition, account, time, gpus-per-node, cpus-per-task,
     mem and whatever sbatch has. --slurm-time is in minutes, H:M:S or D-H:M:S, 240 minutes unless given; a job

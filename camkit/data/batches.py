@@ -21,12 +21,8 @@ from camkit.errors import CamkitError
 
 # Batches that each worker decodes ahead: torch's default, named because shared memory is computed from it.
 PREFETCH = 2
-
-
 # Seconds for one batch; a worker that is silent for longer will say nothing any more.
 TIMEOUT = 600
-
-
 # Where batches of worker processes travel on Linux.
 SHARED_MEMORY = Path("/dev/shm")
 
@@ -195,7 +191,7 @@ def affordable_workers(
     workers: int,
     say: Callable[[str], None] = lambda line: None,
 ) -> int:
-    """Worker processes, at most one a batch, whose batches fit together into shared memory; 0: none.
+    """Worker processes, at most one per batch, whose batches fit together into shared memory; 0: none.
 
     Where they do not fit, worker processes wait for room without end, or are killed.
 

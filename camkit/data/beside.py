@@ -52,7 +52,7 @@ def find_annotations(root: Path) -> Path | None:
 
 
 def from_annotations(root: Path, names: Sequence[str], classes: ClassList) -> Labels | None:
-    """By Tiny ImageNet's annotations: a file name, a wnid and a box a line, with tabs between them.
+    """By Tiny ImageNet's annotations: a file name, a wnid and a box per line, with tabs between them.
 
     Raises:
         UsageError: a line is another kind, or a file has two wnids.

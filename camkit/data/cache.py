@@ -19,8 +19,6 @@ from camkit.errors import CamkitError
 # Of an entry: <u4 checksum of key and rest, <u2 height, <u2 width, the pixels. Part of the key: entries of
 # another format are not found.
 FORMAT = 2
-
-
 # Address space, not disk: the file grows with what is in it (7.6 GB for the 50,000 validation images).
 MAP_SIZE = 1 << 40
 

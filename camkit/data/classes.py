@@ -42,8 +42,8 @@ class ClassList:
 
     Attributes:
         name: `imagenet`, `folders`, or the name of the file that it was read from.
-        names: one a class; in a list with wnids, several names of one class stand with commas between them.
-        wnids: WordNet ids, one a class; empty where the list has none.
+        names: one per class; in a list with wnids, several names of one class stand with commas between them.
+        wnids: WordNet ids, one per class; empty where the list has none.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Class lists in files: a name a line, JSON, or CSV."""
+"""Class lists in files: a name per line, JSON, or CSV."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def read_class_file(path: Path) -> ClassList:
     """The class list of a file, by its ending.
 
     `.json`: `{index: name}`, `{index: [wnid, name]}`, `{name: index}` or a list of names; `.csv` and `.tsv`:
-    the columns `index`, `name` and, if wanted, `wnid`; any other: a name a line, or a wnid and a name.
+    the columns `index`, `name` and, if wanted, `wnid`; any other: a name per line, or a wnid and a name.
 
     Raises:
         UsageError: it is not there, is no such list, leaves an index or a name out, or has a wnid twice.

@@ -1,4 +1,4 @@
-"""The devkit's ground truth for the validation set: a number a line, in a numbering of its own."""
+"""The devkit's ground truth for the validation set: a number per line, in a numbering of its own."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MAX_FILE = 2**26
 
 
 def from_devkit(root: Path, names: Sequence[str], classes: ClassList) -> Labels | None:
-    """By the devkit's ground truth, one class a line in the devkit's own numbers, which meta.mat explains.
+    """By the devkit's ground truth, one class per line in the devkit's own numbers, which meta.mat explains.
 
     Looked for in the folder, the four above it, and there in `data/` and `ILSVRC2012_devkit_t12/data/`, or in
     `ILSVRC2012_devkit_t12.tar.gz` as it was downloaded.
@@ -73,7 +73,7 @@ def expect_other_numbers(root: Path, labels: Labels) -> None:
 
 
 def _read(origin: str, truth: bytes, meta: bytes | None) -> tuple[str, list[str], dict[str, str]]:
-    """The ground truth's numbers, a line each, and the wnid of each number.
+    """The ground truth's numbers, one per line, and the wnid of each number.
 
     Raises:
         UsageError: meta.mat is not there or damaged, or a line, whosever it is, holds no class of it.

@@ -84,7 +84,7 @@ def spread(items: Sequence[Item], seed: int) -> list[tuple[int, Item]]:
         (round, item) pairs.
     """
 
-    # A group's key is needed once an image: a thousand groups, fifty thousand images.
+    # A group's key is needed once per image: a thousand groups, fifty thousand images.
     @cache
     def key(text: str) -> bytes:
         return hashlib.sha256(f"{seed}\0{text}".encode("utf-8", "surrogateescape")).digest()

@@ -1,4 +1,4 @@
-"""The ways in which images lie on disk, one row each, and the way from a path to a data set."""
+"""The ways in which images lie on disk, one row each."""
 
 from __future__ import annotations
 

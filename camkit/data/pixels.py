@@ -1,4 +1,4 @@
-"""Image file -> uint8 crop -> normalised batch; and the data loader that feeds the loop."""
+"""Image file -> uint8 crop -> normalised batch."""
 
 from __future__ import annotations
 
@@ -17,14 +17,10 @@ from camkit.data.regions import Region, Tile
 from camkit.data.sources import Photo, read_bytes
 from camkit.errors import CamkitError
 
-# Sixteen bits or more a channel: PIL's own conversion to RGB would clip everything above 255 to white.
+# Sixteen bits or more per channel: PIL's own conversion to RGB would clip everything above 255 to white.
 DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
-
-
 # A strip as long as that, its short side enlarged to 256, takes 200 MB; longer ones fill the memory.
 MAX_ASPECT = 1000
-
-
 ORIENTATION = 0x0112  # the EXIF tag
 
 

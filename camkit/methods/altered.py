@@ -1,8 +1,8 @@
 """Maps that are changed in a known way, to find out what a score notices (`camkit grade`).
 
 `METHOD~moved-T` puts T percent of a map into a wrong tile of its mosaic. `METHOD~sqrt`, `~square` and
-`~raised` move
-nothing: the order of the pixels stays, their histogram changes. A score is worth what it says about place.
+`~raised` move nothing: the order of the pixels stays, their histogram changes. A score is worth what it says
+about place.
 """
 
 from __future__ import annotations
@@ -78,4 +78,5 @@ def expand(name: str) -> list[str]:
 
 
 def is_altered(name: str) -> bool:
+    """Whether a method's name is that of changed maps."""
     return MARK in name

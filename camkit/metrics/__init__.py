@@ -1,6 +1,6 @@
 """Metrics: one function per group of scores, from a subject to columns (B,).
 
-What a column means is declared where it is registered; averages over a data set are made in report.
+What a column means is declared where it is registered; results and report average over a data set.
 """
 
 # Registration order is the order of columns in tables.

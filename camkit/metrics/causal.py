@@ -1,5 +1,6 @@
-"""Deletion and insertion (RISE, 1806.07421) and their difference (SRG, 2401.06654): areas under p_c, in [0,
-1].
+"""Deletion and insertion (RISE, 1806.07421), areas under p_c in [0, 1]; and SRG (2401.06654), in [-1, 1].
+
+SRG is the difference of two deletions: the least salient pixels first, less the most salient first.
 
 Each score has variants, by what stands where the image does not and by which pixels go first. A name is
 `deletion[-FILL][-least]`, its column `deletion[_FILL][_least]_auc`; the score's own fill is left out.

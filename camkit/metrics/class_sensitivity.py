@@ -1,8 +1,7 @@
 """Class sensitivity: is the map of another class another map?
 
 A correlation near 1 with the map of a random other class is a fault: the method does not know what it
-    explains.
-All else is no ranking: classes that look alike share evidence (2211.12486).
+explains. All else is no ranking: classes that look alike share evidence (2211.12486).
 """
 
 from __future__ import annotations

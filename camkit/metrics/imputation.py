@@ -1,8 +1,7 @@
 """Noisy linear imputation (ROAD, 2202.00449): removed pixels become the weighted means of their neighbours.
 
 Where many are gone that is a linear system, a discrete Laplace equation with one unknown per removed pixel.
-It is
-solved for a whole batch on its device: conjugate gradients, preconditioned by one V-cycle of multigrid.
+It is solved for a whole batch on its device: conjugate gradients, preconditioned by one V-cycle of multigrid.
 """
 
 from __future__ import annotations

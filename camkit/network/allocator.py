@@ -6,8 +6,6 @@ import ctypes
 
 # From glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-
-
 NEVER_TRIM, LARGEST_HEAP_BLOCK = -1, 1 << 30
 
 

@@ -32,7 +32,7 @@ class Attended:
 
     @property
     def blocks(self) -> list[Attention]:
-        """One a block, the first block first.
+        """One per block, the first block first.
 
         Raises:
             CamkitError: the pass has not kept them.

@@ -19,12 +19,8 @@ from camkit.network.surrogate import shapley_values
 from camkit.network.utilities import form_of
 
 EXACT_PLAYERS = 16  # up to so many players all coalitions are enumerated
-
-
 CHUNK = 2**23  # logits held at once
-
-
-FIT_COALITIONS = 10  # coalitions a player, for the additive fit
+FIT_COALITIONS = 10  # coalitions per player, for the additive fit
 
 
 def absent_activation(activation: Tensor, kind: str) -> Tensor:
@@ -55,7 +51,7 @@ class Game:
     Args:
         logits: activation (B, C, h, w) -> logits (B, K).
         present, absent: the activation where a position is present and where it is not, (B, C, h, w).
-        streams: purpose -> one random generator an image.
+        streams: purpose -> one random generator per image.
         budget: permutations from which a Shapley value is estimated (beyond 16 players).
         affine: the logits of coalitions, of images of which they are affine in the set of present positions.
 

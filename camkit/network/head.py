@@ -164,7 +164,7 @@ def head_after(network: Network, images: Tensor, layer: str, reshape: Reshape | 
         CamkitError: the layer does not run in a pass.
     """
     target = find_module(network.model, layer)
-    # One list an unfinished module, the outermost first: its children that have finished.
+    # One list per unfinished module, the outermost first: its children that have finished.
     frames: list[list[tuple[nn.Module, Tensor]]] = [[]]
     reached: list[Any] = []
 

@@ -129,8 +129,7 @@ def _cannot_be_run(model: nn.Module) -> str:
         found = ", ".join(sorted(str(one).removeprefix("torch.") for one in formats))
         return (
             f"has weights in {found}, expected float32: call model.float() (--dtype chooses the format of "
-            "the "
-            "passes)"
+            "the passes)"
         )
     return ""
 
@@ -157,17 +156,15 @@ def expect_classes(name: str, row: ModelRow, model: nn.Module, outputs: int) -> 
     if getattr(model, "num_classes", outputs) == 0:
         raise UsageError(
             f"{name} has no classifier: its {outputs} outputs are features, not classes. Name a model with "
-            "a head, "
-            "or add one in a plugin (docs/extend.md)"
+            "a head, or add one in a plugin (docs/extend.md)"
         )
     published = getattr(model, "pretrained_cfg", None) or {}
     projects = row.library == "timm" and "clip" in row.tagged and outputs == published.get("num_classes")
     if projects and outputs not in CLASSIFIERS:
         raise UsageError(
             f"{name} is the image tower of a CLIP model: its {outputs} outputs are its projection, the "
-            "coordinates "
-            "of an embedding, not classes. With the embeddings of some prompts it is a classifier: see "
-            "docs/extend.md"
+            "coordinates of an embedding, not classes. With the embeddings of some prompts it is a "
+            "classifier: see docs/extend.md"
         )
 
 

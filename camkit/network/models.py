@@ -1,4 +1,4 @@
-"""The models: one row each."""
+"""The models, one row each, and how a name finds its row."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def shapley_values(
         none: y_0, (B, K).
         added: a, (B, P, K).
         target: classes c, (B,).
-        streams: one random generator an image.
+        streams: one random generator per image.
     """
     batch, players, _ = added.shape
     own = of_class(added.transpose(1, 2), target[:, None].expand(-1, players))

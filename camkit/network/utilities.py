@@ -1,7 +1,7 @@
 """Utilities: what the players of the game are worth, as a function of the logits.
 
 Each takes logits (B, K), the target classes (B,) and the activation that makes probabilities of logits, and
-gives one number an image, (B,); nothing of one image enters another's.
+gives one number per image, (B,); nothing of one image enters another's.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ def compare_all(analyses: Sequence[Analysis], baseline: str) -> list[Comparison]
 
 
 def comparison_grids(comparison: Comparison, named: Naming = identifier) -> list[Grid]:
-    """One table a score: every method against the baseline, and what cannot be told apart."""
+    """One table per score: every method against the baseline, and what cannot be told apart."""
     block = comparison.analysis.block
     baseline = named(block.methods[comparison.baseline])
     grids = []
@@ -145,7 +145,7 @@ def across_grids(comparisons: Sequence[Comparison], named: Naming = identifier) 
 
 
 def comparison_frame(comparisons: Sequence[Comparison]) -> pd.DataFrame:
-    """One row a cell and score; fractions. What cannot be asked is empty."""
+    """One row per cell and score; fractions. What cannot be asked is empty."""
     rows = []
     for one in comparisons:
         block = one.analysis.block

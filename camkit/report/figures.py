@@ -83,7 +83,7 @@ def saliency_figure(
 
 
 def _score_lines(scores: Mapping[str, float]) -> list[str]:
-    """Scores in percent, two a line."""
+    """Scores in percent, two per line."""
     words = [f"{score.heading} {100 * scores[score.name]:.1f}" for score in known_scores(scores)]
     return ["   ".join(words[place : place + 2]) for place in range(0, len(words), 2)]
 

@@ -74,7 +74,7 @@ def passes_of(column: str) -> str:
 
 
 def grade_frame(reports: Sequence[Report]) -> pd.DataFrame:
-    """One row a score; shares as fractions, `inf` for never."""
+    """One row per score; shares as fractions, `inf` for never."""
     rows: list[Mapping[str, object]] = []
     for report in reports:
         block = report.block

@@ -173,7 +173,7 @@ def escape_latex(text: str) -> str:
 
 
 def latex(grids: Sequence[Grid], legend: Sequence[str] = (), remarks: Sequence[str] = ()) -> str:
-    """A document that compiles as it is: one booktabs table a grid, long ones in parts of a page each.
+    """A document that compiles as it is: one booktabs table per grid; long ones in parts, a page each.
 
     The legend is in each caption; remarks on the whole stand behind the tables.
     """
@@ -205,7 +205,7 @@ def latex(grids: Sequence[Grid], legend: Sequence[str] = (), remarks: Sequence[s
     return LATEX_DOCUMENT % "\n".join([*tables, *(f"{escape_latex(remark)}\n" for remark in remarks)])
 
 
-# Of a table that fits on a page with its caption and notes; three rows a method (`--against paper`) stay
+# Of a table that fits on a page with its caption and notes; three rows per method (`--against paper`) stay
 # together.
 LATEX_ROWS = 42
 LATEX_TABLE = r"""\begin{table}[H]

@@ -36,7 +36,7 @@ def page(
     """The page's HTML.
 
     Args:
-        selections: the images to show, one entry a block, or none at all.
+        selections: the images to show, one entry per block, or none at all.
         photos: data URIs; without one, an image has its maps only.
     """
     study = [analysis.block for analysis in analyses]

@@ -115,7 +115,7 @@ def choose(blocks: Sequence[Block], method: str, scores: Sequence[Score]) -> Cho
     """A method's best layer in each score; None where fewer than two layers have it or all scores are alike.
 
     Args:
-        blocks: of one model and utility, one a layer.
+        blocks: of one model and utility, one per layer.
     """
     having = [block for block in blocks if method in block.methods]
     names = [set(block.images) for block in having]

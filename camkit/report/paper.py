@@ -155,7 +155,7 @@ def check_all(analyses: Sequence[Analysis]) -> tuple[list[Check], list[str]]:
 
 
 def check_grid(found: Check, named: Naming = identifier) -> Grid:
-    """Three rows a method: ours, the paper's, the difference."""
+    """Three rows per method: ours, the paper's, the difference."""
     block = found.analysis.block
     rows: list[tuple[Entry, ...]] = []
     for place, row in enumerate(found.rows):
@@ -266,7 +266,7 @@ def randomcam_lines(checks: Sequence[Check], named: Naming = identifier) -> list
 
 
 def check_frame(checks: Sequence[Check]) -> pd.DataFrame:
-    """One row a cell and score; fractions."""
+    """One row per cell and score; fractions."""
     rows = []
     for found in checks:
         block = found.analysis.block

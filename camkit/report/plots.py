@@ -67,7 +67,7 @@ def _title(block: Block, known: np.ndarray) -> str:
 
 
 def scores_figure(analysis: Analysis) -> Figure:
-    """One panel a score: means and 95 % intervals; the dotted line is the best control.
+    """One panel per score: means and 95 % intervals; the dotted line is the best control.
 
     Points without an interval are hollow.
     """

@@ -1,4 +1,4 @@
-"""The only averaging: from one row an image to means, intervals, differences, p values and ranks."""
+"""From one row per image to means, intervals, differences, p values and ranks."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def signed(value: float) -> str:
 
 
 def terminal_table(summary: pd.DataFrame, width: int | None = None) -> str:
-    """The means of a summary.csv: one block a model, layer and utility; controls and ceilings below a line.
+    """The means of a summary.csv: one block per model, layer and utility; controls and ceilings below a line.
 
     Args:
         width: see :func:`camkit.report.grid.terminal`.
@@ -161,7 +161,7 @@ def brief_listing(what: str) -> pd.DataFrame:
 
 
 def groups_of_methods() -> str:
-    """What the costs mean, and the members of each group, as text of at most 100 letters a line."""
+    """What the costs mean, and the members of each group, as text of at most 100 letters per line."""
     groups: dict[str, list[str]] = {}
     for one in METHODS.values():
         for group in one.groups:

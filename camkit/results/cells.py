@@ -49,7 +49,7 @@ class CellScores:
 
     Attributes:
         target: the explained classes.
-        scores: column -> one value an image.
+        scores: column -> one value per image.
         curves: name -> (B, points), what a metric's score is the summary of; on the CPU, as the maps are.
         flags: name (as `degenerate`) -> the images it holds for, true or false.
         maps: signed maps (B, h, w) at the layer's resolution; None for methods that give saliency maps.

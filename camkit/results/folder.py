@@ -1,13 +1,13 @@
 """A results folder: what lies where, run.json, and summary.csv.
 
-OUT/summary.csv                                  one row a cell
+OUT/summary.csv                                  one row per cell
 OUT/<model>/predictions.csv                      what the model says of each image
 OUT/<model>/classes.csv                          the model's classes, where they are not ImageNet's
 OUT/<model>/errors.csv                           images that could not be read (only if there are any)
-OUT/<model>/failures.csv                         what plugins did wrong (likewise)
+OUT/<model>/failures.csv                         plugin errors (likewise)
 OUT/<model>/flags.csv                            degenerate maps and other odd cases (likewise)
 OUT/<model>/<layer>-<utility>/run.json           all that decided the numbers
-OUT/<model>/<layer>-<utility>/<method>.csv       one row an image
+OUT/<model>/<layer>-<utility>/<method>.csv       one row per image
 OUT/.parts/rank-<k>/<model>/…                    the same of one of several processes, until it is merged
 """
 
@@ -31,19 +31,11 @@ from camkit.results.files import ODD_NAMES, UTF8, write_atomically
 from camkit.results.table import Table, csv_line, merge_rows, read_fields
 
 DEFINITIONS_VERSION = 2  # docs/definitions.md says what each changed
-
-
 KEYS = ROW_FIELDS
-
-
 PREDICTIONS, ERRORS, FLAGS, CLASSES = "predictions.csv", "errors.csv", "flags.csv", "classes.csv"
-
-
 FAILURES = "failures.csv"
 GIVEN = "given"  # in run.json: methods whose maps come from elsewhere, and where from
 PREDICTED_NAME = "predicted_name"  # follows from the class and the list
-
-
 # Of each table of a model: its columns, and those that identify a row.
 MODEL_TABLES = {
     PREDICTIONS: (("image", "label", "predicted", "probability", PREDICTED_NAME), ("image",)),

@@ -23,8 +23,6 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 LOCK = ".lock"
-
-
 _HELD: set[Path] = set()
 
 

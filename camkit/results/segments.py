@@ -17,8 +17,6 @@ BOOKKEEPING = {
     "images", "seconds", "waiting_seconds", "passes", "head_passes", "images_per_second", "waiting_for_data",
     "not_deterministic", "plugins", "costs",
 }  # fmt: skip
-
-
 # Entries of a segment that add up over its starts.
 COUNTS = ("images", "seconds", "waiting_seconds", "passes", "head_passes")
 

@@ -1,4 +1,4 @@
-"""summary.csv: one row a cell, from its rows."""
+"""summary.csv: one row per cell, from its rows."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from camkit.results.folder import (
 
 
 def summarise(out: Path) -> pd.DataFrame:
-    """One row a cell with rows of everything below `out`: counts, top-1 and the mean of each score.
+    """One row per cell with rows of everything below `out`: counts, top-1 and the mean of each score.
 
     Beside scores that judge maps as divisions of the utility among positions, `value` says which are such.
     """

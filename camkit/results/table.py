@@ -78,7 +78,7 @@ def read_records(path: Path) -> tuple[list[str], list[Row]]:
 
 
 def merge_rows(paths: Iterable[Path], keys: Sequence[str] = ("image",)) -> tuple[list[str], dict[Key, Row]]:
-    """Columns and rows of several logs together, one row a key; the first value of a field stays."""
+    """Columns and rows of several logs together, one row per key; the first value of a field stays."""
     columns: dict[str, None] = {}
     rows: dict[Key, Row] = {}
     for path in paths:
@@ -99,12 +99,8 @@ def render(columns: Sequence[str], rows: Iterable[Mapping[str, str]], header: bo
 
 
 NO_FIELDS: frozenset[str] = frozenset()
-
-
 # One object for what is equal: thousands of images have the same few sets of fields in hundreds of tables.
 _KEYS: dict[Key, Key] = {}
-
-
 _FIELDS: dict[frozenset[str], frozenset[str]] = {}
 
 
@@ -185,7 +181,7 @@ class Table:
             self._learn(row, self.known)
 
     def compact(self, order: Mapping[str, int], without: Container[Key] = ()) -> None:
-        """Rewrite the file: one row a key, in the order of its images, `also` included; no rows, no file.
+        """Rewrite the file: one row per key, in the order of its images, `also` included; no rows, no file.
 
         Args:
             order: image -> place; images that are not in it come last.

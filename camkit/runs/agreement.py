@@ -11,14 +11,10 @@ from camkit.results.table import Row
 # How far a value may be from the recorded one: absolutely, or relative to it where it is above 1. Number
 # formats with fewer bits round more, and each kind of device in another way.
 TOLERANCE = {"float32": 1e-5, "tf32": 1e-2, "float16": 1e-2, "bfloat16": 5e-2}
-
-
 # In so many of a cell's images, or in one, a value may be this far away: there the last bits count for more.
 # Columns that jump (:attr:`camkit.entries.Column.jumps`) may be this far away everywhere, and anywhere in so
 # many images.
 FEW, FEW_TOLERANCE = 0.1, 1e-3
-
-
 # Classes, which no rounding moves.
 EXACT = ("label", "target", "predicted")
 

@@ -29,7 +29,7 @@ def bench(config: RunConfig, say: Say = print) -> pd.DataFrame | None:
         say: takes each line that the user should see.
 
     Returns:
-        One row a cell of the results folder, as in its summary.csv. Of several processes (see
+        One row per cell of the results folder, as in its summary.csv. Of several processes (see
         :mod:`camkit.share`) the last to end has it, the others None.
 
     Raises:

@@ -53,7 +53,7 @@ def probe_steps(steps: int, pixels: int) -> tuple[int, int]:
 
 
 def dry_run(config: RunConfig, say: Say) -> tuple[pd.DataFrame, list[str]]:
-    """What is left of a run, one row a model: cells, images, passes of a batch, disk in MB, time in seconds.
+    """What is left of a run, one row per model: cells, images, passes of a batch, disk (MB), time (seconds).
 
     What the results folder has already is not counted. Passes grow linearly with the points of a curve,
     whatever methods and metrics are asked for: two batches at few steps give the line. Time is that

@@ -74,7 +74,7 @@ def _classes_of(config: RunConfig) -> ClassList:
 def explain_images(
     names: Sequence[Path], config: RunConfig, say: Say, metrics: Sequence[str] = (), most: int | None = None
 ) -> tuple[list[Explained], list[str]]:
-    """Photos, classes and saliency maps of one model's cells; and what plugins did wrong, a line each.
+    """Photos, classes and saliency maps of one model's cells; and plugin errors, one line each.
 
     Args:
         config: one model, layer and utility; any methods.

@@ -24,7 +24,7 @@ class Recomputed:
         scores: method -> image -> column -> value, label and target among the columns.
         predictions: image -> column -> value.
         unread: image -> why it could not be read.
-        failures: (method, image) -> what a plugin did wrong.
+        failures: (method, image) -> the plugin error.
     """
 
     scores: dict[str, dict[str, Values]] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""`camkit submit`: the grid of a run as one job a model, on this machine or, through submitit, on Slurm."""
+"""`camkit submit`: the grid of a run as one job per model, on this machine or, through submitit, on Slurm."""
 
 from __future__ import annotations
 
@@ -17,22 +17,15 @@ from typing import Any
 
 import torch
 
-from camkit.errors import CamkitError, UsageError
-from camkit.network.prepare import Say
+from camkit.errors import CamkitError, Say, UsageError
 from camkit.results.folder import file_name
 from camkit.runs.stop import stop_signals
 
 LOGS = ".jobs"
-
-
 # A job that reaches its time limit, of so many minutes unless told otherwise, is queued again, so often.
 TIME, REQUEUES = 240, 100
-
-
 # Settings that submitit reads itself and counts with; sbatch gets all others as they stand.
 NUMBERS = ("nodes", "ntasks_per_node", "array_parallelism", "signal_delay_s")
-
-
 # Those that take a list, and those that submitit makes.
 NOT_SETTINGS = (
     "setup", "teardown", "srun_args", "additional_parameters", "stderr_to_stdout", "use_srun",

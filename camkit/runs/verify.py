@@ -78,7 +78,7 @@ def verify(
         batch_size: images in a pass; None: as in the run.
 
     Returns:
-        One row a cell and one for the predictions, see :class:`Checked` and :func:`faults`.
+        One row per cell and one for the predictions, see :class:`Checked` and :func:`faults`.
 
     Raises:
         UsageError: there are no results in the folder, data or weights are not those of the run, or a
@@ -110,7 +110,7 @@ def verify(
 
 
 def faults(checks: pd.DataFrame) -> list[str]:
-    """What is wrong with a verified folder, a line each; none where all agrees.
+    """What is wrong with a verified folder, one line each; none where all agrees.
 
     Args:
         checks: what :func:`verify` gives.

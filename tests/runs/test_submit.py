@@ -1,4 +1,4 @@
-"""`camkit submit`: one job a model, here or on Slurm, whose programs are small stand-ins."""
+"""`camkit submit`: one job per model, here or on Slurm, whose programs are small stand-ins."""
 
 from __future__ import annotations
 
