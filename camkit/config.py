@@ -15,10 +15,10 @@ DEFAULT_REFERENCES, DEFAULT_REFERENCE_WEIGHT = 3, 0.6
 # Fields of :class:`RunConfig` that methods are given.
 OF_METHODS = ("absent", "budget", "channels", "references", "reference_weight")
 RUN, DATA, SCORES, HOW, OUTPUT = GROUPS = ("What to run", "Data", "Scores", "How it runs", "Output")
-# Names in the protocol of what is there only where it was named: the images of a network of one's own.
+# The protocol has these only where the user gave them.
 OF_IMAGES = ("size", "mean", "std")
+MOSAIC = "mosaic:"  # begins a --data whose photos are set side by side
 # Options whose value is a path, or may be one: the command of a run shows the last part only.
-MOSAIC = "mosaic:"
 PATHS = ("data", "weights", "classes")
 WORDS = ("pretrained", "random", "sample", "imagenet", "folders")
 # What stands where pixels are gone, and which go first; what a score does where nothing is said.
@@ -73,8 +73,8 @@ class RunConfig:
         "Models (camkit list models), `all`, timm/NAME[.TAG], torchvision/NAME[.TAG], transformers/NAME.",
         RUN, kind="names")
     method: tuple[str, ...] = option(("shapleycam",),
-        "CAM methods, or groups: paper (the ten), cheap, perturbation, controls (the seven), aumann; all: "
-        "but perturbation.",
+        "CAM methods, or groups: paper (the ten), cheap, perturbation, controls (the seven), ceilings, "
+        "aumann, transformer; all: all but perturbation.",
         RUN, kind="names")
     layer: tuple[str, ...] = option(("conv",), "conv, prepool, MODULE.PATH; fused: a+b; all: ends of stages.",
         RUN, kind="names")

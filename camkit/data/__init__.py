@@ -10,6 +10,7 @@ labelfile.py   `--labels FILE`
 beside.py      label files near the images: Kaggle's solution, Tiny ImageNet's annotations
 devkit.py      the devkit's ground truth
 texts.py       text and tables in any usual encoding
+names.py       parts of an image's id
 kinds.py       what a file is by its name
 walk.py        a folder and all below it
 contents.py    what lies at a path, before anyone says what it means
@@ -20,6 +21,11 @@ parquet.py     Hugging Face's parquet files; columns.py: which column holds what
 layouts.py     the table of layouts
 find.py        `find_images`: from a path, and what the user says of it, to a data set
 subset.py      `camkit data sample`
+regions.py     where in an image something is: boxes, masks, tiles; annotations.py: from files
+given.py       maps that another program made
+pixels.py      image file -> uint8 crop -> normalised batch
+cache.py       decoded crops on disk
+batches.py     decoded batches on their way to the network
 """
 
 from camkit.data.classes import ClassList, class_name, imagenet, wnid_to_index

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from camkit.data.cache import PixelCache
 from camkit.data.items import Item
 from camkit.data.pixels import Preprocess, read_file
 from camkit.data.sources import Photo, parts_of
-from camkit.errors import CamkitError
+from camkit.errors import CamkitError, Say
 
 # Batches that each worker decodes ahead: torch's default, named because shared memory is computed from it.
 PREFETCH = 2
@@ -189,7 +189,7 @@ def affordable_workers(
     batch_size: int,
     images: int,
     workers: int,
-    say: Callable[[str], None] = lambda line: None,
+    say: Say = lambda line: None,
 ) -> int:
     """Worker processes, at most one per batch, whose batches fit together into shared memory; 0: none.
 

@@ -44,7 +44,7 @@ def list_parquet(root: Path, files: Sequence[Path], reading: Reading) -> tuple[E
                 first, columns = columns, find_columns(path, file, reading)
                 if first not in (None, columns):
                     raise CamkitError(f"{path} has other columns or classes than the files before it")
-                _check_groups(path, file, columns, notes)
+                _check_groups(path, file, notes)
                 place = path.name if path == root else path.relative_to(root).as_posix()
                 rows += _rows(path, place, file, columns)
         except (pyarrow.ArrowException, OSError) as error:
@@ -57,7 +57,7 @@ def list_parquet(root: Path, files: Sequence[Path], reading: Reading) -> tuple[E
     return entries, _labels(names, values, columns, reading, notes)
 
 
-def _check_groups(path: Path, file: Any, columns: Columns, notes: list[str]) -> None:
+def _check_groups(path: Path, file: Any, notes: list[str]) -> None:
     for number in range(file.metadata.num_row_groups):
         group = file.metadata.row_group(number)
         if group.total_byte_size > MAX_GROUP:

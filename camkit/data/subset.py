@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from PIL import Image
@@ -14,11 +13,11 @@ from camkit.data.classes import ClassList
 from camkit.data.items import DataSet, Item, in_storage_order, spread
 from camkit.data.kinds import EXTENSIONS
 from camkit.data.sources import parts_of, read_bytes
-from camkit.errors import CamkitError, UsageError
+from camkit.errors import CamkitError, Say, UsageError
 
 
 def take(
-    data: DataSet, per_class: int, out: Path, seed: int, *, copy: bool, say: Callable[[str], None]
+    data: DataSet, per_class: int, out: Path, seed: int, *, copy: bool, say: Say
 ) -> list[tuple[str, str, int | None]]:
     """Link or copy `per_class` images of each class (or folder, where there are no labels) below `out`.
 

@@ -63,10 +63,9 @@ def area(curve: Tensor) -> Tensor:
     return torch.trapezoid(curve, dim=1) / (curve.shape[1] - 1)
 
 
-def steps_taken(subject: Subject) -> int:
-    """How many steps there are, the last one included."""
-    pixels = subject.ranks[0].numel()
-    return math.ceil(pixels / stride_of(pixels, subject.steps))
+def steps_taken(pixels: int, steps: int) -> int:
+    """How many steps there are, the last one included: :func:`stride_of` pixels each."""
+    return math.ceil(pixels / stride_of(pixels, steps))
 
 
 def sampled(subject: Subject, kind: str) -> Tensor | None:
@@ -74,7 +73,7 @@ def sampled(subject: Subject, kind: str) -> Tensor | None:
 
     Insertion's are as far from the end as deletion's are from the start: they may be the same images.
     """
-    steps = steps_taken(subject)
+    steps = steps_taken(subject.ranks[0].numel(), subject.steps)
     if subject.sample is None or subject.sample >= steps - 1:
         return None
     at = subject.sampled_steps(steps - 1)
@@ -138,7 +137,7 @@ def area_and_curve(subject: Subject, kind: str, fill: str, order: str) -> tuple[
     points, at = CURVES[kind](subject, fill, order), sampled(subject, kind)
     if at is None:
         return area(points), points
-    steps = steps_taken(subject)
+    steps = steps_taken(subject.ranks[0].numel(), subject.steps)
     return estimated_area(points, at, steps), joined(points, at, steps)
 
 

@@ -8,8 +8,7 @@ first layer.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +21,7 @@ from camkit.entries import MODELS
 from camkit.errors import CamkitError, PluginError
 from camkit.network.checkpoints import State, renamed
 from camkit.network.huggingface import build_classifier
+from camkit.network.layers import replaced
 from camkit.network.models import ModelRow
 
 
@@ -72,12 +72,18 @@ def entry_of(row: ModelRow) -> WeightsEnum | None:
 
 
 def from_torchvision(row: ModelRow, entry: WeightsEnum | None) -> nn.Module:
+    """torchvision's own builder; None: without weights."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # GoogLeNet and Inception: initialisation will change
         return torchvision.models.get_model(row.entry, weights=entry)
 
 
 def from_plugin(row: ModelRow, pretrained: bool) -> nn.Module:
+    """What a plugin's builder gives.
+
+    Raises:
+        PluginError: it fails, or gives no module.
+    """
     added = MODELS[row.entry]
     try:
         model = added.build(pretrained=pretrained)
@@ -96,20 +102,6 @@ def from_plugin(row: ModelRow, pretrained: bool) -> nn.Module:
 def answered(entry: WeightsEnum, state: State) -> AbstractContextManager:
     """Let torchvision's builders have `state` where they would fetch the weights."""
     return replaced(entry, "get_state_dict", lambda **_: renamed(state, str))
-
-
-@contextmanager
-def replaced(owner: object, name: str, value: object) -> Iterator[None]:
-    """Give an object or a class another attribute for a while."""
-    before = vars(owner).get(name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        if before is None:
-            delattr(owner, name)
-        else:
-            setattr(owner, name, before)
 
 
 def size_in(model: nn.Module, state: State) -> Size:

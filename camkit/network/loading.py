@@ -21,12 +21,14 @@ from camkit.network.models import ModelRow, find_row
 from camkit.network.view import View
 from camkit.network.weights import Weights, load
 
-Crop = Callable
-Numbers = tuple[float, ...]
+Crop = Callable  # PIL RGB image -> uint8 (C, H, W)
+Numbers = tuple[float, ...]  # per channel, in units of [0, 1]
 
 
 @dataclass(frozen=True)
 class LoadedModel:
+    """A model in eval mode on the CPU, with its weights and the preprocessing that belongs to them."""
+
     row: ModelRow
     model: nn.Module
     preprocess: Preprocess

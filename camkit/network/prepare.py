@@ -1,4 +1,4 @@
-"""From names to things: methods, utilities, the device, and a loaded model with its layers."""
+"""From names to things: the device, and a loaded model with its layers."""
 
 from __future__ import annotations
 

@@ -25,11 +25,11 @@ from camkit.network.builders import (
     entry_of,
     from_plugin,
     from_torchvision,
-    replaced,
     size_in,
 )
 from camkit.network.checkpoints import REFUSED, State, read_checkpoint, without_prefix
 from camkit.network.huggingface import build_classifier
+from camkit.network.layers import replaced
 from camkit.network.models import ModelRow
 
 # torch's switches for all calls of torch.load: on, and off.

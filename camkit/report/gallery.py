@@ -13,21 +13,21 @@ from PIL import Image
 
 from camkit.config import MOSAIC
 from camkit.data import class_name, find_images
+from camkit.data.classes import CLASSES
 from camkit.data.pixels import PAPER_CROP, Preprocess, crop_to, read_file
 from camkit.data.sources import Source, parts_of
-from camkit.errors import CamkitError, UsageError
+from camkit.errors import CamkitError, Say, UsageError
 from camkit.network.loading import load_model
 from camkit.network.models import ROWS
 from camkit.network.view import image_size
 from camkit.report.scores import title_of
-from camkit.report.study import Block, Say
+from camkit.report.study import Block
 from camkit.results.folder import file_name, read_classes
 from camkit.results.mosaics import mosaics_in
 
 MOST_PHOTOS = 200  # in one page, whatever the number of models: small enough to mail
 PER_LIST = 12
 PHOTO_SIDE, JPEG_QUALITY = 160, 70
-IMAGENET_CLASSES = 1000
 
 
 class Photo(NamedTuple):
@@ -293,7 +293,7 @@ def explained(block: Block, place: int) -> str:
     """The class that an image's maps explain and its probability, in words; empty where not known."""
     listed = read_classes(block.folder.parent)
     # Without a list it is not known how many classes another model has.
-    outputs = len(listed) if listed else IMAGENET_CLASSES if block.model in ROWS else 0
+    outputs = len(listed) if listed else CLASSES if block.model in ROWS else 0
     target, probability = block.explained[place]
     if np.isnan([target, probability]).any():
         return ""

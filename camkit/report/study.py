@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from camkit.errors import UsageError
+from camkit.errors import Say, UsageError
 from camkit.methods.altered import is_altered
 from camkit.report.scores import Score, is_ceiling, is_control, known_scores, table_place
 from camkit.results.folder import (
@@ -29,8 +29,6 @@ from camkit.results.folder import (
 )
 from camkit.results.protocol import check_agreement
 from camkit.results.table import merge_rows
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from scipy.stats import binomtest
@@ -12,7 +12,7 @@ from camkit.console import Bar
 from camkit.data import ClassList, DataSet
 from camkit.data.batches import affordable_workers, batches
 from camkit.data.classes import outputs_named
-from camkit.errors import CamkitError, UsageError
+from camkit.errors import CamkitError, Say, UsageError
 from camkit.network.numerics import numerics
 from camkit.network.prepare import prepare
 
@@ -49,9 +49,7 @@ class Accuracy:
 
 
 @numerics(tf32=False, deterministic=False)
-def measure_top1(
-    model: str, data: DataSet, config: RunConfig, batch_size: int, say: Callable[[str], None]
-) -> Accuracy:
+def measure_top1(model: str, data: DataSet, config: RunConfig, batch_size: int, say: Say) -> Accuracy:
     """Classify all labelled images.
 
     Raises:
@@ -86,7 +84,7 @@ def measure_top1(
     found = verdict(top1, images, published, prepared.classes)
     other = _other_numbering(labels, predicted, data.classes)
     if other:
-        found = f"suspicious: {other}"
+        found = f"{SUSPICIOUS} {other}"
     elif found.startswith(SUSPICIOUS):
         found += f"; {CAUSES}"
     return Accuracy(model, images, top1, low, high, published, found)

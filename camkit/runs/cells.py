@@ -70,7 +70,7 @@ def find_models(names: Iterable[str]) -> list[str]:
     Raises:
         UsageError: a model does not exist.
     """
-    listed = [row.name for name in names for row in (PAPER_ROWS if name == "all" else [find_row(name)])]
+    listed = [row.name for name in names for row in (PAPER_ROWS if name == ALL else [find_row(name)])]
     return list(dict.fromkeys(listed))
 
 

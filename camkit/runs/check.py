@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -20,7 +20,7 @@ from camkit.data.classes import CLASSES, IMAGENET
 from camkit.data.items import in_storage_order
 from camkit.data.pixels import decode, read_file
 from camkit.data.sources import parts_of
-from camkit.errors import CamkitError
+from camkit.errors import CamkitError, Say
 from camkit.plugins import load_plugins
 from camkit.runs.accuracy import measure_top1
 from camkit.runs.cells import data_of_run, find_models
@@ -122,7 +122,7 @@ def check_data(
     *,
     model: str | None = None,
     batch_size: int = 32,
-    say: Callable[[str], None] = print,
+    say: Say = print,
     **options: Any,
 ) -> Report:
     """Check a data set, and measure a model's top-1 on it where one is named.

@@ -17,7 +17,7 @@ from camkit.config import RunConfig
 from camkit.data import DataSet, Item
 from camkit.data.batches import Batch, pad
 from camkit.errors import CamkitError, Say, UsageError
-from camkit.metrics.causal import stride_of
+from camkit.metrics.causal import steps_taken, stride_of
 from camkit.network.numerics import numerics
 from camkit.network.prepare import Prepared, prepare
 from camkit.network.targets import find_target, keeps_all
@@ -34,11 +34,6 @@ from camkit.share import Share
 
 PROBES = 2
 BARE_PASSES = 3
-
-
-def curve_points(steps: int, pixels: int) -> int:
-    """Steps that deletion and insertion really take: ceil(HW / N) pixels each, until all have changed."""
-    return math.ceil(pixels / stride_of(pixels, steps))
 
 
 def probe_steps(steps: int, pixels: int) -> tuple[int, int]:
@@ -143,7 +138,7 @@ def _cost(
     """
     batches, decoding = _probe_batches(images, prepared, config, size)
     height, width = batches[0].pixels.shape[2:]  # type: ignore[union-attr]
-    points = curve_points(config.steps, height * width)
+    points = steps_taken(height * width, config.steps)
     few, some = probe_steps(config.steps, height * width)
     # How many times what the second probe has beyond the first.
     more_points = (points - few) / (some - few)

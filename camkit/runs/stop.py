@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
+
+from camkit.errors import Say
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -20,7 +22,7 @@ class Stop:
         patient: there is a batch in hand that is worth finishing. Otherwise one signal stops at once.
     """
 
-    def __init__(self, say: Callable[[str], None]) -> None:
+    def __init__(self, say: Say) -> None:
         self.asked = self.twice = self.patient = False
         self._say = say
 
@@ -47,7 +49,7 @@ class Stop:
 
 
 @contextmanager
-def stop_signals(say: Callable[[str], None]) -> Iterator[Stop]:
+def stop_signals(say: Say) -> Iterator[Stop]:
     """Listen to both signals; the old handlers come back at the end. Outside the main thread: do nothing."""
     stop = Stop(say)
     if threading.current_thread() is not threading.main_thread():
