@@ -159,8 +159,10 @@ def cost_grid(block: Block) -> Grid | None:
             taken.setdefault(method, Counter()).update(cost)
     parts = ("explaining_seconds", "scoring_seconds")
     rows = []
-    for method in filter(lambda one: taken.get(one, {}).get("images"), block.methods):
-        cost = taken[method]
+    for method in block.methods:
+        cost = taken.get(method)
+        if cost is None or not cost["images"]:
+            continue
         milliseconds = [1000 * cost[part] / cost["images"] for part in parts]
         numbers = (*milliseconds, sum(milliseconds))
         rows.append((Entry(title_of(method)), *(Entry(f"{one:.1f}", one) for one in numbers)))
