@@ -10,8 +10,8 @@ import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,16 @@ class Setting:
         return self.device.type == "cuda"
 
 
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def run(setting: Setting, name: str, **options: Any) -> tuple[Path, list[str]]:
     """The results folder of a run on the sample photos, and what it said."""
     settings: dict[str, Any] = {
@@ -108,10 +118,11 @@ def expect(found: float, limit: float, what: str) -> str:
 def golden_scores(setting: Setting, methods: tuple[str, ...] = ("paper",)) -> str:
     """EfficientNet-Lite0 in float32, TF32 off, against recorded scores and maps."""
     utilities, layers = (("rest",), ("conv",)) if setting.quick else (UTILITIES, ("conv", "prepool"))
-    out, _ = run(
-        setting, "golden", model=(LITE,), weights="pretrained", method=methods, layer=layers,
-        utility=utilities, save_maps=True,
-    )  # fmt: skip
+    with threads(2):  # as the recorded scores were made
+        out, _ = run(
+            setting, "golden", model=(LITE,), weights="pretrained", method=methods, layer=layers,
+            utility=utilities, save_maps=True,
+        )  # fmt: skip
     keys = ["layer", "utility", "method", "image"]
     golden = pd.read_csv(GOLDEN / "golden_lite0.csv").set_index(keys).sort_index()
     gaps: list[float] = []
@@ -129,8 +140,8 @@ def golden_scores(setting: Setting, methods: tuple[str, ...] = ("paper",)) -> st
         worst = max(gap.drop(columns="coherency").max().max(), gap["coherency"].max() / 2)
         assert worst <= TOLERANCE, f"{layer}, {utility}, {path.stem}: scores differ by {worst:.3g}"
         gaps.append(worst)
-    # With one thread in place of two, a CPU has one such map of 432 too: its nearly equal values turn round.
-    assert len(astray) <= 1, f"coherency differs: {astray}"
+    # Nearly equal values of one map of 432 turn round with the last bits: on a CPU with one thread for two.
+    assert len(astray) <= setting.is_cuda, f"coherency differs: {astray}"
     with np.load(GOLDEN / "golden_lite0_maps.npz") as recorded_maps:
         for path in sorted(out.glob("*/*-rest/*.npz")):
             layer = path.parent.name.removesuffix("-rest")

@@ -20,6 +20,7 @@ from camkit.report.gallery import Photo, Selection, explained, photo_of, small_m
 from camkit.report.grid import Grid
 from camkit.report.scores import title_of
 from camkit.report.study import Block
+from camkit.report.tables import COST_LEGEND, cost_grid
 
 DIGITS = 5  # of fractions in the page's data
 
@@ -61,6 +62,8 @@ def page(
         legend=legend,
         grades=grades,
         grade_legend=grade_legend,
+        costs=[grid for block in study if (grid := cost_grid(block))],
+        cost_legend=COST_LEGEND,
         scores=list(scores.values()),
         provenance=[_provenance(block) for block in study],
         has_ends=any(cell.hint for grid in grids for group in grid.groups for row in group for cell in row),

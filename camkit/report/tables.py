@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,7 +16,7 @@ from camkit.report.analysis import Analysis
 from camkit.report.audit import audit, no_values
 from camkit.report.grid import Entry, Grid, terminal
 from camkit.report.intervals import LEVEL
-from camkit.report.scores import Naming, identifier, is_ceiling, is_control, known_scores
+from camkit.report.scores import Naming, identifier, is_ceiling, is_control, known_scores, title_of
 from camkit.report.study import Block, count_of
 from camkit.results.summary import columns_of_values, is_value
 
@@ -142,6 +143,34 @@ def score_frame(analyses: Sequence[Analysis]) -> pd.DataFrame:
 
 def cell_keys(block: Block) -> dict[str, object]:
     return {"results": block.source, "model": block.model, "layer": block.layer, "utility": block.utility}
+
+
+COST_LEGEND = (
+    "Milliseconds per image, of the device, as these results were made: their scores, their batch size.",
+    "What methods share (a layer's gradient, blank images) counts for the first one that needs it.",
+)
+
+
+def cost_grid(block: Block) -> Grid | None:
+    """What each method took, as run.json has it; None where it has nothing."""
+    taken: dict[str, Counter[str]] = {}
+    for segment in block.segments:
+        for method, cost in segment.get("costs", {}).items():
+            taken.setdefault(method, Counter()).update(cost)
+    parts = ("explaining_seconds", "scoring_seconds")
+    rows = []
+    for method in block.methods:
+        cost = taken.get(method)
+        if cost is None or not cost["images"]:
+            continue
+        milliseconds = [1000 * cost[part] / cost["images"] for part in parts]
+        numbers = (*milliseconds, sum(milliseconds))
+        rows.append((Entry(title_of(method)), *(Entry(f"{one:.1f}", one) for one in numbers)))
+    if not rows:
+        return None
+    devices = ", ".join(dict.fromkeys(str(one["device"]) for one in block.segments if "device" in one))
+    title = f"{block.name} ({devices})" if devices else block.name
+    return Grid(title, "Cost.", ("Method", "explaining", "scoring", "both"), (tuple(rows),))
 
 
 # Of the methods, what a terminal shows: formulas are too wide.

@@ -76,6 +76,26 @@ def test_the_page_has_the_tables_the_meanings_and_the_provenance(study, tmp_path
     assert "camkit bench --model x" in text and "data fingerprint" in text
 
 
+def test_the_page_has_milliseconds_per_image_over_all_segments(study, tmp_path):
+    """Two segments of 6 and 2 images: (0.012 + 0.004) s / 8 and (0.1 + 0.06) s / 8; layercam has none."""
+    text, _ = page(study[0], "--no-photos", to=tmp_path / "page.html")
+    assert 'id="cost"' not in text, "a run that did not measure it has no such section"
+    path = study[0] / "resnet18" / "conv-rest" / "run.json"
+    run = json.loads(path.read_text())
+    took = [(6, 0.012, 0.1), (2, 0.004, 0.06)]
+    names = ("images", "explaining_seconds", "scoring_seconds")
+    run["segments"] = [
+        {"command": "x", "device": "cpu", "costs": {"gradcam": dict(zip(names, one, strict=True))}}
+        for one in took
+    ]
+    path.write_text(json.dumps(run))
+    text, _ = page(study[0], "--no-photos", to=tmp_path / "page.html")
+    section = text[text.index('<section id="cost">') : text.index('<section id="provenance">')]
+    assert "conv · rest (cpu)" in section
+    assert re.findall(r'<th scope="row">(.*?)</th>', section) == ["GradCAM"]
+    assert re.findall(r"<td.*?>([\d.]+)</td>", section) == ["2.0", "20.0", "22.0"]
+
+
 def test_without_photos_there_are_none_but_maps(study, tmp_path):
     text, _ = page(study[0], "--no-photos", "--data", study[1], to=tmp_path / "page.html")
     assert "data:image" not in text
