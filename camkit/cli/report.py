@@ -15,7 +15,14 @@ from camkit.console import say
 from camkit.errors import UsageError
 from camkit.report.grid import Grid
 
-SUFFIXES = {".md": "markdown", ".csv": "csv", ".tex": "latex", ".html": "html"}
+SUFFIXES = {
+    ".md": "markdown",
+    ".csv": "csv",
+    ".tex": "latex",
+    ".html": "html",
+    ".txt": "terminal",
+    "": "terminal",
+}
 
 
 def _folders(command: Callable) -> Callable:
@@ -42,7 +49,12 @@ def _output(*formats: str) -> Callable:
 
 
 def _style(style: str | None, out: Path | None) -> str:
-    return style or (SUFFIXES.get(out.suffix.lower(), "terminal") if out else "terminal")
+    suffix = out.suffix.lower() if out else ""
+    if not style and suffix not in SUFFIXES:
+        raise UsageError(
+            f"-o {out}: unknown ending; known are {', '.join(filter(None, SUFFIXES))}, or --format"
+        )
+    return style or SUFFIXES[suffix]
 
 
 def _naming(style: str) -> Callable[[str], str]:

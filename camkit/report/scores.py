@@ -50,9 +50,10 @@ def known_scores(columns: Iterable[str]) -> list[Score]:
 
     Metrics stand as they are registered, their columns by their places; what is no score of a map comes last.
     """
-    places = {  # of a column of two groups, the later one's
+    numbered = sorted(enumerate(METRICS.values()), key=lambda one: len(one[1].columns))
+    places = {  # of a column of two groups, the larger one's: `shape` must not take complexity from `adcc`
         name: (column.better == "neither", number, column.place)
-        for number, metric in enumerate(METRICS.values())
+        for number, metric in numbered
         for name, column in metric.columns.items()
     }
     declared, present = all_columns(), set(columns)

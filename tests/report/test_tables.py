@@ -12,6 +12,7 @@ from report_data import blind, made_up, write_results
 
 from camkit.cli import main
 from camkit.report.grid import LATEX_ROWS, Entry, Grid, escape_latex, markdown
+from camkit.report.scores import known_scores
 
 IMAGES = 50
 
@@ -199,3 +200,19 @@ def test_bad_folders_are_refused_in_one_line(tmp_path):
     assert "no results found" in run("compare", tmp_path, code=2)
     assert "--strict goes with" in run("report", tmp_path, "--strict", code=2)
     assert "-o FILE.html" in run("report", tmp_path, "--format", "html", code=2)
+
+
+def test_a_score_of_two_groups_stands_with_the_larger_one():
+    """`complexity` is in `adcc` and in `shape`: it stays beside the scores that it is a part of."""
+    names = [
+        score.name for score in known_scores(["complexity", "adcc", "gini", "coherency", "deletion_auc"])
+    ]
+    assert names == ["coherency", "complexity", "adcc", "deletion_auc", "gini"]
+
+
+def test_a_file_of_an_unknown_ending_is_refused_unless_the_format_is_said(results, tmp_path):
+    out = tmp_path / "table.docx"
+    assert "unknown ending" in run("report", results, "-o", out, code=2)
+    assert not out.exists()
+    run("report", results, "-o", out, "--format", "markdown")
+    assert out.read_text().startswith("###")
