@@ -75,7 +75,7 @@ def difference(first: Tensor, second: Tensor) -> Tensor:
 
 
 def finished(trace: Trace, maps: Tensor) -> Tensor:
-    return to_saliency(maps, trace.size)
+    return to_saliency(maps, (trace.images.shape[2], trace.images.shape[3]))
 
 
 def weighted(trace: Trace, weights: Tensor) -> Tensor:
@@ -163,8 +163,9 @@ def _by_masks(
     mask: Callable[[Tensor, tuple[int, int]], Tensor],
     weigh: Callable[[Tensor], Tensor] = lambda scores: scores.softmax(dim=1),
 ) -> Tensor:
+    size = (trace.images.shape[2], trace.images.shape[3])
     scores = [
-        trace.utility_of(trace.images * mask(channel, trace.size)[:, None])
+        trace.utility_of(trace.images * mask(channel, size)[:, None])
         for channel in trace.activation.unbind(dim=1)
     ]
     return weighted(trace, weigh(torch.stack(scores, dim=1)))

@@ -39,7 +39,7 @@ def moved(saliency: Tensor, regions: Tensor, share: float) -> Tensor:
 def alter(trace: Trace, base: Method, change: str) -> Tensor:
     """The saliency maps (B, H, W) of a method, changed."""
     maps = base.function(trace)
-    saliency = maps if base.saliency else to_saliency(maps, trace.size)
+    saliency = maps if base.saliency else to_saliency(maps, (trace.images.shape[2], trace.images.shape[3]))
     if change == "sqrt":
         return saliency.sqrt()
     if change == "square":

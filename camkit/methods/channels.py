@@ -118,11 +118,10 @@ def scorecam(trace: Trace) -> Tensor:
     if trace.channels is not None and trace.channels < activation.shape[1]:
         chosen = activation.flatten(2).std(dim=2).topk(trace.channels, dim=1).indices  # (B, N)
         activation = activation.gather(1, chosen[:, :, None, None].expand(-1, -1, *activation.shape[2:]))
+    size = (trace.images.shape[2], trace.images.shape[3])
     scores = []
     for channel in activation.unbind(dim=1):
-        mask = min_max(
-            F.interpolate(channel[:, None], trace.size, mode="bilinear", align_corners=False)[:, 0]
-        )
+        mask = min_max(F.interpolate(channel[:, None], size, mode="bilinear", align_corners=False)[:, 0])
         scores.append(trace.utility_of(trace.images * mask[:, None]))
     return _weighted(torch.stack(scores, dim=1).softmax(dim=1), activation)
 

@@ -64,7 +64,7 @@ def at_layer(entry: Method, layer: str) -> Method:
 
 
 def _fused(function: Callable[[Trace], Tensor], trace: Trace) -> Tensor:
-    return fuse([function(part) for part in trace.layers], trace.size)
+    return fuse([function(part) for part in trace.layers], _size(trace))
 
 
 def lacks_stages(network: Network, layer: str) -> str:
@@ -72,6 +72,10 @@ def lacks_stages(network: Network, layer: str) -> str:
     if len(parts_of(layer)) > 1 or len(network.stages) > 1:
         return ""
     return "the model has not several stages whose ends have positions (name layers: --layer 'a+b')"
+
+
+def _size(trace: Trace) -> tuple[int, int]:
+    return trace.images.shape[2], trace.images.shape[3]
 
 
 @method(
@@ -86,7 +90,7 @@ def lacks_stages(network: Network, layer: str) -> str:
 )
 def layercam_fusion(trace: Trace) -> Tensor:
     """Maximum over stages of tanh(2 M / max M), M the LayerCAM map at the end of a stage, after ReLU."""
-    return fuse([layercam(stage) for stage in trace.stages], trace.size)
+    return fuse([layercam(stage) for stage in trace.stages], _size(trace))
 
 
 @method(
@@ -106,5 +110,5 @@ def refinecam(trace: Trace) -> Tensor:
     """
     product = torch.ones_like(trace.images[:, 0])
     for stage in trace.stages:
-        product = product * to_saliency(gradcam_plus_plus(stage), trace.size)
+        product = product * to_saliency(gradcam_plus_plus(stage), _size(trace))
     return min_max(product)

@@ -243,8 +243,9 @@ def fullgrad(view: PixelView) -> Tensor:
     in the paper. Only in a piecewise linear network (ReLU) do the gradients account for the whole utility.
     """
     by_images, by_biases = view.full_gradient()
+    size = (view.images.shape[2], view.images.shape[3])
     total = torch.zeros_like(view.images[:, 0])
     for product in (by_images, *by_biases):
         scaled = min_max(product.abs().flatten(0, 1)).view_as(product).sum(dim=1, keepdim=True)
-        total += F.interpolate(scaled, view.size, mode="bilinear", align_corners=False)[:, 0]
+        total += F.interpolate(scaled, size, mode="bilinear", align_corners=False)[:, 0]
     return min_max(total)

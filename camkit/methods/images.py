@@ -85,7 +85,7 @@ def occlusion(view: PixelView) -> Tensor:
     """
     everything = view.utility_of(view.images)
     total, count = torch.zeros_like(view.images[:, 0]), torch.zeros_like(view.images[0, 0])
-    for rows, columns in windows(*view.size):
+    for rows, columns in windows(view.images.shape[2], view.images.shape[3]):
         covered = view.images.clone()
         covered[:, :, rows, columns] = 0
         total[:, rows, columns] += (everything - view.utility_of(covered))[:, None, None]

@@ -46,11 +46,6 @@ class ImageView:
     network: Network
     regions: Tensor | None
 
-    @property
-    def size(self) -> tuple[int, int]:
-        """Sides (H, W) of the images, in pixels."""
-        return self.images.shape[2], self.images.shape[3]
-
     def score(self, images: Tensor) -> Tensor:
         """Probability p_c (B,) of other images (B, 3, H, W): one pass."""
         return self.network.score(images, self.target)

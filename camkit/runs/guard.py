@@ -57,12 +57,13 @@ def make_maps(method: Method, view: ImageView) -> tuple[Tensor, Tensor]:
     """
     # Of several layers only methods have signed maps whose grid is the same at each.
     like = view.layers[0].activation if isinstance(view, Trace) else view.images
-    grid = view.size if method.saliency else (like.shape[2], like.shape[3])
+    size = (view.images.shape[2], view.images.shape[3])
+    grid = size if method.saliency else (like.shape[2], like.shape[3])
     with torch.no_grad(), blamed("method", method):
         given = method.function(_lent(view) if method.origin else view)
         maps = _expect_tensor(given, (len(view.images), *grid)).to(like)
         if not method.saliency:
-            return maps, to_saliency(maps, view.size)
+            return maps, to_saliency(maps, size)
         saliency = maps.where(maps.isfinite(), 0)
         if method.origin:
             _expect_fractions(saliency)

@@ -244,9 +244,10 @@ def _saved(saved: SavedMaps, method: Method, trace: Trace) -> tuple[Tensor, Tens
             "explains changed images, and only maps of the images themselves are saved: use camkit bench"
         )
     maps = [saved[method.name][name] for name in trace.image_ids]
+    size = (trace.images.shape[2], trace.images.shape[3])
     if method.saliency:  # of any sizes
-        made = [to_saliency(torch.as_tensor(one)[None].to(trace.images), trace.size) for one in maps]
+        made = [to_saliency(torch.as_tensor(one)[None].to(trace.images), size) for one in maps]
         saliency = torch.cat(made)
         return saliency, saliency
     signed = torch.as_tensor(np.stack(maps)).to(trace.images)
-    return signed, to_saliency(signed, trace.size)
+    return signed, to_saliency(signed, size)
