@@ -165,11 +165,6 @@ class Features:
         return list(ends.values()) if len(ends) > 1 else _blocks(known.values())
 
 
-def last_feature_layer(model: nn.Module, images: Tensor) -> str | None:
-    """See :meth:`Features.last`."""
-    return Features(model, images).last()
-
-
 def _parents(path: str) -> set[str]:
     """`{"a", "a.b"}` of `a.b.c`."""
     steps = path.split(".")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from camkit.config import RunConfig
 from camkit.entries import METHODS, UTILITIES
+from camkit.network.features import Features
 from camkit.network.layers import parts_of
 from camkit.network.loading import load_model
 from camkit.network.passes import Network
@@ -95,6 +96,11 @@ def seeded(build: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build().eval()
+
+
+def last_feature_layer(model: nn.Module, images: Tensor) -> str | None:
+    """Path of a model's last feature layer, as images (B, 3, H, W) show it."""
+    return Features(model, images).last()
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:

@@ -9,13 +9,12 @@ from dataclasses import dataclass
 import pytest
 import torch
 from families import FAMILIES, GRID, PREFIX, READ, SIZE, build
-from tiny import maps, noise, trace
+from tiny import last_feature_layer, maps, noise, trace
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from camkit.entries import METHODS
 from camkit.errors import CamkitError
-from camkit.network.features import last_feature_layer
 
 METHOD_NAMES = ("attention", "rollout", "gradient-rollout", "legrad")
 UTILITIES: dict[str, Callable[[Tensor], Tensor]] = {

@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 from click.testing import CliRunner
+from tiny import last_feature_layer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -16,7 +17,6 @@ import camkit
 import camkit.methods  # noqa: F401  (fills the registry)
 from camkit.cli import main
 from camkit.errors import CamkitError, UsageError
-from camkit.network.features import last_feature_layer
 from camkit.network.head import head_after
 from camkit.network.inspect import expect_classes, inspect, open_network
 from camkit.network.models import ModelRow

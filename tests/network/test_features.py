@@ -7,10 +7,10 @@ import timm
 import torch
 from families import FAMILIES, OTHERS, SIZE, build, build_other
 from timm.layers import AttentionPoolLatent
-from tiny import CPU, TinyNet, noise, seeded
+from tiny import CPU, TinyNet, last_feature_layer, noise, seeded
 from torch import Tensor, nn
 
-from camkit.network.features import Features, last_feature_layer
+from camkit.network.features import Features
 from camkit.network.layers import find_module
 from camkit.network.passes import Network
 

@@ -7,11 +7,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tiny import CPU, Headed, TinyNet, maps, noise, seeded, trace
+from tiny import CPU, Headed, TinyNet, last_feature_layer, maps, noise, seeded, trace
 from torch import Tensor, nn
 
 from camkit.errors import CamkitError, UsageError
-from camkit.network.features import last_feature_layer
 from camkit.network.layers import find_module
 from camkit.network.passes import Network
 
