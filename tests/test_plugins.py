@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import small_imagenet as small
 import tiny  # noqa: F401  (registers timm/camkit_tiny)
 from click.testing import CliRunner
 from places import ROOT
@@ -99,6 +100,14 @@ def test_channel_ablation_of_a_linear_head_is_gradcam(plugin_files: Files, photo
     gradient = camkit.explain(model, photo, method="gradcam", **settings)
     assert found.maps.shape == gradient.maps.shape == (1, 7, 7)
     assert found.target == gradient.target
+
+
+def test_data_check_takes_a_plugins_model(plugin_files: Files, tmp_path: Path) -> None:
+    words = ("data", "check", small.wnid_folders(tmp_path / "val"), "--model", "tiny", "--workers", 0)
+    code, output = run(*words)
+    assert code == 2 and "unknown model 'tiny'" in output
+    code, output = run(*words, "--plugin", plugin_files["mymodel.py"])
+    assert code == 0 and "verdict" in output
 
 
 def test_lists_show_what_a_plugin_adds(plugin_files: Files) -> None:

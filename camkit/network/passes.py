@@ -1,4 +1,4 @@
-"""The passes through the network, and the only hooks in the project.
+"""The passes through the network.
 
 A scoring pass gives the probability of the target class. A traced pass gives, besides the logits, the
 activation A of one or more layers, cut from the graph and made a leaf: the backbone is never

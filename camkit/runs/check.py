@@ -216,7 +216,7 @@ def _facts(data: DataSet, classes: Mapping[int, int], faults: Sequence[Fault]) -
         "images": len(data.items),
         "labels": data.labels or "none",
         "classes": len(classes),
-        "images_a_class": " to ".join(str(n) for n in sorted({min(numbers), max(numbers)}))
+        "images_per_class": " to ".join(str(n) for n in sorted({min(numbers), max(numbers)}))
         if numbers
         else "",
         "unreadable": kinds["unreadable"],

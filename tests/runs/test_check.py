@@ -11,6 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import small_imagenet as small
 import timm
@@ -136,7 +138,7 @@ def test_a_good_data_set_has_no_faults(tmp_path: Path) -> None:
         "images": 6,
         "labels": "the wnid folders",
         "classes": 5,
-        "images_a_class": "1 to 2",
+        "images_per_class": "1 to 2",
         "unreadable": 0,
         "duplicates": 0,
         "without_label": 0,
@@ -182,9 +184,8 @@ def test_the_complete_validation_set(
     report = check_data(str(tmp_path), say=silent)
     assert report.facts["complete_validation_set"] is complete
     assert report.facts["classes"] == 1000
-    assert (
-        report.facts["images_a_class"] == {None: "2", "gone": "1 to 2", "moved": "1 to 3", "bad": "2"}[spoilt]
-    )
+    numbers = {None: "2", "gone": "1 to 2", "moved": "1 to 3", "bad": "2"}
+    assert report.facts["images_per_class"] == numbers[spoilt]
 
 
 def test_an_unreadable_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -335,6 +336,15 @@ def test_check_with_a_model_says_top1(tmp_path: Path) -> None:
     facts = json.loads(result.stdout)["facts"]
     assert (facts["model"], facts["labelled"], facts["published_percent"]) == ("resnet18", 6, None)
     assert 0 <= facts["top1_low"] <= facts["top1_percent"] <= facts["top1_high"] <= 100
+
+
+def test_rows_without_an_image_have_their_reason(tmp_path: Path) -> None:
+    rows = [{"bytes": photos()[0], "path": "a.jpg"}, {"bytes": None, "path": "b.jpg"}]
+    table = pa.table({"image": [*rows, {"bytes": b"", "path": "c.jpg"}], "label": [0, 7, 9]})
+    pq.write_table(table, tmp_path / "rows.parquet")
+    found = check_data(str(tmp_path / "rows.parquet"), classes="imagenet", say=silent)
+    reasons = {fault.image: fault.reason for fault in found.faults if fault.kind == "unreadable"}
+    assert reasons == {"b.jpg": "the row holds no image", "c.jpg": "empty: 0 bytes"}
 
 
 def test_a_model_without_labels_is_refused(tmp_path: Path) -> None:
