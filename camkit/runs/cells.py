@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import pandas as pd
 from torch import Tensor
@@ -196,6 +196,21 @@ def check_layers(config: RunConfig) -> None:
             )
 
 
+def check_mosaics(config: RunConfig) -> None:
+    """Options that mosaics have are not given without them, and those that they lack not with them.
+
+    Raises:
+        UsageError: one is.
+    """
+    if config.of_mosaics and config.regions is not None:
+        raise UsageError("--regions: in a mosaic the region is the photo's tile")
+    if config.of_mosaics and config.target != "predicted":
+        raise UsageError(f"--target {config.target}: in a mosaic each photo's own class is explained")
+    for one in () if config.of_mosaics else fields(RunConfig):
+        if one.name in ("mosaic", "confidence") and getattr(config, one.name) != one.default:
+            raise UsageError(f"--{one.name} is for mosaics of photos: --data mosaic:PATH makes them")
+
+
 def own_classes(config: RunConfig) -> ClassList | None:
     """The class list that a run's models carry, see :func:`camkit.network.loading.own_classes`.
 
@@ -254,10 +269,7 @@ def select(config: RunConfig, say: Say) -> Selection:
     check_names(config.method, config.utility, config.metrics)
     check_layers(config)
     check_regions(config, say)
-    if config.of_mosaics and config.regions is not None:
-        raise UsageError("--regions: in a mosaic the region is the photo's tile")
-    if config.of_mosaics and config.target != "predicted":
-        raise UsageError(f"--target {config.target}: in a mosaic each photo's own class is explained")
+    check_mosaics(config)
     data = data_of_run(config)
     for note in data.notes:
         say(note)

@@ -298,6 +298,12 @@ def test_labels_count(tmp_path: Path) -> None:
     assert "class0/wrong.png" not in {row["image"] for row in rows}
 
 
+@pytest.mark.parametrize(("option", "value"), [("mosaic", 3), ("confidence", 0.5)])
+def test_options_of_mosaics_need_mosaics(colours: Path, tmp_path: Path, option: str, value: float) -> None:
+    with pytest.raises(UsageError, match=f"--{option} is for mosaics of photos: --data mosaic:PATH"):
+        mosaics(colours, tmp_path, data=str(colours), method=("hirescam",), **{option: value})
+
+
 def test_what_is_refused(colours: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--regions: in a mosaic the region is the photo's tile"):
         mosaics(colours, tmp_path, regions=tmp_path)
