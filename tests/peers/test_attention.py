@@ -24,7 +24,7 @@ FAMILIES = {
 
 def build(family: str, implementation: str) -> nn.Module:
     """A classifier of transformers with weights that make its attention far from flat."""
-    import transformers
+    transformers = pytest.importorskip("transformers")
 
     # DINOv2 has square positions, which it resizes to the images.
     size = SIZE if family != "Dinov2WithRegisters" else 32
