@@ -247,7 +247,7 @@ def derivatives(value: Tensor, chance: Tensor, deviations: Tensor, probability: 
     of_log = Derivatives(value, -mean, -variance, -skew, -mixed, -_total(variance), -_total(skew))
     if not probability:
         return of_log
-    # p_c = exp(ln p_c): each derivative is a sum over the ways to split its directions among factors.
+    # Of the exponential, each derivative is a sum over the ways to split its directions among factors.
     weighted = chance * along
     crossed = weighted @ players - mean * weighted.sum(dim=2, keepdim=True)  # sum over j of D(j) D2(i, j)
     squared, chance_c, first = _total(mean.square()), value.exp(), of_log.first

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from tiny import CPU
+from tiny import CPU, Headed, seeded
 from torch import Tensor, nn
 
 from camkit.config import RunConfig
@@ -101,3 +101,30 @@ def explained(
         for name in ([methods] if isinstance(methods, str) else methods)
     ]
     return [evaluation._subject(batch, cell, evaluation._make(batch, cell)) for cell in cells]
+
+
+class Pooled(nn.Module):
+    """Global average pooling and a linear map with a bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(6, 4)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return self.fc(maps.mean(dim=(2, 3)))
+
+
+class Curved(nn.Module):
+    """Each position counts in another way, and not as itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(6, 5, 3, padding=1), nn.Linear(5 * 6, 4)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return self.fc(self.conv(maps).tanh().flatten(1))
+
+
+def pooled_or_curved(head: Callable[[], nn.Module]) -> nn.Module:
+    """Maps of 2 x 3 positions of 16 x 24 images."""
+    return seeded(lambda: Headed(nn.Conv2d(3, 6, 8, stride=8), head()))

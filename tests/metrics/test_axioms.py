@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from subjects import explained
-from tiny import Headed, noise, seeded
+from subjects import Curved, Pooled, explained, pooled_or_curved
+from tiny import noise
 from torch import Tensor, nn
 
 from camkit.entries import METRICS, method
@@ -17,34 +17,8 @@ from camkit.network.trace import Trace
 IMAGES = noise(2, 3, 16, 24)
 
 
-class Pooled(nn.Module):
-    """Global average pooling and a linear map with a bias."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc = nn.Linear(6, 4)
-
-    def forward(self, maps: Tensor) -> Tensor:
-        return self.fc(maps.mean(dim=(2, 3)))
-
-
-class Curved(nn.Module):
-    """No two positions count alike."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.fc = nn.Conv2d(6, 5, 3, padding=1), nn.Linear(5 * 6, 4)
-
-    def forward(self, maps: Tensor) -> Tensor:
-        return self.fc(self.conv(maps).tanh().flatten(1))
-
-
-def network(head: Callable[[], nn.Module]) -> nn.Module:
-    return seeded(lambda: Headed(nn.Conv2d(3, 6, 8, stride=8), head()))
-
-
 def axioms(head: Callable[[], nn.Module], name: str, **more: object) -> dict[str, Tensor]:
-    (one,) = explained(network(head), IMAGES, "features", name, **more)  # type: ignore[arg-type]
+    (one,) = explained(pooled_or_curved(head), IMAGES, "features", name, **more)  # type: ignore[arg-type]
     return METRICS["axioms"].function(one)
 
 
@@ -56,7 +30,7 @@ def test_efficiency_behind_a_linear_head(name: str, kept: bool) -> None:
 
 
 def test_efficiency_by_hand() -> None:
-    model = network(Curved)
+    model = pooled_or_curved(Curved)
     (one,) = explained(model, IMAGES, "features", "hirescam", target=[2, 0])
     found = METRICS["axioms"].function(one)["efficiency_error"]
     activation = model.features(IMAGES).detach().requires_grad_()
@@ -82,7 +56,7 @@ def test_symmetry_is_broken_by_hand() -> None:
         height, width = trace.activation.shape[2:]
         return torch.arange(height * width).view(1, height, width).expand(2, -1, -1).to(trace.activation)
 
-    (one,) = explained(network(Curved), IMAGES, "features", "places")
+    (one,) = explained(pooled_or_curved(Curved), IMAGES, "features", "places")
     pairs = [torch.randperm(6, generator=drawn)[:2] for drawn in one.draw("symmetric positions")]
     expected = [abs(int(i) - int(j)) / 5 for i, j in pairs]
     assert METRICS["axioms"].function(one)["symmetry_error"].tolist() == pytest.approx(expected)
@@ -105,7 +79,7 @@ def test_linearity(name: str, kept: bool, utility: str) -> None:
 
 
 def test_linearity_by_hand() -> None:
-    model = network(Curved)
+    model = pooled_or_curved(Curved)
     (one,) = explained(model, IMAGES, "features", "layercam", target=[2, 0])
     found = METRICS["axioms"].function(one)["linearity_error"]
     activation = model.features(IMAGES).detach().requires_grad_()
@@ -124,7 +98,7 @@ def test_linearity_by_hand() -> None:
 
 def test_null_is_the_group_null() -> None:
     """An average needs no further mask: the columns are those of `null`, and its passes."""
-    (one,) = explained(network(Curved), IMAGES, "features", "gradcam")
+    (one,) = explained(pooled_or_curved(Curved), IMAGES, "features", "gradcam")
     null = METRICS["null"].function(one)
     found = METRICS["axioms"].function(one)
     for name in METRICS["null"].columns:
@@ -140,7 +114,7 @@ def test_saliency_maps_have_the_null_axiom_alone() -> None:
 
 
 def test_three_passes_for_all_methods() -> None:
-    model = network(Pooled)
+    model = pooled_or_curved(Pooled)
     made: list[int] = []
     model.register_forward_hook(lambda *_: made.append(1))
     several = explained(model, IMAGES, "features", ("hirescam", "gradcam", "layercam"))

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from networks import Net
-from subjects import explained, subject
+from subjects import Curved, Pooled, explained, pooled_or_curved, subject
 from timm.models.vision_transformer import VisionTransformer
 from tiny import Headed, noise, seeded
 from torch import Tensor, nn
@@ -61,33 +61,6 @@ def test_the_masks_belong_to_image_and_seed() -> None:
     assert not torch.equal(both[0], masks(["a", "b"], seed=1)[0])
 
 
-class Averaged(nn.Module):
-    """Global average pooling and a linear map."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc = nn.Linear(6, 4)
-
-    def forward(self, maps: Tensor) -> Tensor:
-        return self.fc(maps.mean(dim=(2, 3)))
-
-
-class Curved(nn.Module):
-    """Each position counts in another way, and not as itself."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.fc = nn.Conv2d(6, 5, 3, padding=1), nn.Linear(5 * 6, 4)
-
-    def forward(self, maps: Tensor) -> Tensor:
-        return self.fc(self.conv(maps).tanh().flatten(1))
-
-
-def network(head: type[nn.Module]) -> nn.Module:
-    """Maps of 2 x 3 positions of 16 x 24 images."""
-    return seeded(lambda: Headed(nn.Conv2d(3, 6, 8, stride=8), head()))
-
-
 def null(one: Subject) -> dict[str, Tensor]:
     return METRICS["null"].function(one)
 
@@ -95,9 +68,11 @@ def null(one: Subject) -> dict[str, Tensor]:
 IMAGES = noise(2, 3, 16, 24)
 
 
-@pytest.mark.parametrize("head", [Averaged, Curved])
+@pytest.mark.parametrize("head", [Pooled, Curved])
 def test_hirescam_obeys_and_gradcam_does_not(head: type[nn.Module]) -> None:
-    hires, grad = (null(one) for one in explained(network(head), IMAGES, "features", ("hirescam", "gradcam")))
+    hires, grad = (
+        null(one) for one in explained(pooled_or_curved(head), IMAGES, "features", ("hirescam", "gradcam"))
+    )
     for name in ("null_share", "null_share_positive"):
         assert hires[name].tolist() == [0, 0]
         assert (grad[name] > 0.1).all()
@@ -105,7 +80,7 @@ def test_hirescam_obeys_and_gradcam_does_not(head: type[nn.Module]) -> None:
 
 def test_gradcam_by_hand() -> None:
     """Behind global average pooling each mask halves every weight: the map ignores it."""
-    model = network(Averaged)
+    model = pooled_or_curved(Pooled)
     (one,) = explained(model, IMAGES, "features", "gradcam", target=[1, 3])
     activation = model.features(IMAGES)
     maps = (model.head.fc.weight[[1, 3]][:, :, None, None] * activation).sum(dim=1)
@@ -117,7 +92,7 @@ def test_gradcam_by_hand() -> None:
 
 def test_the_network_is_blind_and_only_there() -> None:
     """The logits are those of the masked activation, what is traced is the whole one."""
-    model = network(Curved)
+    model = pooled_or_curved(Curved)
     seen: list[Tensor] = []
 
     @method("kept")
@@ -182,7 +157,7 @@ def test_tokens_without_a_position_are_no_null_positions() -> None:
 
 
 def test_a_saliency_method_of_a_layer_is_averaged_over_its_cells() -> None:
-    one, changed = explained(network(Curved), IMAGES, "features", ("hirescam", "hirescam~sqrt"))
+    one, changed = explained(pooled_or_curved(Curved), IMAGES, "features", ("hirescam", "hirescam~sqrt"))
     shares = []
     for number, mask in enumerate(half_masks(one, (2, 3))):
         _, saliency = one.explain_behind(f"null {number}", lambda maps, mask=mask: maps * mask)
@@ -197,7 +172,7 @@ def test_a_saliency_method_of_a_layer_is_averaged_over_its_cells() -> None:
 
 @pytest.mark.parametrize("name", ["flat", "edges", "fullgrad", "blocks-8"])
 def test_methods_without_a_layer_have_no_value(name: str) -> None:
-    (one,) = explained(network(Averaged), IMAGES, "features", name)
+    (one,) = explained(pooled_or_curved(Pooled), IMAGES, "features", name)
     found = null(one)
     assert found["null_share"].isnan().all()
     assert found["null_share_positive"].isnan().all()
@@ -210,7 +185,7 @@ def test_empty_maps_score_chance_and_are_counted(value: float) -> None:
     def nowhere(trace: Trace) -> Tensor:
         return torch.full_like(trace.activation[:, 0], value)
 
-    (one,) = explained(network(Averaged), IMAGES, "features", "nowhere")
+    (one,) = explained(pooled_or_curved(Pooled), IMAGES, "features", "nowhere")
     found = null(one)
     assert found["null_share_positive"].tolist() == [1, 1]
     assert found["null_share"].tolist() == [1, 1]
@@ -219,7 +194,7 @@ def test_empty_maps_score_chance_and_are_counted(value: float) -> None:
 
 def test_the_passes_are_shared() -> None:
     """Two traced passes for all methods, besides the one that explains."""
-    model = network(Averaged)
+    model = pooled_or_curved(Pooled)
     passes: list[int] = []
     model.register_forward_hook(lambda *_: passes.append(1))
     several = explained(model, IMAGES, "features", ("hirescam", "gradcam", "layercam"))
