@@ -7,7 +7,6 @@ Also by itself, on a CPU (results/speed/README.md):
 
 from __future__ import annotations
 
-import copy
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -21,47 +20,13 @@ import click  # noqa: E402
 import torch  # noqa: E402
 from gpu_fast import QUICK, Row, Scale, bare, seconds_of  # noqa: E402
 from speed_jobs import Setting  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
-from torch.nn.utils.fusion import fuse_conv_bn_eval  # noqa: E402
+from torch import Tensor  # noqa: E402
 
 from camkit.data.items import sample_items  # noqa: E402
-from camkit.network.layers import hooked  # noqa: E402
+from camkit.network.folding import folded  # noqa: E402
 from camkit.network.loading import load_model  # noqa: E402
 
 SMALL_BATCHES, TOGETHER = (1, 8, 32), (2, 8)
-
-
-def folded(model: nn.Module, images: Tensor) -> tuple[nn.Module, int]:
-    """A copy whose convolutions have taken in the batch norm that follows them, and how many there were."""
-    model = copy.deepcopy(model)
-    names = {module: name for name, module in model.named_modules()}
-    made: dict[int, nn.Conv2d] = {}  # the output of a convolution -> the convolution
-    pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d]] = []
-    kept: list[Tensor] = []  # so that no two outputs have one address
-
-    def convolved(module: nn.Conv2d, _: tuple, output: Tensor) -> None:
-        kept.append(output)
-        made[id(output)] = module
-
-    def normalised(module: nn.BatchNorm2d, given: tuple, _: Tensor) -> None:
-        if id(given[0]) in made:
-            pairs.append((made[id(given[0])], module))
-
-    watched: list[tuple[nn.Module, Callable]] = [
-        (one, convolved) for one in names if isinstance(one, nn.Conv2d)
-    ]
-    watched += [(one, normalised) for one in names if isinstance(one, nn.BatchNorm2d)]
-    with hooked(watched):
-        bare(model, images)
-    for convolution, norm in pairs:
-        _put(model, names[convolution], fuse_conv_bn_eval(convolution, norm))
-        _put(model, names[norm], getattr(norm, "act", nn.Identity()))  # timm's has an activation in it
-    return model, len(pairs)
-
-
-def _put(model: nn.Module, path: str, module: nn.Module) -> None:
-    parent, _, name = path.rpartition(".")
-    setattr(model.get_submodule(parent), name, module)
 
 
 def ratio(first: Callable[[], None], second: Callable[[], None], device: torch.device, repeat: int) -> str:
@@ -100,11 +65,11 @@ def tried(
     images = loaded.preprocess.normalise(photos.repeat(-(-size // len(photos)), 1, 1, 1)[:size].to(device))
     images = images.contiguous(memory_format=torch.channels_last)
     plain = partial(bare, model, images)
-    other, count = folded(model, images)
-    if count:
+    other = folded(model, images)
+    if other is not None:
         with torch.inference_mode():
             gap = (model(images).softmax(dim=1) - other(images).softmax(dim=1)).abs().max().item()
-        note = f"{count} of them; a probability moves by {gap:.1e} at most"
+        note = f"a probability moves by {gap:.1e} at most"
         yield Row(
             f"{name}: batch norm folded", ratio(plain, partial(bare, other, images), device, repeat), note
         )

@@ -63,6 +63,7 @@ class Network:
         is_changed: whether a layer's output is being changed, see :meth:`changed`.
         copies_input: each pass gets a copy of its images, since the model changes them in place.
         grids: layer -> sides (h, w) of its map when it was last traced.
+        scored: what scoring passes go through in place of the model, as long as no layer is changed.
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class Network:
         self.copies_input = False
         self._like = torch.empty(0)  # shape (0, C, H, W), number format and device of the last pass's images
         self.positions = Positions.of(self.model, torch.empty(0, 0, 0, 0))
-        self._scored: Callable[[Tensor], Any] = self.model
+        self.scored: Callable[[Tensor], Any] = self.model
         self.passes = self.head_passes = 0
         # Layer -> what passes it by, see Head: a matter of the network alone, so found once.
         self.bypasses: dict[str, frozenset[int]] = {}
@@ -97,7 +98,7 @@ class Network:
         Passes that explain are left alone: they are cut at the traced layers, and differentiated twice.
         """
         torch._dynamo.reset()  # it compiles the code of a class eight times at most, whichever the model
-        self._scored = torch.compile(self.model, dynamic=False)
+        self.scored = torch.compile(self.scored, dynamic=False)
 
     def once(self, key: Any, find: Callable[[], T]) -> T:
         """What `find` finds of the network alone: once per key.
@@ -134,7 +135,7 @@ class Network:
         """Logits (B, K) in float32: one scoring pass."""
         self.passes += 1
         with self.precision():
-            return precise(self._output(self._scored, images))
+            return precise(self._output(self.model if self.is_changed else self.scored, images))
 
     def run(self, images: Tensor) -> Tensor:
         """What the model gives, logits (B, K) in its number format: a pass for whoever counts it."""

@@ -15,6 +15,7 @@ from camkit.errors import CamkitError, Say, UsageError
 from camkit.network.activation import ACTIVATIONS
 from camkit.network.allocator import keep_freed_memory
 from camkit.network.features import HAND_ON, Features
+from camkit.network.folding import fold
 from camkit.network.inspect import expect_classes, inspect, noise_like, open_network, takes
 from camkit.network.layers import SEVERAL, find_module, parts_of
 from camkit.network.loading import LoadedModel, load_model, load_preprocess
@@ -53,12 +54,14 @@ class Prepared:
     Attributes:
         paths: layer name -> module path, of several layers joined as their names are.
         classes: how many it tells apart.
+        is_folded: whether it scores with batch norm folded into convolutions.
     """
 
     loaded: LoadedModel
     network: Network
     paths: Mapping[str, str]
     classes: int
+    is_folded: bool = False
 
     def layers(self, names: Iterable[str]) -> list[str]:
         """Layer names, `all` being the ends of the model's stages."""
@@ -91,11 +94,13 @@ def prepare(name: str, layers: Sequence[str], data: Sequence[Item], config: RunC
     classes = network.logits(probe).shape[1]
     expect_classes(name, loaded.row, loaded.model, classes)
     inspect(name, network, shape, say)
-    prepared = Prepared(loaded, network, _paths(loaded.row, network, layers, say), classes)
-    network.trace(probe, list({part for path in prepared.paths.values() for part in parts_of(path)}))
+    paths = _paths(loaded.row, network, layers, say)
+    network.trace(probe, list({part for path in paths.values() for part in parts_of(path)}))
+    # Below float32, weights that were folded round otherwise: by more than last bits.
+    is_folded = config.dtype == "float32" and not config.tf32 and fold(network, noise_like(2, shape, device))
     if config.compile:
         network.compile()
-    return prepared
+    return Prepared(loaded, network, paths, classes, is_folded)
 
 
 def _load(name: str, config: RunConfig, device: torch.device, say: Say) -> LoadedModel:

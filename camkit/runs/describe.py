@@ -64,6 +64,7 @@ def describe_segment(prepared: Prepared, config: RunConfig, data: DataSet) -> di
         "processor": None if cuda else processor(),
         "threads": torch.get_num_threads(),
         "compile": config.compile,
+        "folded": prepared.is_folded,
         "plugins": {Path(file).name: _sha256(Path(file)) for file in config.plugin},
         "versions": {
             "python": platform.python_version(),

@@ -18,7 +18,6 @@ import gpu_right  # noqa: E402
 from click.testing import CliRunner  # noqa: E402
 from gpu_fast import Row  # noqa: E402
 from speed_jobs import Setting  # noqa: E402
-from tiny import TinyNet, noise  # noqa: E402
 
 from camkit.entries import METHODS, Method  # noqa: E402
 from camkit.network.trace import Trace  # noqa: E402
@@ -99,17 +98,3 @@ def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     result = CliRunner().invoke(gpu.main, [])
     assert result.exit_code == 1 and "torch sees no GPU" in result.output
-
-
-def test_batch_norm_is_folded_where_it_follows_a_convolution() -> None:
-    from gpu_cheaper import folded
-
-    model = TinyNet().eval()
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.running_mean.uniform_(-1, 1)
-            module.running_var.uniform_(0.5, 2)
-    images = noise(2, 3, 64, 64)
-    other, count = folded(model, images)
-    assert count == 2 and not any(isinstance(one, torch.nn.BatchNorm2d) for one in other.modules())
-    torch.testing.assert_close(other(images), model(images), atol=1e-4, rtol=1e-4)
