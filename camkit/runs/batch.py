@@ -53,8 +53,8 @@ class Explained:
         probability: of these classes in the pass that gave the predictions, (B,).
         kept: positions in the batch of the images whose scores are wanted.
         traced, trace: the pass, and the view of it, that the last cell had.
-        changed: (module path, what the pass keeps, name of a change) -> the pass of the network that is
-            changed behind the layer.
+        changed: (module path, what the pass keeps, name of a change) -> the view, under the last utility,
+            of a pass of the network that is changed behind the layer.
         regions: where the target classes are, bool (B, H, W).
         shared: what the metrics of all cells make once.
     """
@@ -67,7 +67,7 @@ class Explained:
     traced: TracedPass
     regions: Tensor | None = None
     trace: Trace | None = None
-    changed: dict[tuple[str, object, str], TracedPass] = field(default_factory=dict)
+    changed: dict[tuple[str, object, str], Trace] = field(default_factory=dict)
     shared: dict[str, Tensor] = field(default_factory=dict)
 
     @property

@@ -114,12 +114,16 @@ class Views:
         self, explained: Explained, cell: Cell, name: str, change: Change, traced: bool = False
     ) -> tuple[Tensor, Tensor]:
         """Maps and saliency maps of a network that is changed behind the layer."""
-        needs = self._needs(cell)
+        needs, utility = self._needs(cell), self._utility(cell.utility)
         key = (cell.path, needs, name)
         with self.network.changed(cell.path, change, traced):
-            if key not in explained.changed:
-                explained.changed[key] = needs.trace(self.network, explained.images)
-            view = self._view(explained, cell, explained.images, explained.changed[key], draw=0)
+            view = explained.changed.get(key)
+            if view is None:
+                passed = needs.trace(self.network, explained.images)
+                view = self._view(explained, cell, explained.images, passed, draw=0)
+            elif view.utility != utility:
+                view = replace(view, utility=utility)
+            explained.changed[key] = view
             return self.make_maps(cell.method, view)
 
     def _explain_as(
