@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property, partial
 
 import torch
 from torch import Tensor
@@ -114,11 +114,15 @@ class Trace(PixelView):
             raise CamkitError(f"{self.layer} is several layers, and a single one is asked for")
         return self.passed.leaves[self.layer]
 
-    @cached_property
+    @property
     def layers(self) -> tuple[Trace, ...]:
         """The trace of each layer of a name as `layer3+layer4`; of a single layer, this one."""
-        parts = parts_of(self.layer)
-        return tuple(replace(self, layer=part) for part in parts) if len(parts) > 1 else (self,)
+        return self._several if len(parts_of(self.layer)) > 1 else (self,)
+
+    # What is kept here must not refer to the trace: a cycle holds a batch's memory until Python looks for it.
+    @cached_property
+    def _several(self) -> tuple[Trace, ...]:
+        return tuple(replace(self, layer=part) for part in parts_of(self.layer))
 
     @cached_property
     def stages(self) -> tuple[Trace, ...]:
@@ -174,9 +178,8 @@ class Trace(PixelView):
     @cached_property
     def attended(self) -> Attended:
         """The attention, and what follows from it; for methods with `uses=("attention",)`."""
-        return Attended(
-            self.network, self.images, self.passed, lambda logits: self.utility(logits, self.target)
-        )
+        utility, target = self.utility, self.target
+        return Attended(self.network, self.images, self.passed, lambda logits: utility(logits, target))
 
     @property
     def attention(self) -> tuple[Tensor, ...]:
@@ -192,8 +195,12 @@ class Trace(PixelView):
         return self.attended.gradients
 
     @cached_property
+    def _find_head(self) -> Callable[[], Head]:
+        return cache(partial(head_of, self.network, self.images, self.layer))
+
+    @property
     def _head(self) -> Head:
-        return head_of(self.network, self.images, self.layer)
+        return self._find_head()
 
     def head(self, activation: Tensor) -> Tensor:
         """Utility (B,) with another activation (B, C, h, w) in place of A: the rest of the network alone.
@@ -236,13 +243,14 @@ class Trace(PixelView):
     @cached_property
     def game(self) -> Game:
         """The game whose players are the positions of the layer."""
+        find_head, seed, names = self._find_head, self.seed, self.image_ids
         return Game(
-            lambda activation: self._head(activation),  # not made before it is needed: it may cost a pass
+            lambda activation: find_head()(activation),  # not made before it is needed: it may cost a pass
             self.utility,
             self.target,
             present=self.activation,
             absent=self.absent_activation,
-            streams=lambda purpose: [generator(self.seed, name, purpose) for name in self.image_ids],
+            streams=lambda purpose: [generator(seed, name, purpose) for name in names],
             affine=self._affine_logits(),
             budget=self.budget,
         )

@@ -21,9 +21,12 @@ from camkit.cli import main
 from camkit.config import RunConfig
 from camkit.data import sample_items
 from camkit.errors import CamkitError, is_out_of_memory
+from camkit.metrics.subject import Subject
+from camkit.network.head import Head
 from camkit.network.loading import LoadedModel
-from camkit.network.passes import Network
+from camkit.network.passes import Network, TracedPass
 from camkit.network.prepare import prepare
+from camkit.network.trace import Trace
 from camkit.results.cells import Cell, CellScores
 from camkit.results.model_run import ModelRun
 from camkit.runs.batch import Explained
@@ -222,3 +225,23 @@ def test_a_run_records_what_each_method_took(photos: Path, tmp_path: Path) -> No
         spent = sum(c["explaining_seconds"] + c["scoring_seconds"] for c in segment["costs"].values())
         assert spent < segment["seconds"]
     assert costs == {"gradcam": 6, "flat": 6}
+
+
+def test_a_batch_leaves_nothing_that_only_the_garbage_collector_frees(photos: Path, tmp_path: Path) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        run(
+            photos,
+            tmp_path,
+            method=("paper", "aumann-1", "shapley", "finercam", "refinecam"),
+            layer=("conv", "features.2"),
+            metrics=("adcc", "null", "class_sensitivity", "axioms", "shapley"),
+            budget=4,
+            batch_size=2,
+            limit=4,
+        )
+        left = [one for one in gc.get_objects() if type(one) in {Trace, TracedPass, Head, Subject}]
+    finally:
+        gc.enable()
+    assert not left
