@@ -95,14 +95,19 @@ def plus_plus_undivided(trace: Trace, *_: object) -> Tensor:
 
 
 def refine_undivided(trace: Trace, *_: object) -> Tensor:
-    """Each map is scaled to [0, 1] at its own size, then resized to the image; then the product."""
+    """Each map is scaled to [0, 1] twice at its own size, then resized to the image; then the product."""
+
+    def scaled(maps: Tensor) -> Tensor:
+        maps = maps - maps.amin(dim=(1, 2), keepdim=True)
+        return maps / (maps.amax(dim=(1, 2), keepdim=True) + 1e-8)
+
     product = torch.ones_like(trace.images[:, 0])
     for stage in trace.stages:
         gradient = stage.gradient
         weights = (gradient**2 * gradient.relu()).sum(dim=(2, 3), keepdim=True)
-        scaled = min_max((weights * stage.activation).sum(dim=1).relu())
-        product = product * _resized(scaled, (product.shape[1], product.shape[2]), False)
-    return min_max(product)
+        maps = scaled(scaled((weights * stage.activation).sum(dim=1).relu()))
+        product = product * _resized(maps, (product.shape[1], product.shape[2]), False)
+    return min_max(scaled(product))
 
 
 def _nearest(trace: Trace, logits: Tensor) -> tuple[Tensor, Tensor]:
