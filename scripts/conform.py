@@ -169,7 +169,8 @@ def page(maps: pd.DataFrame, scored: pd.DataFrame, claims: pd.DataFrame, facts: 
         _table(turned, ("model", "layer", "package", "methods", "turned", "of", "which")),
         "\n## Scores\n",
         "Means over the sample photos, GradCAM of the probability on Lite0 at `prepool`, N = 8 steps. "
-        "torchcam's maps are its own, the other packages are given camkit's.\n",
+        "torchcam's maps are its own, the other packages are given camkit's. Occlusion with captum's and "
+        "ROAD with grad-cam's are compared in the tests: both leave nothing to be chosen but what one names.\n",
         _table(values, ("score", "package", "its name", "images", "camkit", "it", "found")),
         "\n## What was heard\n", _table(checks, ("claim", "paper", "images", "measured", "verdict")),
         "\n## Versions and machine\n", _machine(),
