@@ -170,7 +170,7 @@ def page(maps: pd.DataFrame, scored: pd.DataFrame, claims: pd.DataFrame, facts: 
         "\n## Scores\n",
         "Means over the sample photos, GradCAM of the probability on Lite0 at `prepool`, N = 8 steps. "
         "torchcam's maps are its own, the other packages are given camkit's. Occlusion with captum's and "
-        "ROAD with grad-cam's are compared in the tests: both leave nothing to be chosen but what one names.\n",
+        "ROAD with grad-cam's are compared in the tests: both do just what one tells them.\n",
         _table(values, ("score", "package", "its name", "images", "camkit", "it", "found")),
         "\n## What was heard\n", _table(checks, ("claim", "paper", "images", "measured", "verdict")),
         "\n## Versions and machine\n", _machine(),
