@@ -23,6 +23,7 @@ from camkit.report.study import Block
 SHAPE = ("complexity", "roughness")  # what a score should not be a function of
 STABLE = 0.9  # rank correlation of two halves
 SPLITS = 20  # random halves
+FEWEST = 20  # images or mosaics, so that a half has ten
 SIZES = (10, 20, 30, 50, 70, 100, 150, 200, 300, 500, 1000, 2000, 5000)
 
 
@@ -134,7 +135,9 @@ def _report(of_mosaics: Sequence[Block], of_photos: Sequence[Block]) -> Report:
     rest = photos or mosaics
     assert rest is not None
     plain = rest.only_methods(lambda name: not is_altered(name))
-    halves = [] if plain is None else halved(plain)
+    halves = [] if plain is None or len(plain.units) < FEWEST else halved(plain)
+    if len(rest.units) < FEWEST:
+        report.notes.append(f"Fewer than {FEWEST} images or mosaics: too few for halves of them.")
     truth = None if mosaics is None or ENERGY not in mosaics.columns else Truth(mosaics)
     if mosaics is None:
         report.notes.append("No mosaics here (--data mosaic:PATH): nothing is said of place.")
@@ -179,8 +182,10 @@ def chance(block: Block, halves: Sequence[tuple[Estimates, Estimates]], score: S
     """Share of random halves on which the method that is best on the other half beats every control.
 
     Which method is the best is found on images that do not test it. Paired tests against all controls that
-    have the score, Holm; NaN where none has it, or no method.
+    have the score, Holm; NaN where none has it, or no method, or there are no halves.
     """
+    if not halves:
+        return np.nan
     column, sign = block.columns.index(score.name), score.sign
     methods = np.flatnonzero(block.explaining)
     beaten = []
@@ -229,7 +234,7 @@ def reliability(analysis: Analysis, name: str) -> float:
     values = analysis.shared_values[:, methods, column]
     values = values[:, ~np.isnan(values).all(axis=0)]
     values = values[~np.isnan(values).any(axis=1)]
-    if values.shape[1] < 3 or len(values) < 2 * SIZES[0]:
+    if values.shape[1] < 3 or len(values) < FEWEST:
         return np.nan
     for size in SIZES:
         if 2 * size > len(values):

@@ -106,6 +106,16 @@ class TestExchange:
         assert one.paid_low < one.paid < one.paid_high
         assert 0.05 < one.paid < 0.15
 
+    def test_a_single_mosaic(self, tmp_path: Path) -> None:
+        cells = changed(0.8, (0.02, 0.1, 0.3, 0.6), (0.05, -0.02, 0))
+        one = {name: {column: values[:4] for column, values in cell.items()} for name, cell in cells.items()}
+        write_mosaics(tmp_path, one, TILES[:4])
+        (report,) = grades.grade(load_study([tmp_path], altered=True))
+        assert any("Fewer than 20" in note for note in report.notes)
+        (found,) = report.grades
+        assert found.noticed == 0.1
+        assert np.isnan([found.chance, found.images]).all()
+
     def test_without_changed_maps(self, tmp_path: Path) -> None:
         write_mosaics(tmp_path, {"hirescam": changed(0.8, (0,) * 4, (0,) * 3)["hirescam"]})
         (report,) = grades.grade(load_study([tmp_path], altered=True))
