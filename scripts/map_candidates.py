@@ -191,8 +191,10 @@ def price(trace: Trace, name: str) -> float:
     The gradients at A of all layers count once, at the price of the dearest: one backward pass can give
     them all.
     """
-    candidate = named(name)
+    candidate = named(name.removeprefix(ROUGH))
     layers = replace(trace).layers[: candidate.layers] if candidate else ()
+    for layer in layers:
+        layer.gradient_at(layer.activation)  # what passes a layer by is found once per network, at a price
     gradients = [operations(lambda one=one: one.gradient) for one in layers]
     whole = operations(lambda: Maps(trace).make(name)) - sum(gradients) + max(gradients, default=0)
     return whole / operations(lambda: trace.score(trace.images))
