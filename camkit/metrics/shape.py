@@ -12,6 +12,13 @@ from camkit.metrics.adcc import COMPLEXITY
 from camkit.metrics.subject import Subject
 
 
+def roughness(saliency: Tensor) -> Tensor:
+    """(sum |S(y + 1, x) - S(y, x)| + sum |S(y, x + 1) - S(y, x)|) / (H W), (B,), of S (B, H, W)."""
+    down = saliency.diff(dim=1).abs().sum(dim=(1, 2))
+    across = saliency.diff(dim=2).abs().sum(dim=(1, 2))
+    return (down + across) / saliency[0].numel()
+
+
 @metric(
     "shape",
     columns={
@@ -39,10 +46,7 @@ from camkit.metrics.subject import Subject
     source="Gini index as sparseness: 1810.06583; entropy as complexity: 2005.00631; total variation",
 )
 def shape(subject: Subject) -> dict[str, Tensor]:
-    """No pass. An empty map has the Gini index 0, the entropy 1 and the roughness 0, as a constant one.
-
-    roughness: (sum |S(y + 1, x) - S(y, x)| + sum |S(y, x + 1) - S(y, x)|) / (H W).
-    """
+    """No pass. An empty map has the Gini index 0, the entropy 1 and the roughness 0, as a constant one."""
     saliency = subject.saliency
     flat = saliency.flatten(1).double() if saliency.device.type != "mps" else saliency.flatten(1)
     pixels = flat.shape[1]
@@ -53,11 +57,9 @@ def shape(subject: Subject) -> dict[str, Tensor]:
     gini = ((2 * places - pixels - 1) * ranked).sum(dim=1) / (pixels * total)
     share = flat / total[:, None]
     entropy = -torch.special.xlogy(share, share).sum(dim=1) / math.log(pixels)
-    down = saliency.diff(dim=1).abs().sum(dim=(1, 2))
-    across = saliency.diff(dim=2).abs().sum(dim=(1, 2))
     return {
         "complexity": saliency.mean(dim=(1, 2)),
         "gini": gini.where(~empty, 0).to(saliency),
         "entropy": entropy.where(~empty, 1).to(saliency),
-        "roughness": (down + across) / pixels,
+        "roughness": roughness(saliency),
     }
