@@ -20,12 +20,13 @@ from camkit.results.folder import ERRORS, FLAGS, file_name, flag_counts
 from camkit.results.lock import hold
 from camkit.results.merge import PATIENCE, fold, is_whole
 from camkit.results.model_run import ModelRun
+from camkit.results.protocol import check_protocol
 from camkit.runs.cells import cells_of_model
 from camkit.runs.describe import describe_protocol, describe_segment
 from camkit.runs.loop import Loop, at_a_size_that_fits, first_batch_size
 from camkit.runs.mosaics import mosaic_items
 from camkit.runs.stop import Stop
-from camkit.share import Share
+from camkit.share import Share, part_folders
 
 # Without --max-errors: 1 % of a process's images, and where that is less than three, three.
 DEFAULT_MAX_ERRORS, FEW_ERRORS = 0.01, 3
@@ -87,6 +88,8 @@ def open_run(
         cell: describe_protocol(prepared, cell, config, data)
         for cell in given or cells_of_model(prepared, config, say)
     }
+    for protocol in cells.values():  # before a choice of mosaics is written
+        check_protocol([config.out, *part_folders(config.out)], protocol)
     items, order = images_of(prepared, config, data, items, say)
     segment = describe_segment(prepared, config, data)
     classes = data.classes if prepared.classes == len(data.classes) else None
@@ -125,9 +128,10 @@ class Job:
             run = open_run(prepared, self.config, self.data, self.items, self.share, self.say)
             try:
                 self._make_missing(run, prepared, numeric_record)
-            except RunError:
-                raise
-            except CamkitError as error:
+            except (Exception, KeyboardInterrupt) as error:
+                run.withdraw()
+                if isinstance(error, RunError) or not isinstance(error, CamkitError):
+                    raise
                 failure = error  # what was made is folded all the same
         complete = self.share.world == 1 or self._fold(run)
         if failure:
