@@ -37,7 +37,8 @@ def bench(config: RunConfig, say: Say = print) -> pd.DataFrame | None:
         RunError: the folder cannot be written, another run is at work in it, or `--on-error stop`.
         CamkitError: models failed: weights or images cannot be had, out of memory. All others were run.
         PluginError: a plugin's method or metric failed; all other rows are written.
-        KeyboardInterrupt: SIGINT or SIGTERM came; the batch in hand was finished and written first.
+        KeyboardInterrupt: SIGINT or SIGTERM came; the batch in hand was finished and written first. If it was
+            the last one, nothing is raised.
     """
     share = Share.from_environment()
     with stop_signals(say if share.rank == 0 else _silent) as stop:
@@ -52,6 +53,8 @@ def bench(config: RunConfig, say: Say = print) -> pd.DataFrame | None:
             raise
         summary = refresh_summary(config.out)
         stop.check()
+        if stop.asked:
+            run.say("That was the last batch: the run is done.")
     whole = run.is_whole()
     # Of several processes the last to end speaks of plugins: an exit code of 1 would end the others too.
     if run.failed or (run.failures and whole):
@@ -100,6 +103,9 @@ class _Run:
         if config.force:
             _start_afresh(config.out, self.share, self.say)
         for name in self.models:
+            if self.stop.asked:
+                self.stop.cut = True
+                break
             self.begun += 1
             job = Job(name, config, self.data, self.items, self.share, self.stop, self.say)
             try:
@@ -114,8 +120,6 @@ class _Run:
                 process = f"process {self.share.rank}: " if self.share.rank else ""
                 self.warn(f"error: {process}{name}: {error}")
             gc.collect()
-            if self.stop.asked:
-                break
 
     def is_whole(self) -> bool:
         """Whether all processes' rows are in the results folder."""

@@ -195,10 +195,12 @@ class Job:
                     _check_errors(run, faults)
         except CamkitError as error:
             if self.stop.asked and not isinstance(error, RunError):
+                self.stop.cut = True
                 return loop.took()  # who signals every process of a job also ends those that decode
             with suppress(CamkitError):
                 run.end(loop.took())
             raise
+        self.stop.cut = self.stop.asked and loop.images + faults < images
         return loop.took()
 
     def _fold(self, run: ModelRun) -> bool:

@@ -308,3 +308,15 @@ def test_a_run_that_ends_before_its_first_row_stops_no_other(
         assert tiny_command(data, out).exit_code == 1
     assert not result_files(out) and not run_folders(out)
     assert tiny_command(data, out, "--size=192x192").exit_code == 0
+
+
+def test_a_signal_in_the_last_batch_leaves_nothing_undone(
+    data: Path, reference: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    with at_write(9, lambda: os.kill(os.getpid(), signal.SIGTERM)):
+        result = tiny_command(data, out)
+    assert result.exit_code == 0
+    assert "That was the last batch: the run is done." in result.output
+    assert "goes on from there" not in result.output
+    assert result_files(out) == result_files(reference)
