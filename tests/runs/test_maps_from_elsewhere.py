@@ -325,3 +325,12 @@ def test_in_python(tmp_path: Path) -> None:
     ):
         with pytest.raises(UsageError, match=message):
             camkit.score(model, images, **({"maps": made.maps} | wrong))
+
+
+def test_a_folder_of_sampled_curves_gets_sampled_curves(network: list[object], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    bench(network, out, "--metrics", "deletion", "--steps", 8, "--sample", 3)
+    words = ["--maps", npy_by_id(tmp_path / "maps", random_maps()), "--name", "ours", *network, "--steps", 8]
+    for sample, code in (([], 2), (["--sample", 3], 0)):
+        result = call("score", out, *words, "--metrics", "deletion", *sample)
+        assert result.exit_code == code, result.output
