@@ -67,6 +67,9 @@ def load_model(
     *,
     weights: str = "pretrained",
     preprocess: str = "paper",
+    size: str | None = None,
+    mean: str | None = None,
+    std: str | None = None,
     activation: str = SOFTMAX.name,
     device: str = "auto",
     seed: int = 0,
@@ -76,15 +79,17 @@ def load_model(
     Args:
         name: as on the command line: `resnet50`, `timm/NAME`, `torchvision/NAME`, or a plugin's model.
         weights: `pretrained`, `random` (seeded; calibrated on the sample photos), or a file.
+        size, mean, std: as on the command line: `"320x224"`, `"0.5,0.5,0.5"`; None: those of the transform.
 
     Raises:
-        UsageError: no such model, file or device.
+        UsageError: no such model, file or device, or an option cannot be read.
         CamkitError: the weights cannot be had.
     """
     load_plugins()
     config = RunConfig(
-        model=(name,), weights=weights, preprocess=preprocess, activation=activation, device=device, seed=seed
-    )
+        model=(name,), weights=weights, preprocess=preprocess, size=size, mean=mean, std=std,
+        activation=activation, device=device, seed=seed,
+    )  # fmt: skip
     return prepare(name, ("conv", "prepool"), sample_items() if weights == "random" else [], config, say)
 
 
