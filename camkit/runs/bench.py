@@ -68,6 +68,7 @@ class _Run:
     Attributes:
         begun: models that were begun; `failed`: those that failed. Names only: an error would keep its model
             in memory.
+        is_last: whether this process put the last rows of the last model into the results folder.
         failures: plugin errors, a line each.
     """
 
@@ -78,6 +79,7 @@ class _Run:
         self.warn = say
         self.say = say if share.rank == 0 else _silent  # the first of several processes speaks for all
         self.begun = 0
+        self.is_last = False
         self.failed: list[str] = []
         self.failures: list[str] = []
 
@@ -110,7 +112,8 @@ class _Run:
             job = Job(name, config, self.data, self.items, self.share, self.stop, self.say)
             try:
                 with numerics(config.tf32, config.deterministic) as record:
-                    self.failures += job.run(record)
+                    self.is_last, failures = job.run(record)
+                self.failures += failures
             except (UsageError, RunError):
                 raise
             except CamkitError as error:
@@ -122,10 +125,10 @@ class _Run:
             gc.collect()
 
     def is_whole(self) -> bool:
-        """Whether all processes' rows are in the results folder."""
+        """Whether all processes' rows are in the results folder, and this process put the last ones there."""
         images = [item.id for item in self.items]
-        return self.share.world == 1 or all(
-            is_whole(self.config.out, file_name(name), images) for name in self.models
+        return self.share.world == 1 or (
+            self.is_last and all(is_whole(self.config.out, file_name(name), images) for name in self.models)
         )
 
 

@@ -108,12 +108,12 @@ class Job:
     stop: Stop
     say: Say
 
-    def run(self, numeric_record: Mapping[str, Any]) -> list[str]:
+    def run(self, numeric_record: Mapping[str, Any]) -> tuple[bool, list[str]]:
         """Make the rows that are not there.
 
         Returns:
-            Plugin errors, a line each: those of all images where all processes' rows are there, else of this
-            process's.
+            Whether this process put the last of all processes' rows there; and plugin errors, a line each:
+            those of all images if it did, else of this process's.
 
         Raises:
             CamkitError: see :meth:`_make_missing`, or no image could be read.
@@ -136,7 +136,7 @@ class Job:
         complete = self.share.world == 1 or self._fold(run)
         if failure:
             raise failure
-        return self._conclude(run, run.items if complete else self.share.of(run.items))
+        return complete, self._conclude(run, run.items if complete else self.share.of(run.items))
 
     def _make_missing(self, run: ModelRun, prepared: Prepared, numeric_record: Mapping[str, Any]) -> None:
         """Make the rows of this process's images that are not there, and finish the tables.
@@ -204,12 +204,17 @@ class Job:
         return loop.took()
 
     def _fold(self, run: ModelRun) -> bool:
-        """Fold this process's part and those of processes that have ended; whether nothing is left."""
+        """Fold this process's part and those of processes that have ended.
+
+        Returns:
+            Whether nothing is left: of processes that end together, to the one that folded the last part.
+        """
         with hold(run.merged, PATIENCE):
+            mine = run.folder.is_dir()  # else another process has folded it
             fold(self.config.out, run.folder.name, run.order, busy=True)
             run.reload()
             run.settle()
-            return is_whole(self.config.out, run.folder.name, [item.id for item in run.items])
+            return mine and is_whole(self.config.out, run.folder.name, [item.id for item in run.items])
 
     def _conclude(self, run: ModelRun, items: Sequence[Item]) -> list[str]:
         """Say what is odd about a finished model; plugin errors on these images, a line each."""
