@@ -1,7 +1,4 @@
-"""For scripts and notebooks: tensors and data frames.
-
-from camkit import bench, explain, load_model, score
-"""
+"""For scripts and notebooks, in tensors and data frames: load_model, explain, score and bench."""
 
 from __future__ import annotations
 
@@ -247,10 +244,8 @@ def _batch(images: Images, model: Prepared | None) -> Tensor:
     """
     if isinstance(images, Tensor):
         if images.ndim != 4 or not images.is_floating_point():
-            raise UsageError(
-                f"images are {images.dtype} of the shape {tuple(images.shape)}, expected normalised images "
-                "(B, 3, H, W)"
-            )
+            found = f"images are {images.dtype} of the shape {tuple(images.shape)}"
+            raise UsageError(f"{found}, expected normalised images (B, 3, H, W)")
         return images.clone() if images.is_inference() else images
     if model is None:
         raise UsageError("a module takes normalised images (B, 3, H, W), a tensor; photos need load_model")
@@ -263,9 +258,7 @@ def _batch(images: Images, model: Prepared | None) -> Tensor:
         elif isinstance(photo, str | Path):
             crops.append(preprocess.pixels(read_file(Path(photo))))
         else:
-            raise UsageError(
-                f"images holds {type(photo).__name__}: expected a tensor, or paths and PIL images"
-            )
+            raise UsageError(f"images holds {type(photo).__name__}: expected a tensor, paths or PIL images")
     if not crops:
         raise UsageError("images is empty")
     return preprocess.normalise(torch.stack(crops).to(model.network.device))
