@@ -1,7 +1,4 @@
-"""For scripts and notebooks: tensors and data frames.
-
-from camkit import bench, explain, load_model, score
-"""
+"""For scripts and notebooks, in tensors and data frames: load_model, explain, score and bench."""
 
 from __future__ import annotations
 
@@ -67,6 +64,9 @@ def load_model(
     *,
     weights: str = "pretrained",
     preprocess: str = "paper",
+    size: str | None = None,
+    mean: str | None = None,
+    std: str | None = None,
     activation: str = SOFTMAX.name,
     device: str = "auto",
     seed: int = 0,
@@ -76,15 +76,17 @@ def load_model(
     Args:
         name: as on the command line: `resnet50`, `timm/NAME`, `torchvision/NAME`, or a plugin's model.
         weights: `pretrained`, `random` (seeded; calibrated on the sample photos), or a file.
+        size, mean, std: as on the command line: `"320x224"`, `"0.5,0.5,0.5"`; None: those of the transform.
 
     Raises:
-        UsageError: no such model, file or device.
+        UsageError: no such model, file or device, or an option cannot be read.
         CamkitError: the weights cannot be had.
     """
     load_plugins()
     config = RunConfig(
-        model=(name,), weights=weights, preprocess=preprocess, activation=activation, device=device, seed=seed
-    )
+        model=(name,), weights=weights, preprocess=preprocess, size=size, mean=mean, std=std,
+        activation=activation, device=device, seed=seed,
+    )  # fmt: skip
     return prepare(name, ("conv", "prepool"), sample_items() if weights == "random" else [], config, say)
 
 
@@ -242,10 +244,8 @@ def _batch(images: Images, model: Prepared | None) -> Tensor:
     """
     if isinstance(images, Tensor):
         if images.ndim != 4 or not images.is_floating_point():
-            raise UsageError(
-                f"images are {images.dtype} of the shape {tuple(images.shape)}, expected normalised images "
-                "(B, 3, H, W)"
-            )
+            found = f"images are {images.dtype} of the shape {tuple(images.shape)}"
+            raise UsageError(f"{found}, expected normalised images (B, 3, H, W)")
         return images.clone() if images.is_inference() else images
     if model is None:
         raise UsageError("a module takes normalised images (B, 3, H, W), a tensor; photos need load_model")
@@ -258,9 +258,7 @@ def _batch(images: Images, model: Prepared | None) -> Tensor:
         elif isinstance(photo, str | Path):
             crops.append(preprocess.pixels(read_file(Path(photo))))
         else:
-            raise UsageError(
-                f"images holds {type(photo).__name__}: expected a tensor, or paths and PIL images"
-            )
+            raise UsageError(f"images holds {type(photo).__name__}: expected a tensor, paths or PIL images")
     if not crops:
         raise UsageError("images is empty")
     return preprocess.normalise(torch.stack(crops).to(model.network.device))

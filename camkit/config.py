@@ -74,7 +74,7 @@ class RunConfig:
         RUN, kind="names")
     method: tuple[str, ...] = option(("shapleycam",),
         "CAM methods, or groups: paper (the ten), cheap, perturbation, controls (the seven), ceilings, "
-        "aumann, transformer; all: all but perturbation.",
+        "aumann, transformer; all: all but perturbation, to which the ceilings drops-N belong too.",
         RUN, kind="names")
     layer: tuple[str, ...] = option(("conv",), "conv, prepool, MODULE.PATH; fused: a+b; all: ends of stages.",
         RUN, kind="names")

@@ -25,7 +25,8 @@ from camkit.errors import CamkitError, UsageError
 
 # What the runs of a folder know, and what has to be said again where maps come from elsewhere.
 OF_MAPS = (
-    "activation", "target", "preprocess", "size", "mean", "std", "limit", "exif", "steps", "seed", "dtype",
+    "activation", "target", "preprocess", "size", "mean", "std", "limit", "exif", "steps", "sample", "seed",
+    "dtype",
 )  # fmt: skip
 
 

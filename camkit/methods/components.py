@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 from torch import Tensor
 
 from camkit.entries import method
 from camkit.network.trace import Trace
 
 KERNEL_CHUNK = 2**24  # numbers in the kernels (P, P) of the images that are decomposed at once
+# Of kernels of more positions the first component alone is computed: all of 112 x 112 take minutes an image.
+LARGE = 1024
+RESTARTS = 100  # of a kernel whose first component stands out hardly one of these is needed
 
 
 @method(
@@ -80,9 +85,10 @@ def first_component(features: Tensor) -> Tensor:
 
 def _kernel_component(features: Tensor) -> Tensor:
     centred = _centred(features)
-    kernel = torch.tanh(centred.mT @ centred / centred.shape[1] + 1)
-    kernel = kernel - kernel.mean(dim=1, keepdim=True)
-    return _signed(_leading(kernel - kernel.mean(dim=2, keepdim=True)), features)
+    kernel = (centred.mT @ centred).div_(centred.shape[1]).add_(1).tanh_()  # in place: it may be large
+    kernel -= kernel.mean(dim=1, keepdim=True)
+    kernel -= kernel.mean(dim=2, keepdim=True)
+    return _signed(_leading(kernel), features)
 
 
 def _centred(features: Tensor) -> Tensor:
@@ -94,6 +100,27 @@ def _centred(features: Tensor) -> Tensor:
 
 def _leading(gram: Tensor) -> Tensor:
     """sqrt(l_1) u_1, (B, P), of symmetric (B, P, P)."""
+    if gram.shape[1] > LARGE:
+        return torch.stack([_leading_of_large(one) for one in gram])
+    return _leading_of_all(gram)
+
+
+def _leading_of_large(gram: Tensor) -> Tensor:
+    """The same, (P,), of one large (P, P), by Lanczos iterations where they converge."""
+
+    def times(vector: np.ndarray) -> np.ndarray:
+        return (gram @ torch.as_tensor(vector.ravel()).to(gram)).cpu().numpy()
+
+    start = np.random.default_rng(0).standard_normal(len(gram)).astype(np.float32)
+    operator = LinearOperator(gram.shape, matvec=times, dtype=np.float32)
+    try:
+        values, vectors = eigsh(operator, k=1, which="LA", v0=start, maxiter=RESTARTS)
+    except ArpackError:  # nothing stands out, as of features that are the same everywhere
+        return _leading_of_all(gram[None])[0]
+    return torch.as_tensor(max(float(values[0]), 0.0) ** 0.5 * vectors[:, 0]).to(gram)
+
+
+def _leading_of_all(gram: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh(gram)
     return values[:, -1:].clamp(min=0).sqrt() * vectors[:, :, -1]
 

@@ -188,11 +188,12 @@ def find_drops(name: str, patches: str) -> Method:
         name,
         partial(drops, patches=int(patches)),
         f"Drops-{patches}",
-        ("ceilings",),
+        ("ceilings", "perturbation"),
         "positive control: loss of the logit, one patch removed at a time",
         cost=f"{int(patches) ** 2 + 1} passes",
         saliency=True,
         of_image=True,
+        uses=("passes",),
     )
 
 

@@ -65,7 +65,6 @@ def build_classifier(entry: str, pretrained: bool) -> nn.Module:
         CamkitError: its weights are not there, or lack tensors.
     """
     config, library = _config(entry), _library()
-    config.use_cache = False
     auto = library.AutoModelForImageClassification
     if not pretrained:
         return auto.from_config(config)

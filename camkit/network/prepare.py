@@ -22,6 +22,7 @@ from camkit.network.loading import LoadedModel, load_model, load_preprocess
 from camkit.network.models import ModelRow
 from camkit.network.passes import Network
 from camkit.network.random import calibrate, fill_classifier
+from camkit.network.targets import find_target
 from camkit.network.view import View
 from camkit.registry import ALL
 from camkit.share import Share
@@ -77,7 +78,7 @@ def prepare(name: str, layers: Sequence[str], data: Sequence[Item], config: RunC
         data: images from which random weights take their batch-norm statistics.
 
     Raises:
-        UsageError: a layer does not exist, or the model does not take the images' size.
+        UsageError: a layer or a class to explain does not exist, or the model does not take the images' size.
         CamkitError: the weights cannot be had or do not fit.
     """
     device = find_device(config.device)
@@ -93,6 +94,7 @@ def prepare(name: str, layers: Sequence[str], data: Sequence[Item], config: RunC
     probe = noise_like(1, shape, device)
     classes = network.logits(probe).shape[1]
     expect_classes(name, loaded.row, loaded.model, classes)
+    find_target(config.target).expect(classes)
     inspect(name, network, shape, say)
     paths = _paths(loaded.row, network, layers, say)
     network.trace(probe, list({part for path in paths.values() for part in parts_of(path)}))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from camkit.data.items import Item
+from camkit.errors import UsageError
 from camkit.registry import unknown_name
 
 
@@ -33,12 +34,18 @@ class Target:
     needs_labels: bool = False
     keeps: Callable[[int, int | None], bool] = keeps_all
 
-    def highest(self, items: Sequence[Item]) -> int:
-        """The highest class of images that is explained whatever the model predicts; -1: there is none."""
+    def expect(self, classes: int, items: Sequence[Item] = ()) -> None:
+        """The model has the class of the rule, and those of images that are explained whatever it predicts.
+
+        Raises:
+            UsageError: it has not.
+        """
         fixed = [int(self.name)] if self.name.isdecimal() else []
         labels = [item.label for item in items] if self.needs_labels else []
         given = [*fixed, *labels, *(item.target for item in items)]
-        return max((one for one in given if one is not None), default=-1)
+        highest = max((one for one in given if one is not None), default=-1)
+        if highest >= classes:
+            raise UsageError(f"--target {self.name}: class {highest} of a model that gives {classes}")
 
 
 def runner_up(logits: Tensor, predicted: Tensor) -> Tensor:

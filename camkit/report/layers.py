@@ -68,7 +68,7 @@ def _grid(blocks: Sequence[Block], named: Naming) -> Grid | None:
     place = f"{first.model} · {first.utility}" + ("" if first.alone else f" · {first.source}")
     images = max(one.images for one in choices)
     return Grid(
-        f"Which layer? {place} ({count_of(images)})",
+        f"Which layer? {place} ({count_of(*(one.images for one in choices))})",
         f"The layer with the best mean, for each method and score: {first.model}, utility {first.utility}.",
         ("method", *(score.heading for score in scores)),
         (rows,),

@@ -159,8 +159,8 @@ class Block:
 
     @property
     def size(self) -> str:
-        """How many images, and of mosaics how many these are."""
-        images = count_of(len(self.images))
+        """How many images the methods have, and of mosaics how many these are."""
+        images = count_of(*(~np.isnan(self.values)).any(axis=2).sum(axis=0))
         return f"{len(self.units)} mosaics, {images}" if self.of_mosaics else images
 
     def describe(self) -> str:
@@ -174,8 +174,12 @@ class Block:
         return ", ".join(words)
 
 
-def count_of(images: int) -> str:
-    return "1 image" if images == 1 else f"{images} images"
+def count_of(*images: int) -> str:
+    """How many images; of several counts from the least to the most."""
+    least, most = min(images), max(images)
+    if least < most:
+        return f"{least} to {most} images"
+    return "1 image" if most == 1 else f"{most} images"
 
 
 def load_study(

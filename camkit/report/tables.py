@@ -58,7 +58,7 @@ def terminal_table(summary: pd.DataFrame, width: int | None = None) -> str:
             )
             for chosen in (~(controls | ceilings), controls, ceilings)
         )
-        title = f"{model} · {layer} · {utility} ({count_of(block['images'].iloc[0])}{accuracy})"
+        title = f"{model} · {layer} · {utility} ({count_of(*block['images'])}{accuracy})"
         grids.append(Grid(title, "", ("method", *(score.heading for score in scores)), groups))
     judged = columns_of_values(score.name for score in scores)
     filled = summary.loc[summary[judged].notna().any(axis=1), "method"] if judged else ()

@@ -14,6 +14,7 @@ OUT/.parts/rank-<k>/<model>/…                    the same of one of several pr
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -101,8 +102,14 @@ def write_run(folder: Path, run: Mapping[str, Any]) -> None:
 
 
 def run_folders(out: Path) -> list[Path]:
-    """All folders of cells below a results folder."""
-    return sorted(path.parent for path in out.glob("*/*/run.json"))
+    """All folders of cells below a results folder, `layer2` before `layer10`."""
+    return sorted((path.parent for path in out.glob("*/*/run.json")), key=_natural)
+
+
+def _natural(folder: Path) -> list[tuple[str, int]]:
+    """Sorts a folder of cells by its model's and its own name, numbers in them by their value."""
+    parts = (re.findall(r"(\D*)(\d*)", name) for name in folder.parts[-2:])
+    return [(text, int(number or -1)) for part in parts for text, number in part] + [(folder.name, 0)]
 
 
 def flag_counts(path: Path) -> Counter[tuple[str, str, str, str]]:

@@ -16,8 +16,9 @@ from camkit.data.classes import IMAGENET
 from camkit.errors import Say
 from camkit.results.arrays import Curves, curve_paths, thin
 from camkit.results.cells import Cell, CellFailure, CellScores, Predictions, Result
-from camkit.results.files import remove_temporaries
+from camkit.results.files import remove_temporaries, writing
 from camkit.results.folder import (
+    CLASSES,
     ERRORS,
     FAILURES,
     PREDICTED_NAME,
@@ -30,6 +31,7 @@ from camkit.results.folder import (
 )
 from camkit.results.lock import hold
 from camkit.results.merge import PATIENCE, fold, write_order
+from camkit.results.mosaics import MOSAICS
 from camkit.results.rows import ModelRows
 from camkit.results.segments import Difference, add_costs, add_counts, add_segment, credit, now
 from camkit.results.table import number
@@ -248,6 +250,23 @@ class ModelRun(ModelRows):
             add_costs(run["segments"][-1], costs)
             write_run(folder, run | model_counts(folder, run["protocol"]))
         self._costs.clear()
+
+    def withdraw(self) -> None:
+        """Take back what was written before the first result, where there is none.
+
+        Without rows a protocol has decided nothing: it must not stop a run with another one.
+        """
+        if self.predictions.known or self.errors.known:
+            return
+        for folder in self.protocols:
+            if not any(folder.glob("*.csv")):
+                with writing(folder):
+                    (folder / "run.json").unlink(missing_ok=True)
+        parts = (out / self.merged.name for out in self.everywhere)
+        if not any(any(part.glob("*/run.json")) for part in parts):
+            for name in (CLASSES, MOSAICS):
+                with writing(self.merged):
+                    (self.merged / name).unlink(missing_ok=True)
 
 
 def _text(label: int | None) -> str:

@@ -37,7 +37,8 @@ def bench(config: RunConfig, say: Say = print) -> pd.DataFrame | None:
         RunError: the folder cannot be written, another run is at work in it, or `--on-error stop`.
         CamkitError: models failed: weights or images cannot be had, out of memory. All others were run.
         PluginError: a plugin's method or metric failed; all other rows are written.
-        KeyboardInterrupt: SIGINT or SIGTERM came; the batch in hand was finished and written first.
+        KeyboardInterrupt: SIGINT or SIGTERM came; the batch in hand was finished and written first. If it was
+            the last one, nothing is raised.
     """
     share = Share.from_environment()
     with stop_signals(say if share.rank == 0 else _silent) as stop:
@@ -52,6 +53,8 @@ def bench(config: RunConfig, say: Say = print) -> pd.DataFrame | None:
             raise
         summary = refresh_summary(config.out)
         stop.check()
+        if stop.asked:
+            run.say("That was the last batch: the run is done.")
     whole = run.is_whole()
     # Of several processes the last to end speaks of plugins: an exit code of 1 would end the others too.
     if run.failed or (run.failures and whole):
@@ -65,6 +68,7 @@ class _Run:
     Attributes:
         begun: models that were begun; `failed`: those that failed. Names only: an error would keep its model
             in memory.
+        is_last: whether this process put the last rows of the last model into the results folder.
         failures: plugin errors, a line each.
     """
 
@@ -75,6 +79,7 @@ class _Run:
         self.warn = say
         self.say = say if share.rank == 0 else _silent  # the first of several processes speaks for all
         self.begun = 0
+        self.is_last = False
         self.failed: list[str] = []
         self.failures: list[str] = []
 
@@ -100,11 +105,15 @@ class _Run:
         if config.force:
             _start_afresh(config.out, self.share, self.say)
         for name in self.models:
+            if self.stop.asked:
+                self.stop.cut = True
+                break
             self.begun += 1
             job = Job(name, config, self.data, self.items, self.share, self.stop, self.say)
             try:
                 with numerics(config.tf32, config.deterministic) as record:
-                    self.failures += job.run(record)
+                    self.is_last, failures = job.run(record)
+                self.failures += failures
             except (UsageError, RunError):
                 raise
             except CamkitError as error:
@@ -114,14 +123,12 @@ class _Run:
                 process = f"process {self.share.rank}: " if self.share.rank else ""
                 self.warn(f"error: {process}{name}: {error}")
             gc.collect()
-            if self.stop.asked:
-                break
 
     def is_whole(self) -> bool:
-        """Whether all processes' rows are in the results folder."""
+        """Whether all processes' rows are in the results folder, and this process put the last ones there."""
         images = [item.id for item in self.items]
-        return self.share.world == 1 or all(
-            is_whole(self.config.out, file_name(name), images) for name in self.models
+        return self.share.world == 1 or (
+            self.is_last and all(is_whole(self.config.out, file_name(name), images) for name in self.models)
         )
 
 

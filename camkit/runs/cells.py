@@ -275,6 +275,8 @@ def select(config: RunConfig, say: Say) -> Selection:
         say(note)
     config = with_target(config, data.classes)
     target = find_target(config.target)
+    if config.sample is not None and config.sample >= config.steps - 1:
+        say(f"--sample {config.sample}: all {config.steps} steps are scored, as without it (--steps)")
     if config.data == "sample":
         say("The data are scikit-image's six sample photos: a demonstration, not a benchmark (see --data).")
     if config.of_mosaics:

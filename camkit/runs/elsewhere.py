@@ -70,9 +70,13 @@ def score_maps(maps: Path, name: str, config: RunConfig, say: Say) -> pd.DataFra
     try:
         with hold(config.out / file_name(selected.models[0])):
             failures = _score(given, summary, replace(selected, config=config), say)
-    finally:
+    except UsageError:  # refused: the folder stays as it is
+        raise
+    except (Exception, KeyboardInterrupt):
         if run_folders(config.out):
-            table = refresh_summary(config.out)
+            refresh_summary(config.out)
+        raise
+    table = refresh_summary(config.out)
     if failures:
         raise what_failed([], failures, 1, config.out)
     return table

@@ -12,7 +12,7 @@ from torch import Tensor
 from camkit.config import RunConfig
 from camkit.data.batches import Batch, pad
 from camkit.entries import METRICS, Method
-from camkit.errors import PluginError, UsageError
+from camkit.errors import PluginError
 from camkit.methods.saliency import is_degenerate
 from camkit.metrics import Subject
 from camkit.network.layers import parts_of
@@ -129,11 +129,7 @@ class Evaluation(Views):
 
     def _targets(self, batch: Batch, logits: Tensor, predicted: Tensor) -> Tensor:
         """The classes to explain, (B,) of the padded batch: the images' own, else by the rule."""
-        highest = self.target.highest(batch.items)
-        if highest >= logits.shape[1]:
-            raise UsageError(
-                f"--target {self.target.name}: class {highest} of a model that gives {logits.shape[1]}"
-            )
+        self.target.expect(logits.shape[1], batch.items)
         labels = self._column([item.label for item in batch.items], predicted)
         own = self._column([item.target for item in batch.items], predicted)
         return own.where(own >= 0, self.target.class_of(logits, predicted, labels))

@@ -20,12 +20,13 @@ from camkit.results.folder import ERRORS, FLAGS, file_name, flag_counts
 from camkit.results.lock import hold
 from camkit.results.merge import PATIENCE, fold, is_whole
 from camkit.results.model_run import ModelRun
+from camkit.results.protocol import check_protocol
 from camkit.runs.cells import cells_of_model
 from camkit.runs.describe import describe_protocol, describe_segment
 from camkit.runs.loop import Loop, at_a_size_that_fits, first_batch_size
 from camkit.runs.mosaics import mosaic_items
 from camkit.runs.stop import Stop
-from camkit.share import Share
+from camkit.share import Share, part_folders
 
 # Without --max-errors: 1 % of a process's images, and where that is less than three, three.
 DEFAULT_MAX_ERRORS, FEW_ERRORS = 0.01, 3
@@ -87,6 +88,8 @@ def open_run(
         cell: describe_protocol(prepared, cell, config, data)
         for cell in given or cells_of_model(prepared, config, say)
     }
+    for protocol in cells.values():  # before a choice of mosaics is written
+        check_protocol([config.out, *part_folders(config.out)], protocol)
     items, order = images_of(prepared, config, data, items, say)
     segment = describe_segment(prepared, config, data)
     classes = data.classes if prepared.classes == len(data.classes) else None
@@ -105,12 +108,12 @@ class Job:
     stop: Stop
     say: Say
 
-    def run(self, numeric_record: Mapping[str, Any]) -> list[str]:
+    def run(self, numeric_record: Mapping[str, Any]) -> tuple[bool, list[str]]:
         """Make the rows that are not there.
 
         Returns:
-            Plugin errors, a line each: those of all images where all processes' rows are there, else of this
-            process's.
+            Whether this process put the last of all processes' rows there; and plugin errors, a line each:
+            those of all images if it did, else of this process's.
 
         Raises:
             CamkitError: see :meth:`_make_missing`, or no image could be read.
@@ -125,14 +128,15 @@ class Job:
             run = open_run(prepared, self.config, self.data, self.items, self.share, self.say)
             try:
                 self._make_missing(run, prepared, numeric_record)
-            except RunError:
-                raise
-            except CamkitError as error:
+            except (Exception, KeyboardInterrupt) as error:
+                run.withdraw()
+                if isinstance(error, RunError) or not isinstance(error, CamkitError):
+                    raise
                 failure = error  # what was made is folded all the same
         complete = self.share.world == 1 or self._fold(run)
         if failure:
             raise failure
-        return self._conclude(run, run.items if complete else self.share.of(run.items))
+        return complete, self._conclude(run, run.items if complete else self.share.of(run.items))
 
     def _make_missing(self, run: ModelRun, prepared: Prepared, numeric_record: Mapping[str, Any]) -> None:
         """Make the rows of this process's images that are not there, and finish the tables.
@@ -191,19 +195,26 @@ class Job:
                     _check_errors(run, faults)
         except CamkitError as error:
             if self.stop.asked and not isinstance(error, RunError):
+                self.stop.cut = True
                 return loop.took()  # who signals every process of a job also ends those that decode
             with suppress(CamkitError):
                 run.end(loop.took())
             raise
+        self.stop.cut = self.stop.asked and loop.images + faults < images
         return loop.took()
 
     def _fold(self, run: ModelRun) -> bool:
-        """Fold this process's part and those of processes that have ended; whether nothing is left."""
+        """Fold this process's part and those of processes that have ended.
+
+        Returns:
+            Whether nothing is left: of processes that end together, to the one that folded the last part.
+        """
         with hold(run.merged, PATIENCE):
+            mine = run.folder.is_dir()  # else another process has folded it
             fold(self.config.out, run.folder.name, run.order, busy=True)
             run.reload()
             run.settle()
-            return is_whole(self.config.out, run.folder.name, [item.id for item in run.items])
+            return mine and is_whole(self.config.out, run.folder.name, [item.id for item in run.items])
 
     def _conclude(self, run: ModelRun, items: Sequence[Item]) -> list[str]:
         """Say what is odd about a finished model; plugin errors on these images, a line each."""

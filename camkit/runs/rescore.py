@@ -88,6 +88,7 @@ def rescore(
         out=out,
     )
     failures: list[str] = []
+    scored = 0
     try:
         for group in by_model((folder for folder, saved in folders.items() if saved), given):
             settings = {
@@ -97,8 +98,12 @@ def rescore(
                 for folder, config in group.items()
             }
             failures += _rescore_model(settings, folders, say)
-    finally:
-        summary = refresh_summary(out)
+            scored += 1
+    except (Exception, KeyboardInterrupt) as error:
+        if scored or not isinstance(error, UsageError):  # else it was refused: the folder stays as it is
+            refresh_summary(out)
+        raise
+    summary = refresh_summary(out)
     if failures:
         raise what_failed([], failures, len(folders), out)
     return summary

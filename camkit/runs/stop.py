@@ -17,13 +17,14 @@ class Stop:
     """Whether the run has been asked to stop.
 
     Attributes:
-        asked: a signal has come; :meth:`check` raises KeyboardInterrupt.
+        asked: a signal has come.
+        cut: work was left undone for it: :meth:`check` raises KeyboardInterrupt.
         twice: a second one has: nothing more is to be begun.
         patient: there is a batch in hand that is worth finishing. Otherwise one signal stops at once.
     """
 
     def __init__(self, say: Say) -> None:
-        self.asked = self.twice = self.patient = False
+        self.asked = self.cut = self.twice = self.patient = False
         self._say = say
 
     @contextmanager
@@ -36,8 +37,8 @@ class Stop:
             self.patient = False
 
     def check(self) -> None:
-        """Raise KeyboardInterrupt where a stop was asked for."""
-        if self.asked:
+        """Raise KeyboardInterrupt where a stop left work undone."""
+        if self.cut:
             raise KeyboardInterrupt
 
     def _handle(self, number: int, frame: FrameType | None) -> None:

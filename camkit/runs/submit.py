@@ -149,7 +149,7 @@ def run_here(jobs: Sequence[Job], at_a_time: int, out: Path, gpus: Sequence[str]
 
     Raises:
         CamkitError: a job failed; the others were finished.
-        KeyboardInterrupt: SIGINT or SIGTERM came; the jobs finished their batches, and ended.
+        KeyboardInterrupt: SIGINT or SIGTERM came; the jobs finished their batches, and some are not done.
     """
     (out / LOGS).mkdir(parents=True, exist_ok=True)
     waiting = list(jobs)
@@ -160,7 +160,7 @@ def run_here(jobs: Sequence[Job], at_a_time: int, out: Path, gpus: Sequence[str]
         try:
             while waiting or running:
                 if stop.asked and not told:
-                    told = True
+                    told, stop.cut = True, bool(waiting)
                     waiting.clear()
                     _interrupt(running.values())
                 for slot in range(at_a_time):
@@ -180,6 +180,7 @@ def run_here(jobs: Sequence[Job], at_a_time: int, out: Path, gpus: Sequence[str]
             for _, process in running.values():
                 process.wait()
             raise
+        stop.cut |= told and bool(failed)
         stop.check()
     if failed:
         raise CamkitError(f"{len(failed)} of {len(jobs)} jobs failed: {', '.join(failed)}")

@@ -165,3 +165,15 @@ def test_compare_methods(example: Callable[..., str], tmp_path: Path, photos: Pa
     table = example("compare_methods.py", few, tmp_path / "out").splitlines()
     assert table[0].split() == ["adcc", "shapley_error", "saliency_distance"]
     assert [line.split()[0] for line in table[2:]] == ["hirescam", "shapleycam-h", "aumann-2", "flat"]
+
+
+def test_a_model_takes_images_of_another_size_mean_and_deviation(photos: Path) -> None:
+    """Those that the command line takes; normalised by hand."""
+    options = {"weights": "random", "device": "cpu", "size": "48x64", "mean": "0.5,0.4,0.3", "std": "0.2"}
+    with pytest.raises(UsageError, match="--std"):
+        camkit.load_model("timm/camkit_tiny", **options | {"std": "2"})
+    model = camkit.load_model("timm/camkit_tiny", **options | {"std": "0.2,0.25,0.5"})
+    found = camkit.explain(model, photos / "photo_0.png", layer="features")
+    assert found.saliency.shape == (1, 48, 64)
+    white = model.loaded.preprocess.normalise(torch.full((1, 3, 48, 64), 255, dtype=torch.uint8))
+    torch.testing.assert_close(white[0, :, 0, 0], torch.tensor([0.5 / 0.2, 0.6 / 0.25, 0.7 / 0.5]))

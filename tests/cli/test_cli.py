@@ -560,7 +560,9 @@ class TestList:
         ]  # fmt: skip
         assert "C channels, P positions" in costs
         members = dict(line.split(": ", 1) for line in groups.replace("\n  ", " ").splitlines())
-        assert members["perturbation"] == "shapley, ablationcam, scorecam, reciprocam, rise, occlusion"
+        assert members["perturbation"] == (
+            "shapley, ablationcam, scorecam, reciprocam, rise, occlusion, drops-4, drops-7"
+        )
         assert members["all"] == "all but perturbation"
 
     def test_wrong_usage(self) -> None:

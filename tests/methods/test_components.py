@@ -73,3 +73,24 @@ class TestComponents:
         whole = METHODS["kpcacam"].function(given(A))
         monkeypatch.setattr("camkit.methods.components.KERNEL_CHUNK", 1)
         torch.testing.assert_close(METHODS["kpcacam"].function(given(A)), whole)
+
+    def test_of_a_large_kernel_the_first_component_alone(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """That of numpy's whole decomposition, which takes minutes where there are more positions still."""
+        spread = noise(2, 6, 5, 5, seed=1).repeat_interleave(7, dim=2).repeat_interleave(7, dim=3)
+        traced = given(spread + 0.1 * noise(2, 6, 35, 35, seed=3))
+        flat = traced.activation.double().flatten(2).numpy()
+        flat -= flat.mean(axis=2, keepdims=True)
+        monkeypatch.setattr("camkit.methods.components._leading_of_all", lambda _: pytest.fail("of all"))
+        found = METHODS["kpcacam"].function(traced)
+        for one, features in zip(found, flat, strict=True):
+            kernel = np.tanh(features.T @ features / 6 + 1)
+            kernel -= kernel.mean(axis=0)
+            kernel -= kernel.mean(axis=1, keepdims=True)
+            values, vectors = np.linalg.eigh(kernel)
+            expected = np.sqrt(values[-1]) * vectors[:, -1]
+            assert abs(np.corrcoef(one.flatten(), expected)[0, 1]) == pytest.approx(1, abs=1e-6)
+            assert np.linalg.norm(one) == pytest.approx(values[-1] ** 0.5, rel=1e-4)
+
+    def test_a_large_constant_activation_gives_a_constant_map(self) -> None:
+        found = METHODS["kpcacam"].function(given(torch.full((1, 3, 33, 33), 2.0)))
+        assert (found.abs() < 1e-3).all()

@@ -18,6 +18,7 @@ from camkit.errors import UsageError
 from camkit.metrics import Subject
 from camkit.metrics.causal import area, deletion_curve, insertion_curve
 from camkit.metrics.sampled import estimated_area, joined, sampled_steps
+from camkit.runs.cells import select
 from camkit.runs.dryrun import dry_run
 
 SIDE = 4
@@ -175,3 +176,11 @@ class TestRuns:
         run(photos, tmp_path, sample=4, **CURVES)
         with pytest.raises(UsageError, match="sample"):
             run(photos, tmp_path, sample=5, **CURVES)
+
+
+@pytest.mark.parametrize(("sample", "said"), [(None, 0), (6, 0), (7, 1), (100, 1)])
+def test_as_many_as_there_are_is_said_to_be_all(photos: Path, sample: int | None, said: int) -> None:
+    """Of 8 steps the last one is the end of the curve."""
+    lines: list[str] = []
+    select(RunConfig(model=("resnet18",), data=str(photos), steps=8, sample=sample), lines.append)
+    assert sum("all 8 steps are scored, as without it" in line for line in lines) == said

@@ -8,11 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
-from report_data import blind, made_up, write_results
+from report_data import blind, made_up, write_cell, write_results
 
 from camkit.cli import main
 from camkit.report.grid import LATEX_ROWS, Entry, Grid, escape_latex, markdown
 from camkit.report.scores import known_scores
+from camkit.report.tables import terminal_table
+from camkit.results.summary import summarise
 
 IMAGES = 50
 
@@ -216,3 +218,20 @@ def test_a_file_of_an_unknown_ending_is_refused_unless_the_format_is_said(result
     assert not out.exists()
     run("report", results, "-o", out, "--format", "markdown")
     assert out.read_text().startswith("###")
+
+
+def test_a_table_whose_methods_have_unlike_many_images_says_so(results):
+    write_cell(
+        results / "resnet18" / "conv-rest", "layercam", made_up(2, 1), ["img/00000.jpg", "img/00001.jpg"]
+    )
+    title = "resnet18 · conv · rest (2 to 50 images, top-1 74.00 %)"
+    assert title in run("report", results)
+    assert title in terminal_table(summarise(results))
+
+
+def test_layers_stand_by_their_numbers(tmp_path):
+    for layer in ("blocks.10", "blocks.2", "blocks.2.1"):
+        write_results(tmp_path, {"gradcam": made_up(9, 0)}, layer=layer)
+    assert summarise(tmp_path)["layer"].tolist() == ["blocks.2", "blocks.2.1", "blocks.10"]
+    text = run("report", tmp_path)
+    assert text.index("· blocks.2 ·") < text.index("· blocks.2.1 ·") < text.index("· blocks.10 ·")

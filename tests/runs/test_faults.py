@@ -29,7 +29,7 @@ from tiny_run import (
 
 from camkit.data.pixels import read_file
 from camkit.errors import CamkitError
-from camkit.results.folder import read_run
+from camkit.results.folder import read_run, run_folders
 from camkit.results.lock import hold
 from camkit.results.table import Table
 
@@ -283,3 +283,40 @@ def test_power_lost_between_write_and_rename(
     assert list(out.rglob(".*.tmp"))
     tiny_bench(data, out)
     assert result_files(out) == result_files(reference), "and no temporary file is left"
+
+
+def test_a_class_that_the_model_lacks_is_refused_and_leaves_nothing(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    refused = tiny_command(data, out, "--target=10")
+    assert refused.exit_code == 2
+    assert refused.output.splitlines()[-1] == "error: --target 10: class 10 of a model that gives 10"
+    assert not result_files(out) and not run_folders(out)
+    assert tiny_command(data, out, "--target=9").exit_code == 0
+
+
+def test_a_run_that_ends_before_its_first_row_stops_no_other(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch that does not fit; images of another size do."""
+    out = tmp_path / "out"
+
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("camkit.runs.evaluate.Evaluation._first_pass", full)
+        assert tiny_command(data, out).exit_code == 1
+    assert not result_files(out) and not run_folders(out)
+    assert tiny_command(data, out, "--size=192x192").exit_code == 0
+
+
+def test_a_signal_in_the_last_batch_leaves_nothing_undone(
+    data: Path, reference: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    with at_write(9, lambda: os.kill(os.getpid(), signal.SIGTERM)):
+        result = tiny_command(data, out)
+    assert result.exit_code == 0
+    assert "That was the last batch: the run is done." in result.output
+    assert "goes on from there" not in result.output
+    assert result_files(out) == result_files(reference)

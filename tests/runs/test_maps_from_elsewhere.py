@@ -269,11 +269,13 @@ def test_maps_of_different_sizes_and_of_some_images(network: list[object], tmp_p
 def test_what_is_refused(changes: list[str], message: str, network: list[object], tmp_path: Path) -> None:
     out = tmp_path / "out"
     bench(network, out, "--metrics", "deletion")
+    out.joinpath("summary.csv").write_text("as it was")
     folder = npy_by_id(tmp_path / "maps", random_maps())
     result = call(
         "score", out, "--maps", folder, "--name", "ours", *network, "--metrics", "deletion", *changes
     )
     assert result.exit_code == 2 and message in result.output, result.output
+    assert out.joinpath("summary.csv").read_text() == "as it was"
 
 
 def test_one_name_is_one_set_of_maps(network: list[object], tmp_path: Path) -> None:
@@ -323,3 +325,12 @@ def test_in_python(tmp_path: Path) -> None:
     ):
         with pytest.raises(UsageError, match=message):
             camkit.score(model, images, **({"maps": made.maps} | wrong))
+
+
+def test_a_folder_of_sampled_curves_gets_sampled_curves(network: list[object], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    bench(network, out, "--metrics", "deletion", "--steps", 8, "--sample", 3)
+    words = ["--maps", npy_by_id(tmp_path / "maps", random_maps()), "--name", "ours", *network, "--steps", 8]
+    for sample, code in (([], 2), (["--sample", 3], 0)):
+        result = call("score", out, *words, "--metrics", "deletion", *sample)
+        assert result.exit_code == code, result.output

@@ -46,7 +46,7 @@ NATIVE_CHEAP = {
 }  # fmt: skip
 TRANSFORMER = {"attention", "rollout", "gradient-rollout", "legrad"}
 CHEAP = NATIVE_CHEAP | TRANSFORMER - {"legrad"} | {"layercam-fusion", "refinecam"}
-PERTURBATION = {"ablationcam", "scorecam", "reciprocam", "rise", "occlusion", "shapley"}
+PERTURBATION = {"ablationcam", "scorecam", "reciprocam", "rise", "occlusion", "shapley", "drops-4", "drops-7"}
 
 
 def took(out: Path) -> tuple[int, int]:

@@ -374,3 +374,13 @@ def test_a_run_can_be_verified(colours: Path, tmp_path: Path) -> None:
     assert before == (tmp_path / "summary.csv").read_text()
     with pytest.raises(CamkitError):
         verify(tmp_path, config, lambda line: None)
+
+
+def test_a_refused_run_leaves_no_choice(colours: Path, tmp_path: Path) -> None:
+    """Else a later run, with the folder's own --confidence, would take mosaics of another one."""
+    mosaics(colours, tmp_path, limit=2)
+    (folder,) = (path.parent for path in tmp_path.glob("*/mosaics.csv"))
+    shutil.move(folder, tmp_path / "another")
+    with pytest.raises(UsageError, match="confidence"):
+        mosaics(colours, tmp_path, limit=2, confidence=0.5)
+    assert [path.parent.name for path in tmp_path.glob("*/mosaics.csv")] == ["another"]

@@ -35,7 +35,9 @@ from camkit.errors import CamkitError, PluginError, UsageError
 from camkit.results import merge
 from camkit.results.folder import read_run
 from camkit.results.lock import hold
+from camkit.results.model_run import ModelRun
 from camkit.runs.bench import bench
+from camkit.runs.job import Job
 from camkit.share import PARTS, Share
 
 IMAGES = 50
@@ -457,3 +459,20 @@ def test_each_process_takes_its_own_gpu() -> None:
     assert share.device("cuda") == "cuda:1"
     assert (share.device("cuda:3"), share.device("cpu")) == ("cuda:3", "cpu")
     assert Share().device("cuda") == "cuda"
+
+
+def test_of_processes_that_end_together_one_has_the_summary(
+    data: Path, reference: Path, tmp_path: Path, run_as: RunAs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second one ends, and folds both parts, when the first one is about to fold its own."""
+    out, fold, summaries = tmp_path / "out", Job._fold, []
+
+    def meanwhile(self: Job, run: ModelRun) -> bool:
+        monkeypatch.setattr(Job, "_fold", fold)
+        summaries.append(run_as(1, 2, data, out)[0])
+        return fold(self, run)
+
+    monkeypatch.setattr(Job, "_fold", meanwhile)
+    summaries.append(run_as(0, 2, data, out)[0])
+    assert [one is not None for one in summaries] == [True, False]
+    assert result_files(out) == result_files(reference)

@@ -232,6 +232,17 @@ def test_the_gpus_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     assert visible_gpus() == ["0", "1"]
 
 
+def interrupt_at_work(log: Path) -> None:
+    """Send this process a signal once the job of the log is at work."""
+
+    def press() -> None:
+        while not (log.exists() and "at work" in log.read_text()):
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=press).start()
+
+
 def test_ctrl_c_ends_the_jobs_and_starts_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in(
         monkeypatch,
@@ -241,13 +252,7 @@ def test_ctrl_c_ends_the_jobs_and_starts_no_more(tmp_path: Path, monkeypatch: py
     )
     said: list[str] = []
     log = tmp_path / ".jobs" / "a.log"
-
-    def press() -> None:
-        while not (log.exists() and "at work" in log.read_text()):
-            time.sleep(0.05)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    threading.Thread(target=press).start()
+    interrupt_at_work(log)
     with pytest.raises(KeyboardInterrupt):
         run_here([Job(("a",)), Job(("b",))], 1, tmp_path, [], said.append)
     assert "finished the batch" in log.read_text()
@@ -261,3 +266,19 @@ def test_a_job_that_is_requeued_is_the_same_job() -> None:
     again = job.checkpoint()
     assert isinstance(again, submitit.helpers.DelayedSubmission)
     assert again.function == job
+
+
+def test_a_signal_that_leaves_nothing_undone_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The only job was in its last batch."""
+    stand_in(
+        monkeypatch,
+        "import time\n"
+        "try:\n    print('at work', flush=True); time.sleep(60)\n"
+        "except KeyboardInterrupt:\n    print('done')",
+    )
+    said: list[str] = []
+    interrupt_at_work(tmp_path / ".jobs" / "a.log")
+    run_here([Job(("a",))], 1, tmp_path, [], said.append)
+    assert said[-1] == "done: a"
