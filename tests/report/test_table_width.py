@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import click
 import pytest
 from command_line import run
 from report_data import blind, made_up, write_results
-from terminals import in_a_terminal
 
 from camkit.report.grid import Entry, Grid, terminal
 from camkit.report.tables import terminal_table
@@ -93,16 +89,6 @@ def test_the_commands_that_print_means_fit_them_to_the_terminal(wide, monkeypatc
     lines = run(*(wide if word == "DIR" else word for word in words)).splitlines()
     table = [line for line in lines if "summary.csv" not in line]
     assert max(map(len, table)) <= 80 and sum(line.startswith("gradcam ") for line in table) == 2
-
-
-def test_a_real_terminal_of_80_columns_gets_narrow_tables_and_a_pipe_whole_ones(wide):
-    lines = without_styles(in_a_terminal(80, "report", wide)).splitlines()
-    assert max(map(len, lines)) <= 80 and sum(line.startswith("gradcam ") for line in lines) == 2
-    words = [sys.executable, "-m", "camkit", "report", str(wide)]
-    piped = subprocess.run(
-        words, capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "80"}
-    ).stdout.splitlines()
-    assert sum(line.startswith("gradcam ") for line in piped) == 1 and max(map(len, piped)) > 120
 
 
 def test_a_file_gets_whole_tables(wide, tmp_path, monkeypatch):
