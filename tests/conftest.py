@@ -51,6 +51,15 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="session")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two photos in each of three ImageNet class folders."""
+    root = tmp_path_factory.mktemp("labelled")
+    for number, wnid in enumerate(["n01440764", "n01443537", "n02123045"] * 2):
+        write_photo(root / wnid / f"photo_{number}.png", seed=10 + number)
+    return root
+
+
 @pytest.fixture
 def plugin_files(tmp_path: Path) -> dict[str, Path]:
     """The plugin files of docs/extend.md by their names, as they are printed there."""

@@ -7,17 +7,13 @@ from pathlib import Path
 import pytest
 import small_imagenet as small
 from pictures import jpeg, picture, write
-from small_imagenet import DEVKIT_NUMBERS, LABELS, WNIDS, official_name, photos
+from small_imagenet import DEVKIT_NUMBERS, LABELS, WNIDS, labels_of, official_name, photos
 
 from camkit.data import DataSet, find_images
 from camkit.errors import UsageError
 
 TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 ROWS = (("image", "label"), (official_name(0), "zebra"), (official_name(5), '"liner, ocean liner"'))
-
-
-def labels_of(data: DataSet) -> dict[str, int | None]:
-    return {item.id: item.label for item in data.items}
 
 
 def known(data: DataSet) -> dict[str, int]:

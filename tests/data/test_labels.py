@@ -8,15 +8,11 @@ from pathlib import Path
 import pytest
 import small_imagenet as small
 from pictures import write
-from small_imagenet import CLASSES, LABELS, WNIDS, official_name, photos
+from small_imagenet import CLASSES, LABELS, WNIDS, labels_of, official_name, photos
 from timm.data import ImageNetInfo
 
-from camkit.data import DataSet, class_name, find_images, imagenet, wnid_to_index
+from camkit.data import class_name, find_images, imagenet, wnid_to_index
 from camkit.errors import UsageError
-
-
-def labels_of(data: DataSet) -> dict[str, int | None]:
-    return {item.id: item.label for item in data.items}
 
 
 def test_wnids_have_timms_indices() -> None:

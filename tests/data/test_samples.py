@@ -12,22 +12,15 @@ import pytest
 import small_imagenet as small
 from click.testing import CliRunner
 from pictures import encode, picture, write
-from small_imagenet import LABELS, WNIDS, photos
+from small_imagenet import LABELS, WNIDS, labels_of, photos
+from tiny import silent
 
 from camkit.cli import main
-from camkit.data import DataSet, find_images
+from camkit.data import find_images
 from camkit.errors import CamkitError, UsageError
 from camkit.runs.check import check_data
 
 MASK = encode(picture(50), "PNG")
-
-
-def labels_of(data: DataSet) -> dict[str, int | None]:
-    return {item.id: item.label for item in data.items}
-
-
-def silent(line: str) -> None:
-    """Takes a line and drops it."""
 
 
 def shard(path: Path, members: Mapping[str, bytes]) -> str:

@@ -6,8 +6,12 @@ import csv
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+
+from camkit.report.analysis import Analysis
+from camkit.report.study import load_study
 
 SCORES = ("average_drop", "increase", "drop_in_deletion", "coherency", "complexity", "adcc")
 BLIND = ("flat", "fake-cam", "centre")
@@ -118,3 +122,8 @@ def blind(images: int, complexity: float, drop: float, **others: float) -> dict[
         "adcc": adcc,
     } | others
     return {name: np.full(images, value) for name, value in one.items()}
+
+
+def analysis(tmp_path: Path, cells: Mapping[str, Mapping[str, np.ndarray]], **settings: Any) -> Analysis:
+    """Of one block, whose results are written below `tmp_path`."""
+    return Analysis(load_study([write_results(tmp_path / "results", cells, **settings)])[0])

@@ -17,6 +17,8 @@ from PIL import Image
 from scipy.io import savemat
 from timm.data import ImageNetInfo
 
+from camkit.data import DataSet
+
 # ImageNet's index and wnid, checked against timm in test_labels.py. Not in the order of either, and far
 # from 0 to 5: whoever numbers what is there gets other labels.
 CLASSES = (
@@ -158,3 +160,13 @@ def index_folders(root: Path) -> Path:
     for place, (photo, label) in enumerate(zip(photos(), LABELS, strict=True)):
         write(root / str(label) / f"{place}.jpeg", photo)
     return root
+
+
+def number_folders(root: Path, numbers: Sequence[int], form: str = "{}") -> Path:
+    for place, number in enumerate(numbers):
+        write(root / form.format(number) / f"{place}.jpg", photos()[place % 6])
+    return root
+
+
+def labels_of(data: DataSet) -> dict[str, int | None]:
+    return {item.id: item.label for item in data.items}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -78,6 +79,13 @@ TINY: dict[str, Any] = {  # options of a run that takes milliseconds an image
     "device": "cpu",
     "steps": 4,
 }
+
+
+PER_IMAGE = [  # the columns of a cell's table
+    "image", "label", "target", "probability", "average_drop", "increase", "drop_in_deletion", "coherency",
+    "complexity", "adcc", "deletion_auc", "insertion_auc",
+]  # fmt: skip
+SCORES = PER_IMAGE[4:]
 
 
 class Headed(nn.Module):
@@ -191,3 +199,17 @@ def calibrated_weights(folder: Path) -> Path:
         calibrate(model, noise(8, 3, 64, 64))
         torch.save(model.state_dict(), path)
     return path
+
+
+def cell(out: Path, name: str = "conv-rest/shapleycam") -> Path:
+    """The table of a cell of such a run."""
+    return out / "timm__camkit_tiny" / f"{name}.csv"
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def silent(line: str) -> None:
+    """Takes a line and drops it."""

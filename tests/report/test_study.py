@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from report_data import blind, made_up, write_cell, write_results
+from report_data import analysis, blind, made_up, write_cell, write_results
 
 from camkit.errors import CamkitError, UsageError
 from camkit.report.analysis import Analysis, compare
@@ -12,10 +12,6 @@ from camkit.report.study import load_study, source_names
 from camkit.report.tables import score_frame
 
 IMAGES = 60
-
-
-def analysis(tmp_path, cells, **settings) -> Analysis:
-    return Analysis(load_study([write_results(tmp_path / "results", cells, **settings)])[0])
 
 
 def lines(tmp_path, cells, **settings) -> str:

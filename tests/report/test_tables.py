@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
+from command_line import run
 from report_data import blind, made_up, write_cell, write_results
 
 from camkit.cli import main
@@ -23,12 +24,6 @@ IMAGES = 50
 def results(tmp_path):
     cells = {"gradcam": made_up(IMAGES, 0), "layercam": made_up(IMAGES, 1), "flat": blind(IMAGES, 0.3, 0.2)}
     return write_results(tmp_path / "results", cells)
-
-
-def run(*arguments: object, code: int = 0) -> str:
-    found = CliRunner().invoke(main, [str(argument) for argument in arguments])
-    assert found.exit_code == code, found.output
-    return found.output
 
 
 def test_the_terminal_table_has_means_intervals_controls_and_top1(results):

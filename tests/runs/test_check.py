@@ -1,4 +1,4 @@
-"""`camkit data check` names what is wrong; `camkit data sample` takes a part."""
+"""`camkit data check` names what is wrong."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import csv
 import io
 import json
 import os
-from collections.abc import Callable
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,32 +14,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import small_imagenet as small
-import timm
-import torch
-from click.testing import CliRunner, Result
+from command_line import call
 from pictures import encode, jpeg, picture, png, refuse, write
 from PIL import Image
-from small_imagenet import LABELS, WNIDS, official_name, photos
-from tiny import TINY
+from small_imagenet import WNIDS, official_name, photos
+from tiny import silent
 
-from camkit.cli import main
-from camkit.config import RunConfig
-from camkit.data import ClassList, DataSet, find_images, imagenet
+from camkit.data import find_images, imagenet
 from camkit.errors import UsageError
-from camkit.network.numerics import numerics
-from camkit.network.passes import Network
-from camkit.runs.accuracy import _other_numbering, measure_top1, verdict
-from camkit.runs.bench import bench
 from camkit.runs.check import check_data
-from camkit.runs.photos import explain_images
 
-
-def silent(line: str) -> None:
-    """Takes a line and drops it."""
-
-
-def cli(*words: object) -> Result:
-    return CliRunner().invoke(main, ["data", *map(str, words)])
+cli = partial(call, "data")
 
 
 def plant_faults(root: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
@@ -217,127 +201,6 @@ def test_names_do_not_write_into_the_terminal(tmp_path: Path) -> None:
     assert {name, os.fsdecode(b"\xe9.jpg")} <= {row["name"] for row in rows}
 
 
-# -- --model ----------------------------------------------------------------------------------------------
-
-
-def test_top1_counts_hits(tmp_path: Path) -> None:
-    """With the model's own predictions as labels, all are hits; with two of six changed, four are."""
-    small.flat(tmp_path / "val")
-    config = RunConfig(model=("timm/test_resnet",), weights="random", device="cpu")
-    predicted = predictions(tmp_path / "val")
-    for wrong, expected in ((0, 100.0), (2, 66.67)):
-        labels = [(label + (place < wrong)) % 1000 for place, label in enumerate(predicted)]
-        path = small.label_file(tmp_path / "labels.csv", labels)
-        data = find_images(str(tmp_path / "val"), 0, labels=path, classes="imagenet")
-        accuracy = measure_top1("timm/test_resnet", data, config, 4, silent)
-        assert (accuracy.labelled, accuracy.top1_percent) == (6, expected)
-    # Wilson's interval for 4 of 6, by its formula with z = 1.959964.
-    assert (accuracy.top1_low, accuracy.top1_high) == (30.0, 90.32)
-
-
-def predictions(data: Path) -> list[int]:
-    out = data.parent / "out"
-    config = RunConfig(
-        model=("timm/test_resnet",),
-        method=("flat",),
-        metrics=("adcc",),
-        weights="random",
-        data=str(data),
-        out=out,
-    )
-    bench(config, say=silent)
-    with (out / "timm__test_resnet" / "predictions.csv").open(newline="") as file:
-        found = {row["image"]: int(row["predicted"]) for row in csv.DictReader(file)}
-    return [found[official_name(place)] for place in range(len(LABELS))]
-
-
-@pytest.mark.parametrize(
-    ("top1", "images", "published", "classes", "start"),
-    [
-        (0.1, 50_000, 69.76, 1000, "suspicious: less than half"),
-        (34.8, 100, 69.76, 1000, "suspicious: less than half"),
-        (35.0, 100, 69.76, 1000, "the labels fit"),
-        (0.0, 19, 69.76, 1000, "fewer than 20"),
-        (88.0, 100, None, 1000, "no published figure"),
-        (22.0, 50, None, 5, "suspicious: no better than chance (20 %)"),
-        (50.0, 40, None, 2, "suspicious: no better than chance (50 %)"),
-        (80.0, 40, None, 2, "no published figure"),
-    ],
-)
-def test_the_verdict(top1: float, images: int, published: float | None, classes: int, start: str) -> None:
-    assert verdict(top1, images, published, classes).startswith(start)
-
-
-@pytest.mark.parametrize(
-    ("numbering", "words"),
-    [
-        (lambda index: index + 1, "with labels − 1 top-1 would be 100 %"),
-        (lambda index: index - 1, "with labels + 1 top-1 would be 100 %"),
-        (lambda index: int(sorted(map(str, range(12)))[index]), "with the numbers sorted as text"),
-        (lambda index: 11 - index, "with the classes sorted by name top-1 would be 100 %"),
-        (lambda index: index * 5 % 12, ""),
-        (lambda index: index, ""),
-    ],
-)
-def test_other_numberings_are_tried(numbering: Callable[[int], int], words: str) -> None:
-    """Names in reversed order, so that a network that numbers them by name has 11 for 0."""
-    names = ClassList("names.txt", tuple("lkjihgfedcba"))
-    predicted = [place % 12 for place in range(48) if 0 <= numbering(place % 12) < 12]
-    found = _other_numbering([numbering(index) for index in predicted], predicted, names)
-    assert found.startswith(words) and bool(found) == bool(words)
-
-
-def test_top1_that_a_shift_explains_is_suspicious(tmp_path: Path) -> None:
-    """The same images over and over, with the class before the one that the network predicts."""
-    small.flat(tmp_path / "val")
-    predicted = predictions(tmp_path / "val")
-    lines = ["image,label"]
-    for place, label in enumerate(predicted):
-        for copy in range(4):
-            name = f"{copy}/{official_name(place)}"
-            write(tmp_path / "many" / name, (tmp_path / "val" / official_name(place)).read_bytes())
-            lines.append(f"{name},{label - 1}")
-    labels = write(tmp_path / "labels.csv", "\n".join(lines))
-    words = [
-        "--labels",
-        labels,
-        "--classes",
-        "imagenet",
-        "--model",
-        "timm/test_resnet",
-        "--weights",
-        "random",
-    ]
-    result = cli("check", tmp_path / "many", *words, "--format", "json", "--workers", 0, "--device", "cpu")
-    facts = json.loads(result.stdout)["facts"]
-    assert (facts["labelled"], facts["top1_percent"]) == (24, 0.0)
-    assert facts["verdict"] == "suspicious: with labels + 1 top-1 would be 100 %"
-
-
-@pytest.mark.parametrize(
-    ("classes", "known"), [(1001, "a background class"), (21843, "ImageNet-21k"), (7, "")]
-)
-def test_top1_of_another_number_of_classes(classes: int, known: str, tmp_path: Path) -> None:
-    model = timm.create_model("test_resnet", num_classes=classes)
-    torch.save(model.state_dict(), tmp_path / "mine.pth")
-    small.wnid_folders(tmp_path / "data")
-    words = ["--model", "timm/test_resnet", "--weights", tmp_path / "mine.pth", "--workers", 0]
-    result = cli("check", tmp_path / "data", *words, "--device", "cpu")
-    assert result.exit_code == 2
-    assert f"{classes} classes" in result.output and "ImageNet-1k 1000 (--classes)" in result.output
-    assert known in result.output
-
-
-def test_check_with_a_model_says_top1(tmp_path: Path) -> None:
-    small.wnid_folders(tmp_path)
-    result = cli(
-        "check", tmp_path, "--model", "resnet18", "--weights", "random", "--format", "json", "--workers", 0
-    )
-    facts = json.loads(result.stdout)["facts"]
-    assert (facts["model"], facts["labelled"], facts["published_percent"]) == ("resnet18", 6, None)
-    assert 0 <= facts["top1_low"] <= facts["top1_percent"] <= facts["top1_high"] <= 100
-
-
 def test_rows_without_an_image_have_their_reason(tmp_path: Path) -> None:
     rows = [{"bytes": photos()[0], "path": "a.jpg"}, {"bytes": None, "path": "b.jpg"}]
     table = pa.table({"image": [*rows, {"bytes": b"", "path": "c.jpg"}], "label": [0, 7, 9]})
@@ -347,117 +210,9 @@ def test_rows_without_an_image_have_their_reason(tmp_path: Path) -> None:
     assert reasons == {"b.jpg": "the row holds no image", "c.jpg": "empty: 0 bytes"}
 
 
-def test_a_model_without_labels_is_refused(tmp_path: Path) -> None:
-    result = cli(
-        "check", small.flat(tmp_path), "--model", "timm/test_resnet", "--weights", "random", "--workers", 0
-    )
-    assert result.exit_code == 2
-    assert "no labels" in result.output
-
-
 def test_an_unknown_model_is_refused_before_the_images_are_read(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="Did you mean 'resnet18'"):
         check_data(str(tmp_path / "nowhere"), model="resnet8", say=silent)
-
-
-def test_tf32_is_off_in_pictures_and_top1(monkeypatch: pytest.MonkeyPatch, photos: Path) -> None:
-    seen: list[bool] = []
-    logits, trace = Network.logits, Network.trace
-
-    def look() -> None:
-        seen.extend((torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32))
-
-    monkeypatch.setattr(Network, "logits", lambda *words: look() or logits(*words))
-    monkeypatch.setattr(Network, "trace", lambda *words, **named: look() or trace(*words, **named))
-    config = RunConfig(**TINY | {"data": str(photos), "method": ("flat",)})
-    items = tuple(replace(item, label=0) for item in find_images(str(photos), 0).items)
-    with numerics(tf32=True, deterministic=False):
-        explain_images([items[0].source], config, say=lambda line: None)
-        explained = len(seen)
-        measure_top1("timm/camkit_tiny", DataSet("photos", items, ""), config, 2, lambda line: None)
-        look()
-    assert 0 < explained < len(seen) - 2
-    assert not any(seen[:-2])
-    assert all(seen[-2:])
-
-
-# -- sample -----------------------------------------------------------------------------------------------
-
-
-def test_a_sample_has_n_of_each_class_with_their_labels(tmp_path: Path) -> None:
-    for number in range(5):
-        for wnid in (WNIDS[0], WNIDS[1]):
-            write(tmp_path / "data" / wnid / f"{number}.jpg", jpeg(picture(number)))
-    result = cli("sample", tmp_path / "data", "--per-class", 2, "-o", tmp_path / "out", "--format", "csv")
-    assert result.exit_code == 0, result.output
-    rows = list(csv.DictReader(io.StringIO(result.stdout)))
-    assert sorted(row["label"] for row in rows) == ["1", "1", "340", "340"]
-    taken = find_images(str(tmp_path / "out"), 0)
-    assert {item.id: str(item.label) for item in taken.items} == {row["file"]: row["label"] for row in rows}
-    for row in rows:
-        assert (tmp_path / "out" / row["file"]).resolve() == tmp_path / "data" / row["image"]
-    again = cli("sample", tmp_path / "data", "--per-class", 2, "-o", tmp_path / "b", "--format", "csv")
-    assert again.stdout == result.stdout
-    other = [
-        cli(
-            "sample",
-            tmp_path / "data",
-            "--per-class",
-            2,
-            "-o",
-            tmp_path / f"c{seed}",
-            "--seed",
-            seed,
-            "--format",
-            "csv",
-        )
-        for seed in range(1, 4)
-    ]
-    assert any(result.stdout != one.stdout for one in other)
-
-
-@pytest.mark.parametrize("build", [small.shards, small.parquet, small.wnid_folders])
-def test_a_copied_sample_has_the_same_bytes(build: object, tmp_path: Path) -> None:
-    build(tmp_path / "data")  # type: ignore[operator]
-    named = ("--classes", "imagenet") if build is small.shards else ()
-    words = ("--per-class", 9, "-o", tmp_path / "out", "--copy", "--format", "json", *named)
-    result = cli("sample", tmp_path / "data", *words)
-    rows = json.loads(result.stdout)
-    assert len(rows) == len(LABELS)
-    for row in rows:
-        file = tmp_path / "out" / row["file"]
-        assert not file.is_symlink()
-        assert LABELS[photos().index(file.read_bytes())] == row["label"]
-
-
-def test_a_sample_of_rows_without_names_gets_an_ending(tmp_path: Path) -> None:
-    small.parquet(tmp_path / "data", paths=[None] * 6)
-    cli("sample", tmp_path / "data", "--per-class", 1, "-o", tmp_path / "out")
-    assert len(find_images(str(tmp_path / "out"), 0).items) == 5
-
-
-def test_a_sample_of_unlabelled_images_keeps_their_folders(tmp_path: Path) -> None:
-    for folder in ("cats", "dogs/old"):
-        for number in range(3):
-            write(tmp_path / "data" / folder / f"{number}.jpg", jpeg(picture(number)))
-    cli("sample", tmp_path / "data", "--per-class", 1, "-o", tmp_path / "out")
-    assert sorted(item.group for item in find_images(str(tmp_path / "out"), 0).items) == ["cats", "dogs/old"]
-
-
-def test_a_sample_never_writes_over_anything(tmp_path: Path) -> None:
-    small.wnid_folders(tmp_path / "data")
-    write(tmp_path / "out" / "mine.txt", "keep")
-    result = cli("sample", tmp_path / "data", "--per-class", 1, "-o", tmp_path / "out")
-    assert result.exit_code == 2
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
-
-
-def test_a_sample_leaves_unreadable_files_out_and_says_so(tmp_path: Path) -> None:
-    small.wnid_folders(tmp_path / "data")
-    write(tmp_path / "data" / "n01440764" / "empty.jpg", b"")
-    result = cli("sample", tmp_path / "data", "--per-class", 1, "-o", tmp_path / "out")
-    assert "n01440764/empty.jpg is left out: empty: 0 bytes" in result.stderr
-    assert not (tmp_path / "out" / "n01440764").exists()
 
 
 def test_help_has_an_example_each_and_is_quick() -> None:

@@ -173,7 +173,7 @@ def test_a_refusal_is_shown(slurm: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_job_of_the_array_fails_where_its_run_fails(slurm: Path, tmp_path: Path) -> None:
-    assert submit([Job(("--version",)), Job(("list", "nonsense"))], slurm_settings({}), tmp_path) == [
+    assert submit([Job(("--version",)), Job(("nonsense",))], slurm_settings({}), tmp_path) == [
         "42_0", "42_1"
     ]  # fmt: skip
     fine, failing = run_task(slurm, 0), run_task(slurm, 1)
