@@ -69,15 +69,15 @@ def null(subject: Subject) -> dict[str, Tensor]:
     methods that see no layer, have no value. Two passes per image and layer, shared by all methods, and what
     each method does with them.
     """
-    if subject.grid is None:
+    if subject.layer_grid is None:
         unknown = torch.full_like(subject.probability, torch.nan)
         return dict.fromkeys(COLUMNS, unknown) | {"empty_null_map": unknown.isinf()}
     shares: dict[str, list[Tensor]] = {name: [] for name in COLUMNS}
     empty = torch.zeros_like(subject.probability, dtype=torch.bool)
-    for number, mask in enumerate(half_masks(subject, subject.grid)):
+    for number, mask in enumerate(half_masks(subject, subject.layer_grid)):
         maps = subject.explain_behind(f"null {number}", lambda activation, mask=mask: activation * mask)[0]
-        if maps.shape[1:] != subject.grid:
-            maps = F.adaptive_avg_pool2d(maps[:, None], subject.grid)[:, 0]
+        if maps.shape[1:] != subject.layer_grid:
+            maps = F.adaptive_avg_pool2d(maps[:, None], subject.layer_grid)[:, 0]
         shares["null_share"].append(null_share(maps, mask))
         shares["null_share_positive"].append(null_share(maps.relu(), mask))
         empty |= ~(maps.relu().sum(dim=(1, 2)) > 0)  # nor is one that is not finite

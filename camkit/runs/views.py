@@ -69,6 +69,7 @@ class Views:
             "draw": draw,
             "network": self.network,
             "regions": explained.regions,
+            "options": self.config,
         }
 
     def _without_layer(self, explained: Explained, cell: Cell, images: Tensor, draw: int) -> ImageView | None:
@@ -97,7 +98,6 @@ class Views:
             utility=self._utility(cell.utility),
             layer=cell.path,
             passed=traced,
-            **self.config.of_methods,
         )
 
     def _explain_again(self, explained: Explained, cell: Cell, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -22,10 +22,11 @@ from tiny import TINY as TINY_OPTIONS
 
 import camkit.runs.bench
 from camkit.cli import main
-from camkit.config import GROUPS, RunConfig
+from camkit.config import RunConfig
 from camkit.data import find_images
 from camkit.entries import METHODS, UTILITIES
 from camkit.errors import CamkitError
+from camkit.option import GROUPS
 
 MODEL = (
     *("--model", TINY_OPTIONS["model"][0], "--weights", "random", "--preprocess", "native"),
