@@ -42,7 +42,7 @@ COLUMNS = {
 @metric(
     "axioms",
     columns={**null_positions.COLUMNS, **COLUMNS},
-    flags=("empty_null_map",),
+    flags=null_positions.FLAGS,
     sees_layer=True,
     passes="6 gradients; 3 for all methods",
     source="Shapley 1953: dummy, efficiency, symmetry, linearity",

@@ -30,6 +30,7 @@ COLUMNS = {
         bounds=NOT_NEGATIVE,
     ),
 }
+FLAGS = {"empty_null_map": "empty maps of the network that is blind to half the positions (null of chance)"}
 
 
 def half_masks(subject: Subject, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -57,7 +58,7 @@ def null_share(maps: Tensor, mask: Tensor) -> Tensor:
 @metric(
     "null",
     columns=COLUMNS,
-    flags=("empty_null_map",),
+    flags=FLAGS,
     sees_layer=True,
     passes="2 gradients; 2 for all methods",
     source="the dummy axiom; precedents: 2011.08891, 2205.10435, 2404.01964",

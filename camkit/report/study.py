@@ -15,9 +15,9 @@ import pandas as pd
 from camkit.errors import Say, UsageError
 from camkit.methods.altered import is_altered
 from camkit.report.scores import Score, is_ceiling, is_control, known_scores, table_place
+from camkit.results.columns import ROW
 from camkit.results.folder import (
     FAILURES,
-    KEYS,
     MODEL_TABLES,
     PREDICTIONS,
     file_name,
@@ -245,7 +245,7 @@ def _load_block(folder: Path, source: str, alone: bool) -> Block | None:
         list(dict.fromkeys(image for rows in tables.values() for image in rows.index)), dtype=object
     )
     columns = dict.fromkeys(
-        c for rows in tables.values() for c in rows if c not in KEYS and rows[c].notna().any()
+        c for rows in tables.values() for c in rows if c not in ROW and rows[c].notna().any()
     )
     scores = known_scores(columns)
     names = [score.name for score in scores]

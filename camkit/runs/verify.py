@@ -21,6 +21,7 @@ from camkit.network.numerics import numerics
 from camkit.network.prepare import Prepared
 from camkit.plugins import load_plugins
 from camkit.results.cells import Cell
+from camkit.results.columns import CELL_KEYS
 from camkit.results.files import UTF8
 from camkit.results.folder import GIVEN, PREDICTED_NAME, PREDICTIONS, file_name, read_run, run_folders
 from camkit.results.protocol import check_agreement, unlike
@@ -140,7 +141,7 @@ def _by_cell(summary: str) -> pd.DataFrame:
     Without `value`, which does not come from the rows.
     """
     table = pd.read_csv(io.StringIO(summary), dtype=str, keep_default_na=False)
-    cells = table.drop(columns="value", errors="ignore").set_index(["model", "layer", "utility", "method"])
+    cells = table.drop(columns="value", errors="ignore").set_index(CELL_KEYS)
     return cells.sort_index().sort_index(axis=1)
 
 

@@ -19,7 +19,7 @@ from camkit.entries import METHODS, UTILITIES
 from camkit.errors import PluginError, UsageError
 from camkit.methods.saliency import min_max, to_saliency
 from camkit.network.trace import PixelView
-from camkit.results.summary import is_value
+from camkit.results.columns import is_value
 from camkit.runs.cells import what_is_lacking
 from camkit.runs.guard import make_maps
 
