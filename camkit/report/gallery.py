@@ -49,8 +49,9 @@ class Photo(NamedTuple):
 def photo_of(block: Block, image: str) -> Photo:
     preprocess = block.protocol["preprocess"]
     model = "" if preprocess == "paper" else block.model
-    name = image.rpartition("#")[0] if block.of_mosaics else image  # tiles share their mosaic
-    return Photo(name, preprocess, model, block.protocol.get("exif", "ignore"), _is_sample(block))
+    return Photo(
+        block.unit_of(image), preprocess, model, block.protocol.get("exif", "ignore"), _is_sample(block)
+    )
 
 
 def _segment(block: Block) -> Mapping[str, Any]:
