@@ -27,12 +27,13 @@ from camkit.errors import CamkitError, UsageError
 from camkit.methods.fusion import at_layer
 from camkit.network.activation import ACTIVATIONS, SOFTMAX
 from camkit.network.inspect import as_it_came, expect_logits
+from camkit.network.needs import Needs
 from camkit.network.passes import Network
 from camkit.network.prepare import Prepared, find_device, prepare
 from camkit.network.trace import Trace
 from camkit.network.utilities import find_utility
 from camkit.plugins import load_plugins
-from camkit.runs.cells import Needs, cells_of, what_is_lacking
+from camkit.runs.cells import cells_of, what_is_lacking
 from camkit.runs.elsewhere import METRICS_OF_MAPS, scores_of_maps
 from camkit.runs.guard import make_maps
 

@@ -27,10 +27,10 @@ from camkit.results.lock import hold
 from camkit.results.merge import refresh_summary
 from camkit.results.model_run import ModelRun
 from camkit.runs.bench import what_failed
-from camkit.runs.cells import Selection, select
 from camkit.runs.guard import compute_scores
 from camkit.runs.job import open_run
 from camkit.runs.rescore import expect_no_explanation, score_saved
+from camkit.runs.selection import Selection, select
 from camkit.share import Share
 
 METRICS_OF_MAPS = ("average_drop", "deletion", "insertion")

@@ -16,13 +16,13 @@ from camkit.errors import PluginError, UsageError
 from camkit.methods.saliency import is_degenerate
 from camkit.metrics import Subject
 from camkit.network.layers import parts_of
+from camkit.network.needs import Needs
 from camkit.network.passes import TracedPass
 from camkit.network.prepare import Prepared
 from camkit.network.targets import Target, find_target, keeps_all
 from camkit.network.transfer import Moment, arriving, sent
 from camkit.results.cells import Cell, CellFailure, CellScores, Predictions, Result
 from camkit.runs.batch import Explained, Made, defined, not_finite, together
-from camkit.runs.cells import Needs
 from camkit.runs.guard import compute_scores, make_maps
 from camkit.runs.views import Views
 

@@ -29,10 +29,10 @@ from camkit.results.segments import places_of
 from camkit.results.summary import summarise, summary_text
 from camkit.results.table import Row, merge_rows
 from camkit.runs.agreement import Comparison, tolerance_of
-from camkit.runs.cells import data_of_run
 from camkit.runs.describe import by_model, describe_protocol, prepare_for
 from camkit.runs.job import images_of
 from camkit.runs.recompute import Recomputed, recompute
+from camkit.runs.selection import data_of_run
 
 SHARE, AT_LEAST = 0.01, 5
 
