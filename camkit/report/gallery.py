@@ -49,9 +49,8 @@ class Photo(NamedTuple):
 def photo_of(block: Block, image: str) -> Photo:
     preprocess = block.protocol["preprocess"]
     model = "" if preprocess == "paper" else block.model
-    return Photo(
-        block.unit_of(image), preprocess, model, block.protocol.get("exif", "ignore"), _is_sample(block)
-    )
+    name = block.unit_of(image)  # tiles share their mosaic
+    return Photo(name, preprocess, model, block.protocol.get("exif", "ignore"), _is_sample(block))
 
 
 def _segment(block: Block) -> Mapping[str, Any]:

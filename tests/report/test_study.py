@@ -128,7 +128,7 @@ def test_a_method_says_itself_that_it_never_saw_the_image(tmp_path, monkeypatch)
     assert "the same map for every image" not in lines(tmp_path / "seeing", cells)
     monkeypatch.setitem(METHODS._entries, "edges", replace(METHODS["edges"], blind=True))
     text = lines(tmp_path / "blind", cells)
-    assert "AD says nothing here: edges, the same map for every image" in text
+    assert "AD and Coh say nothing here: edges, the same map for every image" in text
 
 
 def test_randomcam_sees_the_image_and_its_win_is_no_such_line(tmp_path):
