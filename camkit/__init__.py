@@ -6,6 +6,7 @@ For scripts and notebooks: `load_model`, `explain`, `score` and `bench`; for plu
 
 from typing import Any
 
+import camkit.results.columns  # noqa: F401  (before any metric is registered: none may have their names)
 from camkit.entries import Column, method, metric, model
 from camkit.plugins import adapter
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -15,13 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import camkit.runs.bench
-from camkit.config import (
-    DEFAULT_BUDGET,
-    DEFAULT_REFERENCE_WEIGHT,
-    DEFAULT_REFERENCES,
-    RunConfig,
-    check_options,
-)
+from camkit.config import MethodOptions, RunConfig, ScoreOptions
 from camkit.console import say
 from camkit.data import sample_items
 from camkit.data.pixels import read_file
@@ -30,12 +24,13 @@ from camkit.errors import CamkitError, UsageError
 from camkit.methods.fusion import at_layer
 from camkit.network.activation import ACTIVATIONS, SOFTMAX
 from camkit.network.inspect import as_it_came, expect_logits
+from camkit.network.needs import Needs
 from camkit.network.passes import Network
 from camkit.network.prepare import Prepared, find_device, prepare
 from camkit.network.trace import Trace
 from camkit.network.utilities import find_utility
 from camkit.plugins import load_plugins
-from camkit.runs.cells import Needs, cells_of, what_is_lacking
+from camkit.runs.cells import cells_of, what_is_lacking
 from camkit.runs.elsewhere import METRICS_OF_MAPS, scores_of_maps
 from camkit.runs.guard import make_maps
 
@@ -99,12 +94,8 @@ def explain(
     utility: str = "rest",
     target: int | Sequence[int] | Tensor | None = None,
     seed: int = 0,
-    absent: str = "zero",
-    budget: int = DEFAULT_BUDGET,
-    channels: int | None = None,
-    references: int = DEFAULT_REFERENCES,
-    reference_weight: float = DEFAULT_REFERENCE_WEIGHT,
     activation: str = SOFTMAX.name,
+    **options: Any,
 ) -> Explanation:
     """Explain images.
 
@@ -113,9 +104,9 @@ def explain(
             its layer is named by its module path. It is explained in eval mode, and comes back as it was.
         images: normalised images (B, 3, H, W); or photos, as paths or PIL images, which are preprocessed.
         target: class indices, one or one per image; None: the predicted ones.
-        seed, absent, budget, channels, references, reference_weight: of random methods, Shapley values,
-            ScoreCAM and FinerCAM, see :class:`camkit.config.RunConfig`.
+        seed: of random methods.
         activation: of a module, `softmax` or `sigmoid`; a model from :func:`load_model` has its own.
+        options: of methods, as `budget`, see :class:`camkit.config.MethodOptions`.
 
     Raises:
         UsageError: a name does not exist, `images` are not what the model takes, or an option is none.
@@ -123,11 +114,8 @@ def explain(
         PluginError: a plugin's method failed.
     """
     load_plugins()
-    of_methods: dict[str, Any] = {
-        "absent": absent, "budget": budget, "channels": channels, "references": references,
-        "reference_weight": reference_weight,
-    }  # fmt: skip
-    check_options(of_methods | {"activation": activation})
+    _expect_known("explain", options, MethodOptions.names())
+    config = RunConfig(model=(), activation=activation, **options)
     with ExitStack() as after:
         after.enter_context(torch.inference_mode(False))
         network = _network(model, activation, after)
@@ -151,7 +139,7 @@ def explain(
             layer=path,
             passed=passed,
             regions=None,
-            **of_methods,
+            options=config,
         )
         why = what_is_lacking(found, network, path)
         if why:
@@ -178,7 +166,7 @@ def score(
         maps: (B, h, w), or one (h, w) per image, of any resolution; negative values count as 0 in the
             saliency map.
         metrics: groups of scores that need neither the maps of changed images nor a layer.
-        options: `steps`, `grid`, `seed` and `ties`, see :class:`camkit.config.RunConfig`.
+        options: of scores, as `steps`, see :class:`camkit.config.ScoreOptions`; and `seed`.
 
     Returns:
         One row per image: `target`, `probability` and the scores, fractions.
@@ -188,9 +176,7 @@ def score(
             :func:`explain`.
     """
     load_plugins()
-    unknown = sorted(options.keys() - {"steps", "grid", "seed", "ties"})
-    if unknown:
-        raise UsageError(f"score takes no option {unknown[0]!r}")
+    _expect_known("score", options, (*ScoreOptions.names(), "seed"))
     config = RunConfig(model=(), metrics=tuple(metrics), activation=activation, **options)
     with ExitStack() as after:
         network = _network(model, activation, after)
@@ -205,6 +191,16 @@ def score(
         found = scores_of_maps(network, batch, given, classes, config)
     table = {name: column.double().cpu().numpy() for name, column in found.items()}
     return pd.DataFrame({"target": classes.cpu().numpy(), **table})
+
+
+def _expect_known(function: str, options: Mapping[str, Any], known: Sequence[str]) -> None:
+    """
+    Raises:
+        UsageError: a function does not take one of its options.
+    """
+    unknown = sorted(options.keys() - {*known})
+    if unknown:
+        raise UsageError(f"{function} takes no option {unknown[0]!r}. Options: {', '.join(known)}")
 
 
 def _network(model: Prepared | nn.Module, activation: str, after: ExitStack) -> Network:
@@ -279,9 +275,7 @@ def bench(model: str | Sequence[str], **options: Any) -> pd.DataFrame | None:
         UsageError, CamkitError: see :func:`camkit.runs.bench.bench`.
     """
     known = {field.name: field for field in fields(RunConfig)}
-    unknown = sorted(options.keys() - known.keys())
-    if unknown:
-        raise UsageError(f"bench takes no option {unknown[0]!r}. Options: {', '.join(known)}")
+    _expect_known("bench", options, [*known])
     options["model"] = model
     for name, value in options.items():
         kind = known[name].metadata["kind"]

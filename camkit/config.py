@@ -1,20 +1,17 @@
-"""RunConfig: every option of a run with its default, limits and help text, and whether it decides numbers."""
+"""Every option of a run, with its default, limits and help text, and whether it decides numbers."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields
+from collections.abc import Iterator
+from dataclasses import MISSING, Field, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from camkit.errors import UsageError
+from camkit.option import DATA, HOW, OUTPUT, RUN, SCORES, Options, option
 
-DEFAULT_METRICS, DEFAULT_BUDGET = ("adcc", "deletion", "insertion"), 128  # permutations
-DEFAULT_REFERENCES, DEFAULT_REFERENCE_WEIGHT = 3, 0.6
-# Fields of :class:`RunConfig` that methods are given.
-OF_METHODS = ("absent", "budget", "channels", "references", "reference_weight")
-RUN, DATA, SCORES, HOW, OUTPUT = GROUPS = ("What to run", "Data", "Scores", "How it runs", "Output")
+DEFAULT_METRICS = ("adcc", "deletion", "insertion")
 # The protocol has these only where the user gave them.
 OF_IMAGES = ("size", "mean", "std")
 MOSAIC = "mosaic:"  # begins a --data whose photos are set side by side
@@ -32,41 +29,9 @@ def variant(score: str, fill: str, order: str) -> str:
     return "-".join(filter(None, parts))
 
 
-def option(
-    default: Any,
-    text: str,
-    group: str,
-    *,
-    kind: str = "text",
-    metavar: str | None = None,
-    choices: tuple[str, ...] = (),
-    least: int | None = None,
-    decides: str = "",
-    shown: str | None = None,
-) -> Any:
-    """A field of :class:`RunConfig`, and with it an option of the command line.
-
-    Args:
-        text: the help text; `shown`: the default as the help text shows it, where the value does not say it.
-        group: the heading it stands under, one of :data:`GROUPS`.
-        kind: `names`, `text`, `choice`, `count`, `flag`, `file`, `folder`, `files`, `batch size` or `share`.
-        choices: what it can be; `least`: the least that it can be.
-        decides: its name in a run's protocol, where another value gives other numbers.
-    """
-    metadata = {
-        "text": text, "group": group, "kind": kind, "metavar": metavar, "choices": choices, "least": least,
-        "decides": decides, "shown": shown,
-    }  # fmt: skip
-    return field(default=default, metadata=metadata)
-
-
 @dataclass(frozen=True)
-class RunConfig:
-    """One run of `camkit bench`. Fields are named as the options of the command line are.
-
-    Raises:
-        UsageError: an option has a value that it cannot have.
-    """
+class WhatToRun(Options):
+    """Models, methods and what is explained."""
 
     # fmt: off
     model: tuple[str, ...] = option(MISSING,
@@ -101,6 +66,14 @@ class RunConfig:
     plugin: tuple[str, ...] = option((),
         "Python file that registers methods, metrics or models of your own (docs/extend.md).",
         RUN, kind="files", metavar="FILE")
+    # fmt: on
+
+
+@dataclass(frozen=True)
+class DataOptions(Options):
+    """The images, and what is known of them."""
+
+    # fmt: off
     data: str = option("sample",
         "Folder of images, tar or parquet files; mosaic:PATH sets confidently classified ones side by side.",
         DATA, metavar="PATH|mosaic:PATH|sample", shown="$CAMKIT_DATA, else the sample photos")
@@ -137,6 +110,29 @@ class RunConfig:
     cache: Path | None = option(None,
         "Keep decoded pixels there (7.6 GB for the validation set): later models and runs do not decode.",
         DATA, kind="folder", metavar="DIR")
+    # fmt: on
+
+    @property
+    def photos(self) -> str:
+        """Where the photos are, of mosaics too."""
+        return self.data.removeprefix(MOSAIC)
+
+    @property
+    def of_mosaics(self) -> bool:
+        """Whether the images are mosaics of photos."""
+        return self.data.startswith(MOSAIC)
+
+    @property
+    def has_regions(self) -> bool:
+        """Whether it is known where the class is in some images."""
+        return self.of_mosaics or self.regions is not None
+
+
+@dataclass(frozen=True)
+class ScoreOptions(Options):
+    """The scores, and what metrics are given as `subject.options`."""
+
+    # fmt: off
     metrics: tuple[str, ...] = option(DEFAULT_METRICS, "Groups of scores.", SCORES, kind="names")
     steps: int = option(224, "Steps of deletion and insertion.", SCORES, kind="count", decides="steps")
     sample: int | None = option(None,
@@ -153,18 +149,56 @@ class RunConfig:
     ties: str = option("raster",
         "Which of equally salient pixels goes first in deletion and insertion; random: seeded, cell by cell.",
         SCORES, kind="choice", choices=("raster", "random"), decides="ties")
-    budget: int = option(DEFAULT_BUDGET, "Permutations from which Shapley values are estimated.",
+    # fmt: on
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.fill or self.order:
+            # A notation for names of groups: nothing after it knows of it.
+            object.__setattr__(self, "metrics", tuple(self._variants()))
+            object.__setattr__(self, "fill", ())
+            object.__setattr__(self, "order", ())
+
+    def _variants(self) -> Iterator[str]:
+        if not set(self.metrics) & set(OWN_FILL):
+            raise UsageError("--fill and --order are for the scores deletion, insertion and srg (--metrics)")
+        for name in self.metrics:
+            if name not in OWN_FILL:
+                yield name
+                continue
+            orders = ("most",) if name == "srg" else self.order or ("most",)
+            for fill in self.fill or (OWN_FILL[name],):
+                yield from (variant(name, fill, order) for order in orders)
+
+
+@dataclass(frozen=True)
+class MethodOptions(Options):
+    """What methods are given as `trace.options`."""
+
+    # fmt: off
+    budget: int = option(128, "Permutations from which Shapley values are estimated.",
         SCORES, kind="count", least=4, decides="budget")
     absent: str = option("zero", "Activation of an absent position: of Shapley values and of aumann-N.",
         SCORES, kind="choice", choices=("zero", "mean", "blur"), decides="absent")
     channels: int | None = option(None,
         "Of ScoreCAM: only the N channels that vary most over positions, so N passes, not one per channel.",
         SCORES, kind="count", least=1, decides="channels", shown="all")
-    references: int = option(DEFAULT_REFERENCES, "Classes that FinerCAM compares with, the most similar.",
+    references: int = option(3, "Classes that FinerCAM compares with, the most similar.",
         SCORES, kind="count", least=1, decides="references")
-    reference_weight: float = option(DEFAULT_REFERENCE_WEIGHT,
+    reference_weight: float = option(0.6,
         "How much their mean utility counts in FinerCAM: 0 (as GradCAM) to 1.",
         SCORES, kind="share", metavar="WEIGHT", decides="reference_weight")
+    # fmt: on
+
+
+@dataclass(frozen=True)
+class RunConfig(MethodOptions, ScoreOptions, DataOptions, WhatToRun):
+    """One run of `camkit bench`. Fields are named as the options of the command line are.
+
+    Fields stand as in the help text, those of the last base first.
+    """
+
+    # fmt: off
     seed: int = option(0, "Of the order of images, random methods and random weights.",
         SCORES, kind="count", decides="seed")
     device: str = option("auto", "Where the network runs.", HOW, metavar="auto|cpu|cuda[:N]|mps")
@@ -188,45 +222,6 @@ class RunConfig:
     curves: bool = option(False, "Keep every point of the deletion and insertion curves, not 29.",
         OUTPUT, kind="flag")
     # fmt: on
-
-    def __post_init__(self) -> None:
-        check_options(vars(self))
-        if self.fill or self.order:
-            # A notation for names of groups: nothing after it knows of it.
-            object.__setattr__(self, "metrics", tuple(self._variants()))
-            object.__setattr__(self, "fill", ())
-            object.__setattr__(self, "order", ())
-
-    def _variants(self) -> Iterator[str]:
-        if not set(self.metrics) & set(OWN_FILL):
-            raise UsageError("--fill and --order are for the scores deletion, insertion and srg (--metrics)")
-        for name in self.metrics:
-            if name not in OWN_FILL:
-                yield name
-                continue
-            orders = ("most",) if name == "srg" else self.order or ("most",)
-            for fill in self.fill or (OWN_FILL[name],):
-                yield from (variant(name, fill, order) for order in orders)
-
-    @property
-    def photos(self) -> str:
-        """Where the photos are, of mosaics too."""
-        return self.data.removeprefix(MOSAIC)
-
-    @property
-    def of_mosaics(self) -> bool:
-        """Whether the images are mosaics of photos."""
-        return self.data.startswith(MOSAIC)
-
-    @property
-    def has_regions(self) -> bool:
-        """Whether it is known where the class is in some images."""
-        return self.of_mosaics or self.regions is not None
-
-    @property
-    def of_methods(self) -> dict[str, Any]:
-        """The options that methods are given."""
-        return {name: getattr(self, name) for name in OF_METHODS}
 
     @property
     def protocol(self) -> dict[str, Any]:
@@ -258,43 +253,3 @@ def _without_folders(one: Field, value: Any) -> str:
 def deciding_options() -> Iterator[Field]:
     """The fields of :class:`RunConfig` that decide numbers."""
     return (one for one in fields(RunConfig) if one.metadata["decides"])
-
-
-# Kind of an option -> what its value has to be, and how an error calls that.
-TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
-    "names": (tuple, "a sequence of names"),
-    "files": (tuple, "a sequence of files"),
-    "text": (str, "text"),
-    "choice": (str, "text"),
-    "count": (int, "a whole number"),
-    "batch size": ((int, str), "a whole number or 'auto'"),
-    "flag": (bool, "True or False"),
-    "file": (Path, "a path"),
-    "folder": (Path, "a path"),
-    "share": ((int, float), "a number from 0 to 1"),
-}
-
-
-def check_options(options: Mapping[str, Any]) -> None:
-    """What the command line's own options check, for options that come another way.
-
-    Raises:
-        UsageError: one is of another type, none of its choices, or less than it can be.
-    """
-    known = {one.name: one for one in fields(RunConfig)}
-    for name, value in options.items():
-        meta = known[name].metadata
-        said = f"--{name.replace('_', '-')} {value}"
-        expected, words = TYPES[meta["kind"]]
-        wrong = isinstance(value, bool) and meta["kind"] != "flag"
-        if value is not known[name].default and (wrong or not isinstance(value, expected)):
-            raise UsageError(f"--{name.replace('_', '-')} {value!r}: expected {words}")
-        for one in value if isinstance(value, tuple) else (value,):
-            if meta["kind"] == "share" and one is not None and not 0 <= one <= 1:
-                raise UsageError(f"{said}: expected {words}")
-            if meta["choices"] and one not in meta["choices"]:
-                raise UsageError(
-                    f"--{name.replace('_', '-')} {one}: expected one of {', '.join(meta['choices'])}"
-                )
-        if meta["least"] is not None and isinstance(value, int) and value < meta["least"]:
-            raise UsageError(f"{said}: expected {meta['least']} or more")

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from camkit.api import Prepared
+from camkit.config import MethodOptions
 from camkit.entries import METHODS, UTILITIES
 from camkit.methods.saliency import min_max, to_saliency
 from camkit.network.trace import Trace
@@ -52,7 +53,7 @@ def trace_of(model: Prepared, images: Tensor, layer: str, utility: str) -> Trace
         images=images, image_ids=[str(place) for place in range(len(images))],
         pixels=lambda: model.loaded.preprocess.denormalise(images),
         target=passed.logits.argmax(dim=1), utility=UTILITIES[utility].function, seed=0, draw=0,
-        network=network, regions=None, layer=path, passed=passed,
+        network=network, regions=None, options=MethodOptions(), layer=path, passed=passed,
     )  # fmt: skip
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from camkit.config import RunConfig
+from camkit.config import MethodOptions, RunConfig
 from camkit.data.items import sample_items
 from camkit.methods.saliency import to_saliency
 from camkit.network.models import PAPER_ROWS
@@ -182,7 +182,8 @@ def _maps_in_float64(name: str, device: torch.device) -> dict[str, torch.Tensor]
         for utility in UTILITIES:
             trace = Trace(
                 images=images, image_ids=["a", "b"], pixels=lambda: images, target=target, seed=0, draw=0,
-                network=network, regions=None, utility=find_utility(utility), layer=path, passed=passed,
+                network=network, regions=None, options=MethodOptions(), utility=find_utility(utility),
+                layer=path, passed=passed,
             )  # fmt: skip
             for method in find_methods(("paper",)):
                 found[f"{layer}, {utility}, {method.name}"] = make_maps(method, trace)[0].cpu()

@@ -20,6 +20,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from camkit.config import MethodOptions
 from camkit.network.passes import Network
 from camkit.network.trace import Trace
 from camkit.network.utilities import rest
@@ -70,8 +71,8 @@ def search(network: Network, name: str, images: Tensor, ids: Sequence[str]) -> l
     passed = network.trace(images, LAYERS[name])
     for layer in LAYERS[name]:
         trace = Trace(
-            images, ids, lambda: images, passed.logits.argmax(dim=1), SEED, 0, network, None, rest, layer,
-            passed, budget=BUDGET,
+            images, ids, lambda: images, passed.logits.argmax(dim=1), SEED, 0, network, None,
+            MethodOptions(budget=BUDGET), rest, layer, passed,
         )  # fmt: skip
         rows += measured(f"{name} {layer}", trace)
         rows += [

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 import camkit.network.utilities  # noqa: F401  (fills the registry)
-from camkit.config import DEFAULT_BUDGET, RunConfig
+from camkit.config import MethodOptions, RunConfig
 from camkit.data import data_of
 from camkit.data.batches import batches
 from camkit.entries import METHODS, UTILITIES
@@ -187,7 +187,9 @@ OTHERS: dict[str, tuple[int | str, Callable[[Trace], Tensor]]] = {
 @click.option("--utility", default=["rest"], show_default=True, multiple=True)
 @click.option("--data", default="sample", show_default=True)
 @click.option("--limit", default=6, show_default=True)
-@click.option("--budget", default=DEFAULT_BUDGET, show_default=True, help="Permutations of the yardstick.")
+@click.option(
+    "--budget", default=MethodOptions.budget, show_default=True, help="Permutations of the yardstick."
+)
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="The CSV.")
 def main(
     model: str,
@@ -213,7 +215,7 @@ def main(
             trace = Trace(
                 pixels, [item.id for item in batch.items], partial(preprocess.denormalise, pixels),
                 passed.logits.argmax(dim=1), config.seed, 0, prepared.network, None,
-                UTILITIES[score].function, path, passed, budget=budget,
+                MethodOptions(budget=budget), UTILITIES[score].function, path, passed,
             )  # fmt: skip
             rows += measured(f"{name}, {score}", trace)
     write(rows, out)

@@ -24,9 +24,10 @@ from camkit.data.items import sample_items
 from camkit.data.pixels import decode
 from camkit.network.numerics import numerics
 from camkit.network.prepare import prepare
-from camkit.runs.cells import find_methods, select
+from camkit.runs.cells import find_methods
 from camkit.runs.job import open_run
 from camkit.runs.loop import Loop, first_batch_size, load_batches
+from camkit.runs.selection import select
 from camkit.share import Share
 
 # The sample photos as photos of ImageNet lie on a disk: most of these have a short side of 375 pixels.

@@ -12,7 +12,7 @@ import camkit
 
 # From the bottom up; modules beside the rooms are rooms of their own.
 ROOMS = (
-    *("errors", "registry", "entries", "console", "config", "plugins", "share"),
+    *("errors", "registry", "entries", "console", "option", "config", "plugins", "share"),
     *("data", "network", "methods", "metrics", "results", "report", "runs"),
     *("api", "cli", "__main__"),
 )

@@ -207,6 +207,7 @@ def test_a_plugin_may_be_loaded_twice_but_takes_no_names(plugin_files: Files, tm
         ("{'target': ''}", "'target' is no score"),
         ("{'images': ''}", "no score"),
         ("{}", "no columns"),
+        ("{'odd_score': ''}, flags=('odd',)", "flags are a dict, name -> what the flagged images are"),
     )
     for columns, said in refused:
         thief.write_text(f"from camkit import metric\n@metric('mine', columns={columns})\ndef f(s): pass\n")

@@ -16,7 +16,7 @@ from camkit.cli.options import (
     debug_option,
     format_option,
 )
-from camkit.config import RunConfig
+from camkit.config import MethodOptions, RunConfig
 from camkit.console import say
 from camkit.errors import PluginError, UsageError
 
@@ -40,7 +40,7 @@ def _single(name: str, **changes: Any) -> Callable:
 @_single("utility", default="rest")
 @config_options("activation", "target", "weights", "preprocess", "size", "mean", "std", "plugin", "classes")
 @click.option("--scores", is_flag=True, cls=Option, group="Scores", help="ADCC and its parts below each map.")
-@config_options("budget", "absent", "channels", "references", "reference_weight", "seed", "device")
+@config_options(*MethodOptions.names(), "seed", "device")
 @click.option(
     "-o",
     "--out",

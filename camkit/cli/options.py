@@ -12,7 +12,8 @@ from typing import Any
 
 import click
 
-from camkit.config import GROUPS, RunConfig
+from camkit.config import RunConfig
+from camkit.option import GROUPS
 from camkit.share import available_cores
 
 FIELDS = {one.name: one for one in fields(RunConfig)}

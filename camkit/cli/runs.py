@@ -199,7 +199,8 @@ def submit(
     """
     from camkit.plugins import load_plugins
     from camkit.runs import submit as jobs_of
-    from camkit.runs.cells import check_names, find_models
+    from camkit.runs.cells import find_models
+    from camkit.runs.selection import check_names
 
     slurm, rest = jobs_of.split_words(words)
     if local and slurm:

@@ -12,13 +12,8 @@ from camkit.registry import Registry, origin_of, source_of
 # Handed on, so that whoever declares a metric has all from one place.
 __all__ = ["CORRELATION", "NOT_NEGATIVE", "UNIT", "Column", "Mean"]
 
-# What a row has beside scores.
-ROW_FIELDS = ("image", "label", "target", "probability")
-# And what the rows of summary.csv have.
-SUMMARY_FIELDS = (
-    "model", "layer", "utility", "method", "target_rule", "images", "degenerate", "degenerate_masked", "top1",
-    "zero_probability", "not_finite", "value",
-)  # fmt: skip
+# Columns of CSV files that no metric may have; camkit/results/columns.py enters its own.
+NO_SCORES: set[str] = set()
 # Ends the name of a plain mean in summary.csv, beside a column with a mean of its own.
 IMAGE_MEAN = "_image_mean"
 COSTLY = "perturbation"  # the group of methods that take many passes
@@ -42,6 +37,7 @@ class Method:
             :class:`camkit.network.trace.ImageView`, which has neither.
         of_pixels: the map is an attribution of the utility to pixels, the same for every layer, and made once
             for all; the function takes a :class:`camkit.network.trace.PixelView`, which has no layer.
+        blind: the map is the same for every image: a score on which it is the best says nothing.
         uses: what it takes beside the images: `activation`, `gradient`, `Hessian term`, `head`, `passes`,
             `attention`, `stages`, `regions`.
         cost: what it costs per image beside the pass that all methods share, as a formula: C channels, P
@@ -62,6 +58,7 @@ class Method:
     value: bool = False
     of_image: bool = False
     of_pixels: bool = False
+    blind: bool = False
     uses: tuple[str, ...] = ()
     cost: str = ""
     lacks: Callable[[Any, str], str] | None = None
@@ -88,7 +85,7 @@ class Metric:
             and curves (B, points) and, as bool (B,), its flags.
         columns: the columns of the per-image CSV that it fills.
         curves: what it returns beside scores, and is kept beside them.
-        flags: what it counts; the images are listed in flags.csv.
+        flags: what it counts, and how reports call that; the images are listed in flags.csv.
         explains_again: it asks for the maps of changed images.
         sees_layer: its scores depend on the layer and the utility, beside the map.
         passes: what it costs per image and method beside the pass that explains, as a formula; N: --steps.
@@ -100,7 +97,7 @@ class Metric:
     function: Callable[..., Any]
     columns: Mapping[str, Column]
     curves: tuple[str, ...] = ()
-    flags: tuple[str, ...] = ()
+    flags: Mapping[str, str] = field(default_factory=dict)
     explains_again: bool = False
     sees_layer: bool = False
     passes: str = ""
@@ -168,6 +165,7 @@ def method(
     value: bool = False,
     of_image: bool = False,
     of_pixels: bool = False,
+    blind: bool = False,
     uses: tuple[str, ...] = (),
     cost: str = "",
     lacks: Callable[[Any, str], str] | None = None,
@@ -185,8 +183,8 @@ def method(
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         METHODS.add(
             Method(
-                name, function, title or name, groups, source, saliency, value, of_image, of_pixels, uses,
-                cost, lacks, source_file=source_of(function),
+                name, function, title or name, groups, source, saliency, value, of_image, of_pixels, blind,
+                uses, cost, lacks, source_file=source_of(function),
             )
         )  # fmt: skip
         return function
@@ -217,7 +215,7 @@ def metric(
     *,
     columns: Mapping[str, Column | str],
     curves: tuple[str, ...] = (),
-    flags: tuple[str, ...] = (),
+    flags: Mapping[str, str] | None = None,
     explains_again: bool = False,
     sees_layer: bool = False,
     passes: str = "",
@@ -229,15 +227,16 @@ def metric(
 
     Args:
         columns: name -> :class:`Column`, or only its better side.
+        flags: name -> what the flagged images or maps are, in words.
 
     Raises:
-        ValueError: the name, or the name of a column, is taken, or there are no columns.
+        ValueError: the name, or the name of a column, is taken, there are no columns, or flags have no words.
     """
     declared = {key: one if isinstance(one, Column) else Column(one) for key, one in columns.items()}
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         entry = Metric(
-            name, function, declared, curves, flags, explains_again, sees_layer, passes, source,
+            name, function, declared, curves, flags or {}, explains_again, sees_layer, passes, source,
             source_of(function),
         )  # fmt: skip
         _check_columns(entry)
@@ -250,11 +249,13 @@ def metric(
 def _check_columns(entry: Metric) -> None:
     if not entry.columns:
         raise ValueError(f"metric {entry.name!r} has no columns")
+    if not isinstance(entry.flags, Mapping):
+        raise ValueError(f"metric {entry.name!r}: flags are a dict, name -> what the flagged images are")
     for curve in entry.curves:
         if not curve.endswith(CURVE):
             raise ValueError(f"metric {entry.name!r}: the name of a curve ends in {CURVE!r}, not {curve!r}")
     for column in entry.columns:
-        if column in (*ROW_FIELDS, *SUMMARY_FIELDS) or column.endswith(IMAGE_MEAN):
+        if column in NO_SCORES or column.endswith(IMAGE_MEAN):
             raise ValueError(f"metric {entry.name!r}: {column!r} is no score")
         for other in METRICS.values():  # rows, tables and resuming know a score by its column
             if column in other.columns and other.source_file != entry.source_file:

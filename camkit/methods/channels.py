@@ -115,8 +115,9 @@ def scorecam(trace: Trace) -> Tensor:
     e times the smallest, and the map is nearly the mean of A.
     """
     activation = trace.activation
-    if trace.channels is not None and trace.channels < activation.shape[1]:
-        chosen = activation.flatten(2).std(dim=2).topk(trace.channels, dim=1).indices  # (B, N)
+    strongest = trace.options.channels
+    if strongest is not None and strongest < activation.shape[1]:
+        chosen = activation.flatten(2).std(dim=2).topk(strongest, dim=1).indices  # (B, N)
         activation = activation.gather(1, chosen[:, :, None, None].expand(-1, -1, *activation.shape[2:]))
     size = (trace.images.shape[2], trace.images.shape[3])
     scores = []

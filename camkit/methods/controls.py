@@ -36,6 +36,7 @@ def _constant(images: Tensor, value: float) -> Tensor:
     cost="0",
     saliency=True,
     of_image=True,
+    blind=True,
 )
 def flat(view: ImageView) -> Tensor:
     """0.3 everywhere, the first pixel 0, the second 1."""
@@ -52,6 +53,7 @@ def flat(view: ImageView) -> Tensor:
     cost="0",
     saliency=True,
     of_image=True,
+    blind=True,
 )
 def fake_cam(view: ImageView) -> Tensor:
     """1 everywhere, the first pixel 0."""
@@ -68,6 +70,7 @@ def fake_cam(view: ImageView) -> Tensor:
     cost="0",
     saliency=True,
     of_image=True,
+    blind=True,
 )
 def centre(view: ImageView) -> Tensor:
     """Gaussian about the middle of the image, scaled to [0, 1]."""

@@ -208,7 +208,7 @@ def finercam(trace: Trace) -> Tensor:
     def contrast(logits: Tensor) -> Tensor:
         others = [trace.utility(logits, reference) for reference in references.unbind(dim=1)]
         mean = torch.stack(others).mean(dim=0)
-        return trace.utility(logits, trace.target) - trace.reference_weight * mean
+        return trace.utility(logits, trace.target) - trace.options.reference_weight * mean
 
     weights = trace.gradient_of(contrast).mean(dim=(2, 3), keepdim=True)
     return (weights * trace.activation).sum(dim=1)
@@ -222,7 +222,7 @@ def _similar_classes(trace: Trace) -> Tensor:
     directions = F.normalize(weight, dim=1)
     similarity = directions[trace.target] @ directions.T  # (B, K)
     similarity = similarity.scatter(1, trace.target[:, None], -torch.inf)
-    return similarity.topk(min(trace.references, len(weight) - 1), dim=1).indices
+    return similarity.topk(min(trace.options.references, len(weight) - 1), dim=1).indices
 
 
 @method(

@@ -159,7 +159,7 @@ def average_drop(subject: Subject) -> dict[str, Tensor]:
             bounds=UNIT,
         ),
     },
-    flags=("degenerate_masked",),
+    flags={"degenerate_masked": "degenerate maps of the masked image (coherency 0)"},
     explains_again=True,
     passes="2",
     source="Poppi et al., CVPRW 2021; drop in deletion: Jung and Oh, ICCV 2021",

@@ -42,7 +42,7 @@ COLUMNS = {
 @metric(
     "axioms",
     columns={**null_positions.COLUMNS, **COLUMNS},
-    flags=("empty_null_map",),
+    flags=null_positions.FLAGS,
     sees_layer=True,
     passes="6 gradients; 3 for all methods",
     source="Shapley 1953: dummy, efficiency, symmetry, linearity",
@@ -83,8 +83,8 @@ def _linearity_error(subject: Subject) -> Tensor:
 
 
 def _symmetry_error(subject: Subject) -> Tensor:
-    assert subject.grid is not None  # signed maps have one
-    positions = subject.grid[0] * subject.grid[1]
+    assert subject.layer_grid is not None  # signed maps have one
+    positions = subject.layer_grid[0] * subject.layer_grid[1]
     pairs = torch.stack(
         [torch.randperm(positions, generator=one)[:2] for one in subject.draw("symmetric positions")]
     ).to(subject.images.device)

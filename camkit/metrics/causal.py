@@ -73,8 +73,8 @@ def sampled(subject: Subject, kind: str) -> Tensor | None:
 
     Insertion's are as far from the end as deletion's are from the start: they may be the same images.
     """
-    steps = steps_taken(subject.ranks[0].numel(), subject.steps)
-    if subject.sample is None or subject.sample >= steps - 1:
+    steps = steps_taken(subject.ranks[0].numel(), subject.options.steps)
+    if subject.options.sample is None or subject.options.sample >= steps - 1:
         return None
     at = subject.sampled_steps(steps - 1)
     return at if kind == "deletion" else steps - at.flip(0)
@@ -89,7 +89,7 @@ def deletion_curve(subject: Subject, fill: str, order: str) -> Tensor:
             subject.probability,
             subject.filled_probability(fill),
             subject.ranks if order == "most" else subject.ranks[0].numel() - 1 - subject.ranks,
-            subject.steps,
+            subject.options.steps,
             lambda changed: subject.score(torch.where(changed, filled, subject.images)),
             sampled(subject, "deletion"),
         )
@@ -109,7 +109,7 @@ def insertion_curve(subject: Subject, fill: str, order: str) -> Tensor:
             subject.filled_probability(fill),
             subject.probability,
             subject.ranks if order == "most" else subject.ranks[0].numel() - 1 - subject.ranks,
-            subject.steps,
+            subject.options.steps,
             lambda changed: subject.score(torch.where(changed, subject.images, filled)),
             sampled(subject, "insertion"),
         )
@@ -123,7 +123,7 @@ def _other(order: str) -> str:
 
 def _either_way(subject: Subject, backwards: str, name: str, make: Callable[[], Tensor]) -> Tensor:
     pixels = subject.ranks[0].numel()
-    same_images = pixels % stride_of(pixels, subject.steps) == 0
+    same_images = pixels % stride_of(pixels, subject.options.steps) == 0
     if same_images and subject.knows(backwards):
         return subject.of_maps(backwards, make).flip(1)
     return subject.of_maps(name, make)
@@ -137,7 +137,7 @@ def area_and_curve(subject: Subject, kind: str, fill: str, order: str) -> tuple[
     points, at = CURVES[kind](subject, fill, order), sampled(subject, kind)
     if at is None:
         return area(points), points
-    steps = steps_taken(subject.ranks[0].numel(), subject.steps)
+    steps = steps_taken(subject.ranks[0].numel(), subject.options.steps)
     return estimated_area(points, at, steps), joined(points, at, steps)
 
 

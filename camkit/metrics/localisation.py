@@ -62,7 +62,7 @@ CERTIFIED = 0.1
             bounds=UNIT,
         ),
     },
-    flags=("empty_map",),
+    flags={"empty_map": "empty maps (energy and pointing of chance)"},
     passes="0; 3 for all methods",
     source="Grid Pointing Game, 2104.00032, 2205.10435; pointing: 1608.00507",
 )

@@ -30,6 +30,7 @@ COLUMNS = {
         bounds=NOT_NEGATIVE,
     ),
 }
+FLAGS = {"empty_null_map": "empty maps of the network that is blind to half the positions (null of chance)"}
 
 
 def half_masks(subject: Subject, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -57,7 +58,7 @@ def null_share(maps: Tensor, mask: Tensor) -> Tensor:
 @metric(
     "null",
     columns=COLUMNS,
-    flags=("empty_null_map",),
+    flags=FLAGS,
     sees_layer=True,
     passes="2 gradients; 2 for all methods",
     source="the dummy axiom; precedents: 2011.08891, 2205.10435, 2404.01964",
@@ -69,15 +70,15 @@ def null(subject: Subject) -> dict[str, Tensor]:
     methods that see no layer, have no value. Two passes per image and layer, shared by all methods, and what
     each method does with them.
     """
-    if subject.grid is None:
+    if subject.layer_grid is None:
         unknown = torch.full_like(subject.probability, torch.nan)
         return dict.fromkeys(COLUMNS, unknown) | {"empty_null_map": unknown.isinf()}
     shares: dict[str, list[Tensor]] = {name: [] for name in COLUMNS}
     empty = torch.zeros_like(subject.probability, dtype=torch.bool)
-    for number, mask in enumerate(half_masks(subject, subject.grid)):
+    for number, mask in enumerate(half_masks(subject, subject.layer_grid)):
         maps = subject.explain_behind(f"null {number}", lambda activation, mask=mask: activation * mask)[0]
-        if maps.shape[1:] != subject.grid:
-            maps = F.adaptive_avg_pool2d(maps[:, None], subject.grid)[:, 0]
+        if maps.shape[1:] != subject.layer_grid:
+            maps = F.adaptive_avg_pool2d(maps[:, None], subject.layer_grid)[:, 0]
         shares["null_share"].append(null_share(maps, mask))
         shares["null_share_positive"].append(null_share(maps.relu(), mask))
         empty |= ~(maps.relu().sum(dim=(1, 2)) > 0)  # nor is one that is not finite

@@ -51,7 +51,7 @@ def single_deletion(subject: Subject) -> dict[str, Tensor]:
     maps = subject.saliency if subject.maps is None else subject.maps
     size = (subject.images.shape[2], subject.images.shape[3])
     resized = F.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)
-    patches = patch_slices(*size, subject.patches)
+    patches = patch_slices(*size, subject.options.grid)
     sums = torch.stack([resized[:, 0, rows, columns].sum(dim=(1, 2)) for rows, columns in patches], dim=1)
     ranks = (average_ranks(one).to(maps.dtype) for one in (sums, subject.patch_drops))
     first, second = (one[:, None] for one in ranks)

@@ -13,6 +13,7 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 from torch.nn import functional as F
 
+from camkit.config import ScoreOptions
 from camkit.methods.controls import patch_drops
 from camkit.metrics.sampled import sampled_steps
 from camkit.network.seeding import generator
@@ -70,15 +71,13 @@ class Subject:
         probability: p_c of the images, (B,), in [0, 1].
         score: images (B, 3, H, W) -> p_c (B,); one pass.
         logit: images (B, 3, H, W) -> y_c (B,); one pass.
-        steps: N of deletion and insertion; `sample`: how many of them are scored, None: all.
-        patches: along a side, of single deletion.
+        options: the run's, such as `steps`.
         saliency: (B, H, W) in [0, 1].
         maps: the signed maps (B, h, w); None from methods that give saliency maps.
         regions: where the target classes are, bool (B, H, W), empty where that is not known of an image; None
             where it is known of none.
         image_ids, seed: for what is drawn per image.
-        ties: which of equally salient pixels goes first: `raster` or `random`.
-        grid: sides (h, w) of the layer's map; None for methods that see no layer.
+        layer_grid: sides (h, w) of the layer's map; None for methods that see no layer.
         explain_again: images (B, 3, H, W) -> p_c (B,) and saliency maps (B, H, W) by the same method.
         explain_behind: name, change, whether it is traced -> signed maps (B, h, w) or saliency maps from
             methods that give these, and saliency maps: of a network that is changed behind the layer, see
@@ -92,20 +91,17 @@ class Subject:
     probability: Tensor
     score: Callable[[Tensor], Tensor]
     logit: Callable[[Tensor], Tensor]
-    steps: int
-    patches: int
+    options: ScoreOptions
     saliency: Tensor
     maps: Tensor | None
     regions: Tensor | None
     image_ids: Sequence[str]
     seed: int
-    ties: str
-    grid: tuple[int, int] | None
+    layer_grid: tuple[int, int] | None
     explain_again: Callable[[Tensor], tuple[Tensor, Tensor]]
     explain_behind: Callable[..., tuple[Tensor, Tensor]]
     explain_as: Callable[..., tuple[Tensor, Tensor]]
     _find_trace: Callable[[], Trace]
-    sample: int | None = None
     # Of the images alone: :func:`dataclasses.replace` hands it on to the subjects of the other methods.
     _made: dict[str, Tensor] = field(default_factory=dict)
     # Of this method's maps.
@@ -136,7 +132,7 @@ class Subject:
         """(B, H, W): 0 for the most salient pixel; equals in raster order, or cell by cell in a drawn one."""
         return self.of_maps(
             "ranks",
-            lambda: pixel_ranks(self.saliency, self._cell_places if self.ties == "random" else None),
+            lambda: pixel_ranks(self.saliency, self._cell_places if self.options.ties == "random" else None),
         )
 
     @property
@@ -146,20 +142,21 @@ class Subject:
         Methods that see no layer have cells of 32 pixels, the stride of most networks.
         """
         size = (self.images.shape[2], self.images.shape[3])
-        rows, columns = self.grid or (math.ceil(size[0] / CELL), math.ceil(size[1] / CELL))
+        rows, columns = self.layer_grid or (math.ceil(size[0] / CELL), math.ceil(size[1] / CELL))
         places = torch.stack([torch.randperm(rows * columns, generator=one) for one in self.draw("ties")])
         cells = places.view(-1, 1, rows, columns).to(self.images)
         return F.interpolate(cells, size, mode="nearest")[:, 0]
 
     def sampled_steps(self, interior: int) -> Tensor:
         """Which of the steps 1 … `interior` are scored, (sample, B): drawn per image, whatever the maps."""
+        sample = self.options.sample
+        assert sample is not None
 
         def make() -> Tensor:
-            assert self.sample is not None
             drawn = [torch.randint(interior, (), generator=one) for one in self.draw("steps")]
-            return sampled_steps(interior, self.sample, sent(torch.stack(drawn), self.images.device))
+            return sampled_steps(interior, sample, sent(torch.stack(drawn), self.images.device))
 
-        return self._once(f"{self.sample} of {interior} steps", make)
+        return self._once(f"{sample} of {interior} steps", make)
 
     def filled(self, fill: str) -> Tensor:
         """What stands where the images do not, (B, 3, H, W).
@@ -206,5 +203,5 @@ class Subject:
 
     @property
     def patch_drops(self) -> Tensor:
-        """Drop of y_c when one patch is set to 0, (B, patches^2), raster order; a pass each, and one more."""
-        return self._once("patch_drops", lambda: patch_drops(self.images, self.patches, self.logit))
+        """Drop of y_c when one patch is set to 0, (B, grid^2), raster order; a pass each, and one more."""
+        return self._once("patch_drops", lambda: patch_drops(self.images, self.options.grid, self.logit))

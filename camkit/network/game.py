@@ -13,7 +13,6 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from camkit.config import DEFAULT_BUDGET
 from camkit.network.coalitions import AffineLogits, coalition_logits
 from camkit.network.surrogate import shapley_values
 from camkit.network.utilities import form_of
@@ -69,7 +68,7 @@ class Game:
         absent: Tensor,
         streams: Callable[[str], Sequence[torch.Generator]],
         affine: AffineLogits,
-        budget: int = DEFAULT_BUDGET,
+        budget: int,
     ) -> None:
         self._logits = logits
         self._utility = utility

@@ -9,7 +9,7 @@ from functools import cache, cached_property, partial
 import torch
 from torch import Tensor
 
-from camkit.config import DEFAULT_BUDGET, DEFAULT_REFERENCE_WEIGHT, DEFAULT_REFERENCES
+from camkit.config import MethodOptions
 from camkit.errors import CamkitError
 from camkit.network.attended import Attended
 from camkit.network.biases import full_gradient
@@ -35,6 +35,7 @@ class ImageView:
         seed, draw: seed of random methods; 0 for the image, 1 for the masked image of coherency.
         network: the model whose classes are explained.
         regions: where the target classes are in the images, bool (B, H, W); None where that is not known.
+        options: the run's, such as `budget`.
     """
 
     images: Tensor
@@ -45,6 +46,7 @@ class ImageView:
     draw: int
     network: Network
     regions: Tensor | None
+    options: MethodOptions
 
     def score(self, images: Tensor) -> Tensor:
         """Probability p_c (B,) of other images (B, 3, H, W): one pass."""
@@ -84,19 +86,10 @@ class Trace(PixelView):
     Attributes:
         layer: where the activation comes from, a module path; or several, see :attr:`layers`.
         passed: the pass.
-        absent: what an absent position's activation is, see :func:`camkit.network.game.absent_activation`.
-        budget: permutations from which a Shapley value is estimated.
-        channels: how many channels ScoreCAM takes, the strongest; None: all.
-        references, reference_weight: how many classes FinerCAM compares with, and how much they count.
     """
 
     layer: str
     passed: TracedPass
-    absent: str = "zero"
-    budget: int = DEFAULT_BUDGET
-    channels: int | None = None
-    references: int = DEFAULT_REFERENCES
-    reference_weight: float = DEFAULT_REFERENCE_WEIGHT
 
     @property
     def logits(self) -> Tensor:
@@ -238,7 +231,7 @@ class Trace(PixelView):
     @cached_property
     def absent_activation(self) -> Tensor:
         """What A is where a position is absent, (B, C, h, w)."""
-        return absent_activation(self.activation, self.absent)
+        return absent_activation(self.activation, self.options.absent)
 
     @cached_property
     def game(self) -> Game:
@@ -252,7 +245,7 @@ class Trace(PixelView):
             absent=self.absent_activation,
             streams=lambda purpose: [generator(seed, name, purpose) for name in names],
             affine=self._affine_logits(),
-            budget=self.budget,
+            budget=self.options.budget,
         )
 
     @torch.inference_mode()

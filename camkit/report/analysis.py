@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from camkit.report.intervals import LEVEL
-from camkit.report.scores import BLIND
+from camkit.report.scores import is_blind
 from camkit.report.statistics import FEW_IMAGES, Estimates, estimates, holm
 from camkit.report.study import Block
 
@@ -130,7 +130,7 @@ class Analysis:
             if np.isnan(values[~self.block.ceilings]).all() or score.sign == 0:
                 continue
             name = self.block.methods[int(np.nanargmax(np.where(self.block.ceilings, np.nan, values)))]
-            if name in BLIND:
+            if is_blind(name):
                 winners[score.name] = name
         return winners
 

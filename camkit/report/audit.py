@@ -7,11 +7,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from camkit.entries import METRICS
 from camkit.report.analysis import SAME, Analysis
 from camkit.report.scores import WITHOUT_HESSIAN, Naming, identifier, is_control, known_scores, of_one_layer
 from camkit.report.statistics import FEW_IMAGES
 from camkit.report.study import Block
-from camkit.results.summary import columns_of_values, is_value
+from camkit.results.cells import FLAGGED
+from camkit.results.columns import SUMMARY, columns_of_values, is_value
 
 CEILING = "region"
 AXIOMS = ("null_share", "efficiency_error", "symmetry_error", "linearity_error")
@@ -137,21 +139,14 @@ def _same_elsewhere(block: Block, study: Sequence[Block], named: Naming) -> list
 
 
 def _flags(block: Block, named: Naming) -> list[str]:
-    described = {
-        "degenerate": "degenerate maps (constant or not finite)",
-        "degenerate_masked": "degenerate maps of the masked image (coherency 0)",
-        "zero_probability": "images of probability 0 (AD and ADD 0)",
-        "not_finite": "scores that are not finite (left empty)",
-        "empty_map": "empty maps (energy and pointing of chance)",
-        "empty_null_map": "empty maps of the network that is blind to half the positions (null of chance)",
-    }
+    words = FLAGGED | {flag: said for entry in METRICS.values() for flag, said in entry.flags.items()}
+    order = [*SUMMARY, *words]  # first those that summary.csv has
     lines = []
-    for flag, words in described.items():
-        counts = {name: block.flags[name, flag] for name in block.methods if (name, flag) in block.flags}
-        if counts:
-            lines.append(
-                f"{words.capitalize()}: {', '.join(f'{named(name)} {n}' for name, n in counts.items())}."
-            )
+    for flag in sorted(words, key=order.index):
+        having = [name for name in block.methods if (name, flag) in block.flags]
+        if having:
+            counts = ", ".join(f"{named(name)} {block.flags[name, flag]}" for name in having)
+            lines.append(f"{words[flag].capitalize()}: {counts}.")
     return lines
 
 

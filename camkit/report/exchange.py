@@ -63,7 +63,7 @@ class Truth:
     def _by_mosaic(self, values: np.ndarray, kept: np.ndarray) -> np.ndarray:
         """Means (mosaics, ...) over the kept tiles of each; mosaics without one are left out."""
         kept = kept & ~np.isnan(values).any(axis=1)
-        names = np.array([image.rpartition("#")[0] for image in self.block.images])[kept]
+        names = np.array([*map(self.block.unit_of, self.block.images)])[kept]
         return np.array([values[kept][names == name].mean(axis=0) for name in dict.fromkeys(names)])
 
     def agreement(self, score: Score) -> dict[str, object]:

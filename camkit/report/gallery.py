@@ -49,7 +49,7 @@ class Photo(NamedTuple):
 def photo_of(block: Block, image: str) -> Photo:
     preprocess = block.protocol["preprocess"]
     model = "" if preprocess == "paper" else block.model
-    name = image.rpartition("#")[0] if block.of_mosaics else image  # tiles share their mosaic
+    name = block.unit_of(image)  # tiles share their mosaic
     return Photo(name, preprocess, model, block.protocol.get("exif", "ignore"), _is_sample(block))
 
 

@@ -7,12 +7,10 @@ from dataclasses import dataclass
 
 import camkit.methods
 import camkit.metrics  # noqa: F401  (both fill the registries)
-from camkit.entries import METHODS, METRICS, Column, all_columns
+from camkit.entries import METHODS, METRICS, Column, Method, all_columns
 from camkit.errors import UsageError
 from camkit.results.summary import method_place
 
-# The maps of these controls are the same for every image.
-BLIND = ("flat", "fake-cam", "centre")
 # What each ShapleyCAM turns into where the Hessian term is zero.
 WITHOUT_HESSIAN = {"shapleycam": "gradcam", "shapleycam-h": "hirescam", "shapleycam-e": "gradcam-e"}
 
@@ -62,26 +60,42 @@ def known_scores(columns: Iterable[str]) -> list[Score]:
     ]
 
 
-def _is_in(name: str, group: str) -> bool:
-    """Whether a method is in a group; explainers of other packages are in none, and not imported for it."""
+def _known(name: str) -> Method | None:
+    """A method, as far as it is known here.
+
+    None of other packages' explainers, which are not imported for a table, and of a plugin's methods, which
+    whoever reads the results need not have.
+    """
     try:
-        return ":" not in name and group in METHODS[name].groups
-    except UsageError:  # a plugin's, which whoever reads the results need not have
-        return False
+        return None if ":" in name else METHODS[name]
+    except UsageError:
+        return None
+
+
+def _is_in(name: str, group: str) -> bool:
+    method = _known(name)
+    return method is not None and group in method.groups
 
 
 def is_control(name: str) -> bool:
     return _is_in(name, "controls")
 
 
-def of_one_layer(name: str) -> bool:
-    """Whether a method's map is that of the layer that is named, as far as is known here."""
-    return ":" in name or not METHODS.knows(name) or METHODS[name].of_one_layer
-
-
 def is_ceiling(name: str) -> bool:
     """Whether it shows what a map can reach, and is no method to compare with."""
     return _is_in(name, "ceilings")
+
+
+def is_blind(name: str) -> bool:
+    """Whether a method's map is the same for every image."""
+    method = _known(name)
+    return method is not None and method.blind
+
+
+def of_one_layer(name: str) -> bool:
+    """Whether a method's map is that of the layer that is named; True where that is unknown."""
+    method = _known(name)
+    return method is None or method.of_one_layer
 
 
 def table_place(name: str) -> tuple[int, int, str]:
@@ -98,5 +112,6 @@ def identifier(name: str) -> str:
 
 
 def title_of(name: str) -> str:
-    """A method's name for people; explainers of other packages are not imported for it."""
-    return METHODS[name].title if METHODS.knows(name) and ":" not in name else name
+    """A method's name for people."""
+    method = _known(name)
+    return name if method is None else method.title

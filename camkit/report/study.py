@@ -15,9 +15,9 @@ import pandas as pd
 from camkit.errors import Say, UsageError
 from camkit.methods.altered import is_altered
 from camkit.report.scores import Score, is_ceiling, is_control, known_scores, table_place
+from camkit.results.columns import ROW
 from camkit.results.folder import (
     FAILURES,
-    KEYS,
     MODEL_TABLES,
     PREDICTIONS,
     file_name,
@@ -106,9 +106,11 @@ class Block:
     @cached_property
     def units(self) -> tuple[str, ...]:
         """What was sampled, and is independent: the images, or the mosaics that they are tiles of."""
-        if not self.of_mosaics:
-            return self.images
-        return tuple(dict.fromkeys(image.rpartition("#")[0] for image in self.images))
+        return tuple(dict.fromkeys(map(self.unit_of, self.images)))
+
+    def unit_of(self, image: str) -> str:
+        """The one of :attr:`units` that an image is, or is a tile of."""
+        return image.rpartition("#")[0] if self.of_mosaics else image
 
     @cached_property
     def sampled(self) -> np.ndarray:
@@ -116,7 +118,7 @@ class Block:
         if not self.of_mosaics:
             return self.values
         place = {unit: number for number, unit in enumerate(self.units)}
-        members = np.array([place[image.rpartition("#")[0]] for image in self.images])
+        members = np.array([place[self.unit_of(image)] for image in self.images])
         known = ~np.isnan(self.values)
         total, count = np.zeros((2, len(place), *self.values.shape[1:]))
         np.add.at(total, members, np.where(known, self.values, 0))
@@ -130,11 +132,7 @@ class Block:
 
     def only_units(self, units: Collection[str]) -> Block:
         """The same of some units."""
-        kept = [
-            place
-            for place, image in enumerate(self.images)
-            if (image.rpartition("#")[0] if self.of_mosaics else image) in units
-        ]
+        kept = [place for place, image in enumerate(self.images) if self.unit_of(image) in units]
         return replace(
             self,
             images=tuple(self.images[place] for place in kept),
@@ -249,7 +247,7 @@ def _load_block(folder: Path, source: str, alone: bool) -> Block | None:
         list(dict.fromkeys(image for rows in tables.values() for image in rows.index)), dtype=object
     )
     columns = dict.fromkeys(
-        c for rows in tables.values() for c in rows if c not in KEYS and rows[c].notna().any()
+        c for rows in tables.values() for c in rows if c not in ROW and rows[c].notna().any()
     )
     scores = known_scores(columns)
     names = [score.name for score in scores]

@@ -18,7 +18,7 @@ from camkit.report.grid import Entry, Grid, terminal
 from camkit.report.intervals import LEVEL
 from camkit.report.scores import Naming, identifier, is_ceiling, is_control, known_scores, title_of
 from camkit.report.study import Block, count_of
-from camkit.results.summary import columns_of_values, is_value
+from camkit.results.columns import columns_of_values, is_value
 
 INTERVAL = f"{100 * LEVEL:.0f} %"
 NO_INTERVAL = "–"

@@ -10,6 +10,13 @@ from torch import Tensor
 from camkit.data import Item
 from camkit.entries import Method
 
+# What is flagged in every cell, and how reports call that; metrics declare flags of their own.
+FLAGGED = {
+    "degenerate": "degenerate maps (constant or not finite)",
+    "zero_probability": "images of probability 0 (AD and ADD 0)",
+    "not_finite": "scores that are not finite (left empty)",
+}
+
 
 @dataclass(frozen=True)
 class Cell:

@@ -23,16 +23,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from camkit.config import DEFAULT_METRICS
 from camkit.data import ClassList
 from camkit.data.classfiles import read_class_file
-from camkit.entries import METRICS, ROW_FIELDS
 from camkit.errors import CamkitError
+from camkit.results.columns import IMAGE, ROW
 from camkit.results.files import ODD_NAMES, UTF8, write_atomically
 from camkit.results.table import Table, csv_line, merge_rows, read_fields
 
 DEFINITIONS_VERSION = 2  # docs/definitions.md says what each changed
-KEYS = ROW_FIELDS
 PREDICTIONS, ERRORS, FLAGS, CLASSES = "predictions.csv", "errors.csv", "flags.csv", "classes.csv"
 FAILURES = "failures.csv"
 GIVEN = "given"  # in run.json: methods whose maps come from elsewhere, and where from
@@ -74,13 +72,6 @@ def model_table(folder: Path, name: str, also: Iterable[Path] = ()) -> Table:
 def file_name(name: str) -> str:
     """A model's, layer's or method's name as part of a path."""
     return name.replace("/", "__").replace(":", "__")
-
-
-def score_columns(metrics: Iterable[str] = ()) -> list[str]:
-    """The score columns of a per-image CSV: of the default groups, then of the known among `metrics`."""
-    groups = (*DEFAULT_METRICS, *metrics)
-    known = (METRICS[group] for group in groups if group in METRICS)
-    return list(dict.fromkeys(column for group in known for column in group.columns))
 
 
 def read_run(folder: Path) -> dict[str, Any]:
@@ -147,9 +138,9 @@ def read_scores(path: Path) -> pd.DataFrame:
     if not records:
         return pd.DataFrame()
     rows = pd.DataFrame(records, columns=header, dtype=object)
-    if not {*KEYS} <= {*header}:
-        raise CamkitError(f"{path}: not a table of scores (no column {', '.join({*KEYS} - {*header})})")
-    rows = (
-        rows.set_index("image").drop(columns="label").apply(pd.to_numeric, errors="coerce").astype(np.float64)
-    )
+    missing = [name for name in ROW if name not in header]
+    if missing:
+        raise CamkitError(f"{path}: not a table of scores (no column {', '.join(missing)})")
+    texts = [name for name, column in ROW.items() if not column.is_number and name != IMAGE]
+    rows = rows.set_index(IMAGE).drop(columns=texts).apply(pd.to_numeric, errors="coerce").astype(np.float64)
     return rows if rows.index.is_unique else rows.groupby(level=0, sort=False).first()

@@ -13,10 +13,10 @@ import pandas as pd
 
 from camkit.errors import UsageError
 from camkit.results.arrays import Curves, Maps, curve_paths
+from camkit.results.columns import row_columns
 from camkit.results.files import remove_temporaries, write_atomically, writing
 from camkit.results.folder import (
     ERRORS,
-    KEYS,
     MODEL_TABLES,
     PREDICTIONS,
     file_name,
@@ -24,7 +24,6 @@ from camkit.results.folder import (
     model_table,
     read_run,
     run_folders,
-    score_columns,
     write_run,
 )
 from camkit.results.lock import LOCK, InUse, hold
@@ -146,7 +145,7 @@ def _fold_cells(out: Path, folder: Path, parts: Sequence[Path], order: Mapping[s
     for name in ("methods", "metrics"):
         merged[name] = list(dict.fromkeys(value for run in (merged, *runs) for value in run[name]))
     folder.mkdir(parents=True, exist_ok=True)
-    columns = [*KEYS, *score_columns(merged["metrics"])]
+    columns = row_columns(merged["metrics"])
     for method in merged["methods"]:
         name = f"{file_name(method)}.csv"
         for part, run in zip(parts, runs, strict=True):

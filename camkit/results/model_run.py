@@ -16,6 +16,7 @@ from camkit.data.classes import IMAGENET
 from camkit.errors import Say
 from camkit.results.arrays import Curves, curve_paths, thin
 from camkit.results.cells import Cell, CellFailure, CellScores, Predictions, Result
+from camkit.results.columns import label_text, row_of
 from camkit.results.files import remove_temporaries, writing
 from camkit.results.folder import (
     CLASSES,
@@ -125,7 +126,7 @@ class ModelRun(ModelRows):
             self.predictions.append(
                 {
                     "image": item.id,
-                    "label": _text(item.label),
+                    "label": label_text(item.label),
                     "predicted": str(predicted),
                     "probability": number(probability),
                     PREDICTED_NAME: self.classes.short_name(predicted) if self.classes else "",
@@ -157,15 +158,7 @@ class ModelRun(ModelRows):
             self._write_curves(result, name, curves.float().cpu().numpy())
         if cell in self.maps and result.maps is not None:
             self.maps[cell].append([item.id for item in result.items], result.maps.float().cpu().numpy())
-        self.tables[cell].append(
-            {
-                "image": item.id,
-                "label": _text(item.label),
-                "target": str(result.target[place]),
-                **{column: number(values[place]) for column, values in result.scores.items()},
-            }
-            for place, item in enumerate(result.items)
-        )
+        self.tables[cell].append(row_of(result, place) for place in range(len(result.items)))
 
     def _failure(self, failure: CellFailure, item: Item) -> dict[str, str]:
         scored = "yes" if failure.scored else ""
@@ -267,10 +260,6 @@ class ModelRun(ModelRows):
             for name in (CLASSES, MOSAICS):
                 with writing(self.merged):
                     (self.merged / name).unlink(missing_ok=True)
-
-
-def _text(label: int | None) -> str:
-    return "" if label is None else str(label)
 
 
 def _key_fields(cell: Cell) -> dict[str, str]:

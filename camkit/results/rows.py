@@ -12,16 +12,15 @@ from camkit.entries import METRICS
 from camkit.network.targets import find_target
 from camkit.results.arrays import Maps
 from camkit.results.cells import Cell
+from camkit.results.columns import row_columns
 from camkit.results.folder import (
     ERRORS,
     FAILURES,
     FLAGS,
-    KEYS,
     PREDICTIONS,
     file_name,
     model_table,
     read_run,
-    score_columns,
 )
 from camkit.results.protocol import check_protocol
 from camkit.results.table import Table, merge_rows
@@ -81,7 +80,7 @@ class ModelRows:
             CamkitError: it cannot be read.
         """
         metrics = {name: None for folder in self.protocols for name in self._run_file(folder)["metrics"]}
-        columns = [*KEYS, *score_columns(metrics)]
+        columns = row_columns(metrics)
         self.tables: dict[Cell, Table] = {}
         self.maps: dict[Cell, Maps] = {}
         for cell in self.cells:

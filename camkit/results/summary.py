@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from camkit.entries import IMAGE_MEAN, METHODS, all_columns
-from camkit.errors import UsageError
+from camkit.results.columns import CELL_KEYS, ROW, SUMMARY, CellRows, summary_row
 from camkit.results.files import write_atomically
 from camkit.results.folder import (
     FLAGS,
-    KEYS,
     PREDICTIONS,
     file_name,
     flag_counts,
@@ -29,7 +27,7 @@ def summarise(out: Path) -> pd.DataFrame:
 
     Beside scores that judge maps as divisions of the utility among positions, `value` says which are such.
     """
-    summary = []
+    cells: list[CellRows] = []
     for folder in run_folders(out):
         run = read_run(folder)
         protocol = run["protocol"]
@@ -40,27 +38,15 @@ def summarise(out: Path) -> pd.DataFrame:
             rows = read_scores(path) if path.exists() else pd.DataFrame()
             if rows.empty:
                 continue
-            columns = [column for column in rows.columns if column not in KEYS]
-            cell = (protocol["layer"], protocol["utility"], method)
-            summary.append(
-                {
-                    "model": protocol["model"],
-                    "layer": protocol["layer"],
-                    "utility": protocol["utility"],
-                    "method": method,
-                    "target_rule": protocol["target_rule"],
-                    "images": len(rows),
-                    "degenerate": flags[(*cell, "degenerate")],
-                    "degenerate_masked": flags[(*cell, "degenerate_masked")],
-                    "top1": accuracy,
-                    **cell_means(rows, columns),
-                    "zero_probability": flags[(*cell, "zero_probability")],
-                    "not_finite": flags[(*cell, "not_finite")],
-                }
-            )
-    table = pd.DataFrame(summary, columns=None if summary else ["model", "layer", "utility", "method"])
-    if columns_of_values(table.columns):
-        table["value"] = ["yes" if is_value(name) else "no" for name in table["method"]]
+            scores = [column for column in rows.columns if column not in ROW]
+            place = (protocol["layer"], protocol["utility"], method)
+            counts = {flag: images for (*cell, flag), images in flags.items() if tuple(cell) == place}
+            means = cell_means(rows, scores)
+            cells.append(CellRows(protocol, method, len(rows), counts, accuracy, means))
+    table = pd.DataFrame(list(map(summary_row, cells)), columns=None if cells else CELL_KEYS)
+    for name, column in SUMMARY.items():
+        if column.where and column.where(table.columns):
+            table[name] = [column.of(cell) for cell in cells]
     return table
 
 
@@ -88,24 +74,7 @@ def cell_means(rows: pd.DataFrame, columns: list[str]) -> dict[str, float]:
     return means
 
 
-def columns_of_values(columns: Iterable[str]) -> list[str]:
-    """Those of `columns` that judge maps as divisions of the utility, see :attr:`Column.of_values`."""
-    known = all_columns()
-    return [column for column in columns if column in known and known[column].of_values]
-
-
 def method_place(name: str) -> tuple[int, str]:
     """Sorts methods: camkit's own as they are registered, then all others by name, loaded or not."""
     own = [entry.name for entry in METHODS.values() if not entry.origin]
     return (own.index(name) if name in own else len(own), name)
-
-
-def is_value(name: str) -> bool:
-    """Whether maps of a method divide the utility among the positions.
-
-    False where a method cannot be had here, as of a package that is not installed: none of those does.
-    """
-    try:
-        return METHODS[name].value
-    except UsageError:
-        return False

@@ -14,8 +14,8 @@ from camkit.errors import CamkitError, PluginError, RunError, Say, UsageError
 from camkit.network.numerics import numerics
 from camkit.results.folder import file_name, run_folders
 from camkit.results.merge import is_whole, refresh_summary, set_aside
-from camkit.runs.cells import select
 from camkit.runs.job import Job
+from camkit.runs.selection import select
 from camkit.runs.stop import Stop, stop_signals
 from camkit.share import Share
 

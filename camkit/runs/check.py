@@ -23,7 +23,8 @@ from camkit.data.sources import parts_of
 from camkit.errors import CamkitError, Say
 from camkit.plugins import load_plugins
 from camkit.runs.accuracy import measure_top1
-from camkit.runs.cells import data_of_run, find_models
+from camkit.runs.cells import find_models
+from camkit.runs.selection import data_of_run
 
 COMPLETE = 50  # images of each class in ImageNet's validation set
 

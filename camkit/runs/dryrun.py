@@ -26,10 +26,11 @@ from camkit.results.cells import Cell, CellScores
 from camkit.results.files import ODD_NAMES, UTF8
 from camkit.results.rows import ModelRows
 from camkit.results.table import number
-from camkit.runs.cells import cells_of_model, select
+from camkit.runs.cells import cells_of_model
 from camkit.runs.describe import describe_protocol
 from camkit.runs.job import images_of
 from camkit.runs.loop import Loop, Wanted, at_a_size_that_fits, first_batch_size, load_batches
+from camkit.runs.selection import select
 from camkit.share import Share
 
 PROBES = 2

@@ -27,10 +27,10 @@ from camkit.results.lock import hold
 from camkit.results.merge import refresh_summary
 from camkit.results.model_run import ModelRun
 from camkit.runs.bench import what_failed
-from camkit.runs.cells import Selection, select
 from camkit.runs.guard import compute_scores
 from camkit.runs.job import open_run
 from camkit.runs.rescore import expect_no_explanation, score_saved
+from camkit.runs.selection import Selection, select
 from camkit.share import Share
 
 METRICS_OF_MAPS = ("average_drop", "deletion", "insertion")
@@ -186,15 +186,13 @@ def scores_of_maps(
         probability=network.probability(logits, target),
         score=lambda changed: network.score(changed, target),
         logit=lambda changed: network.logit(changed, target),
-        steps=config.steps,
-        patches=config.grid,
+        options=config,
         saliency=torch.cat([to_saliency(one[None], size) for one in like]),
         maps=torch.stack(like) if same else None,
         regions=None,
         image_ids=[str(place) for place in range(len(images))],
         seed=config.seed,
-        ties=config.ties,
-        grid=None,
+        layer_grid=None,
         explain_again=_elsewhere,
         explain_behind=_elsewhere,
         explain_as=_elsewhere,

@@ -16,13 +16,13 @@ from camkit.errors import PluginError
 from camkit.methods.saliency import is_degenerate
 from camkit.metrics import Subject
 from camkit.network.layers import parts_of
+from camkit.network.needs import Needs
 from camkit.network.passes import TracedPass
 from camkit.network.prepare import Prepared
 from camkit.network.targets import Target, find_target, keeps_all
 from camkit.network.transfer import Moment, arriving, sent
 from camkit.results.cells import Cell, CellFailure, CellScores, Predictions, Result
 from camkit.runs.batch import Explained, Made, defined, not_finite, together
-from camkit.runs.cells import Needs
 from camkit.runs.guard import compute_scores, make_maps
 from camkit.runs.views import Views
 
@@ -174,16 +174,13 @@ class Evaluation(Views):
             probability=made.probability,
             score=lambda images: self.network.score(images, explained.target),
             logit=lambda images: self.network.logit(images, explained.target),
-            steps=self.config.steps,
-            sample=self.config.sample,
-            patches=self.config.grid,
+            options=self.config,
             saliency=saliency,
             maps=None if cell.method.saliency else maps,
             regions=explained.regions,
             image_ids=self._ids(explained),
             seed=self.config.seed,
-            ties=self.config.ties,
-            grid=self._grid(explained, cell),
+            layer_grid=self._grid(explained, cell),
             explain_again=partial(self._explain_again, explained, cell),
             explain_behind=partial(self._explain_behind, explained, cell),
             explain_as=partial(self._explain_as, explained, cell),

@@ -23,15 +23,9 @@ from camkit.plugins import load_plugins
 from camkit.report.figures import Explained
 from camkit.report.scores import title_of
 from camkit.results.cells import CellFailure, CellScores, Predictions, Result
-from camkit.runs.cells import (
-    cells_of_model,
-    check_names,
-    check_regions,
-    find_models,
-    own_classes,
-    with_target,
-)
+from camkit.runs.cells import cells_of_model, find_models
 from camkit.runs.loop import Loop, first_batch_size
+from camkit.runs.selection import check_names, check_regions, own_classes, with_target
 
 # Of one folder: a picture with more rows could not be looked at.
 MOST_OF_A_FOLDER = 50

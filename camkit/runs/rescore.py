@@ -29,10 +29,10 @@ from camkit.results.lock import hold
 from camkit.results.merge import refresh_summary
 from camkit.results.model_run import ModelRun
 from camkit.runs.bench import what_failed
-from camkit.runs.cells import data_of_run
 from camkit.runs.describe import by_model, prepare_for
 from camkit.runs.job import open_run
 from camkit.runs.loop import Groups, Loop, first_batch_size
+from camkit.runs.selection import data_of_run
 from camkit.share import Share
 
 SavedMaps = Mapping[str, Mapping[str, np.ndarray]]  # method -> image -> map (h, w)

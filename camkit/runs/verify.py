@@ -21,6 +21,7 @@ from camkit.network.numerics import numerics
 from camkit.network.prepare import Prepared
 from camkit.plugins import load_plugins
 from camkit.results.cells import Cell
+from camkit.results.columns import CELL_KEYS
 from camkit.results.files import UTF8
 from camkit.results.folder import GIVEN, PREDICTED_NAME, PREDICTIONS, file_name, read_run, run_folders
 from camkit.results.protocol import check_agreement, unlike
@@ -28,10 +29,10 @@ from camkit.results.segments import places_of
 from camkit.results.summary import summarise, summary_text
 from camkit.results.table import Row, merge_rows
 from camkit.runs.agreement import Comparison, tolerance_of
-from camkit.runs.cells import data_of_run
 from camkit.runs.describe import by_model, describe_protocol, prepare_for
 from camkit.runs.job import images_of
 from camkit.runs.recompute import Recomputed, recompute
+from camkit.runs.selection import data_of_run
 
 SHARE, AT_LEAST = 0.01, 5
 
@@ -140,7 +141,7 @@ def _by_cell(summary: str) -> pd.DataFrame:
     Without `value`, which does not come from the rows.
     """
     table = pd.read_csv(io.StringIO(summary), dtype=str, keep_default_na=False)
-    cells = table.drop(columns="value", errors="ignore").set_index(["model", "layer", "utility", "method"])
+    cells = table.drop(columns="value", errors="ignore").set_index(CELL_KEYS)
     return cells.sort_index().sort_index(axis=1)
 
 

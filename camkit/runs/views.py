@@ -13,13 +13,13 @@ from torch import Tensor
 from camkit.config import RunConfig
 from camkit.entries import Method
 from camkit.network.layers import parts_of
+from camkit.network.needs import Needs
 from camkit.network.passes import Change, TracedPass
 from camkit.network.prepare import Prepared
 from camkit.network.trace import ImageView, PixelView, Trace
 from camkit.network.utilities import find_utility
 from camkit.results.cells import Cell
 from camkit.runs.batch import Explained
-from camkit.runs.cells import Needs
 
 
 class Views:
@@ -69,6 +69,7 @@ class Views:
             "draw": draw,
             "network": self.network,
             "regions": explained.regions,
+            "options": self.config,
         }
 
     def _without_layer(self, explained: Explained, cell: Cell, images: Tensor, draw: int) -> ImageView | None:
@@ -97,7 +98,6 @@ class Views:
             utility=self._utility(cell.utility),
             layer=cell.path,
             passed=traced,
-            **self.config.of_methods,
         )
 
     def _explain_again(self, explained: Explained, cell: Cell, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -79,6 +79,7 @@ def test_a_methods_edits_leave_the_callers_images_alone() -> None:
         ({"absent": "bluurr"}, "--absent bluurr: expected one of zero, mean, blur"),
         ({"budget": 0}, "--budget 0: expected 4 or more"),
         ({"budget": -3}, "--budget -3: expected 4 or more"),
+        ({"steps": 4}, "explain takes no option 'steps'. Options: budget, absent, channels"),
         ({"target": 10**6}, "expected classes from 0"),
         ({"images": "photo.png"}, "a module takes normalised images"),
         (

@@ -15,8 +15,9 @@ from places import ROOT
 
 import camkit.runs.bench
 from camkit.cli import main
-from camkit.config import GROUPS, RunConfig
+from camkit.config import RunConfig
 from camkit.errors import CamkitError
+from camkit.option import GROUPS
 
 
 def commands(

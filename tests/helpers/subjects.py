@@ -11,7 +11,7 @@ import torch
 from tiny import CPU, Headed, seeded
 from torch import Tensor, nn
 
-from camkit.config import RunConfig
+from camkit.config import RunConfig, ScoreOptions
 from camkit.data import Item
 from camkit.data.batches import Batch
 from camkit.entries import METHODS
@@ -37,21 +37,20 @@ def subject(
 
     Args:
         again: those of the masked images.
-        more: fields of a subject that are not as they are here.
+        more: options of scores, and fields of a subject, that are not as they are here.
     """
+    given = {name: more.pop(name) for name in ScoreOptions.names() if name in more}
     probability = torch.zeros(len(images)) if score is nothing else score(images)
     fields: dict[str, Any] = {
         "target": torch.zeros(len(images), dtype=torch.int64),
         "logits": torch.zeros(len(images), 2),
         "logit": nothing,
-        "steps": 4,
-        "patches": 4,
+        "options": ScoreOptions(**{"steps": 4} | given),
         "maps": None,
         "regions": None,
         "image_ids": [f"{place}.png" for place in range(len(images))],
         "seed": 0,
-        "ties": "raster",
-        "grid": None,
+        "layer_grid": None,
         "explain_again": nothing if again is None else lambda masked: (score(masked), again),
         "explain_behind": nothing,
         "explain_as": nothing,

@@ -12,7 +12,7 @@ import torch
 from timm.models import register_model
 from torch import Tensor, nn
 
-from camkit.config import RunConfig
+from camkit.config import MethodOptions, RunConfig
 from camkit.entries import METHODS, UTILITIES
 from camkit.network.features import Features
 from camkit.network.layers import parts_of
@@ -128,14 +128,14 @@ def trace(
     pixels: Tensor | None = None,
     regions: Tensor | None = None,
     uses: Sequence[str] = (),
-    **more: Any,
+    **options: Any,
 ) -> Trace:
     """One traced pass, as a method sees it.
 
     Args:
         target: classes, or what gives them for logits; None: the predicted ones.
         uses: `attention` or `stages`, where a method needs them.
-        more: of the game, see :class:`camkit.network.trace.Trace`.
+        options: of methods, see :class:`camkit.config.MethodOptions`.
     """
     network = Network(model, CPU)
     network.expect(images)
@@ -155,9 +155,9 @@ def trace(
         draw=draw,
         network=network,
         regions=regions,
+        options=MethodOptions(**options),
         layer=layer,
         passed=passed,
-        **more,
     )
 
 

@@ -19,7 +19,7 @@ from camkit.entries import METHODS, UTILITIES
 from camkit.errors import PluginError, UsageError
 from camkit.methods.saliency import min_max, to_saliency
 from camkit.network.trace import PixelView
-from camkit.results.summary import is_value
+from camkit.results.columns import is_value
 from camkit.runs.cells import what_is_lacking
 from camkit.runs.guard import make_maps
 
@@ -402,7 +402,18 @@ def test_a_model_is_whole_after_a_package_has_failed_in_it(traced) -> None:
 def test_attributions_to_pixels_are_made_without_a_layer(traced, name: str) -> None:
     pytest.importorskip("captum")
     pytest.importorskip("pytorch_grad_cam")
-    fields = ("images", "image_ids", "pixels", "target", "seed", "draw", "network", "regions", "utility")
+    fields = (
+        "images",
+        "image_ids",
+        "pixels",
+        "target",
+        "seed",
+        "draw",
+        "network",
+        "regions",
+        "options",
+        "utility",
+    )
     view = PixelView(**{field: getattr(traced, field) for field in fields})
     assert METHODS[name].of_pixels
     torch.testing.assert_close(make_maps(METHODS[name], view)[0], maps(name, traced))

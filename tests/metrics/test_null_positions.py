@@ -130,8 +130,8 @@ def test_tokens_without_a_position_are_no_null_positions() -> None:
     model = seeded(vit)
     images = noise(2, 3, 24, 32)
     (one,) = explained(model, images, "blocks.0", "hirescam")
-    assert one.grid == (3, 4)
-    mask = half_masks(one, one.grid)[0]
+    assert one.layer_grid == (3, 4)
+    mask = half_masks(one, one.layer_grid)[0]
     found = []
     one.explain_behind("blind", lambda maps: found.append(maps) or maps * mask)
     assert {maps.shape for maps in found} == {(2, 16, 3, 4)}

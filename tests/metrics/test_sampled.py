@@ -12,7 +12,7 @@ import torch
 from tiny import TINY, TinyNet, calibrated_weights, noise, run
 from torch import Tensor
 
-from camkit.config import RunConfig
+from camkit.config import RunConfig, ScoreOptions
 from camkit.entries import METRICS
 from camkit.errors import UsageError
 from camkit.metrics import Subject
@@ -92,8 +92,8 @@ def subject(sample: int | None, images: Tensor, saliency: Tensor, at: Tensor | N
     given = dict.fromkeys(("logit", "explain_again", "explain_behind", "explain_as", "_find_trace"), none)
     found = Subject(
         images=images, target=torch.zeros(len(images)), logits=images, probability=score(images), score=score,
-        steps=PIXELS, sample=sample, patches=2, saliency=saliency, maps=None, regions=None,
-        image_ids=[str(place) for place in range(len(images))], seed=0, ties="raster", grid=None, **given,
+        options=ScoreOptions(steps=PIXELS, sample=sample), saliency=saliency, maps=None, regions=None,
+        image_ids=[str(place) for place in range(len(images))], seed=0, layer_grid=None, **given,
     )  # fmt: skip
     if at is not None:
         found._made[f"{sample} of {PIXELS - 1} steps"] = at

@@ -193,7 +193,7 @@ class TestTies:
 
     def test_equal_pixels_go_cell_by_cell(self) -> None:
         """A flat map over a grid of 2 x 3 cells: each cell's pixels are together, in raster order."""
-        one = subject(noise(2, 3, 4, 6), torch.zeros(2, 4, 6), ties="random", grid=(2, 3))
+        one = subject(noise(2, 3, 4, 6), torch.zeros(2, 4, 6), ties="random", layer_grid=(2, 3))
         for ranks in one.ranks:
             cells = ranks.view(2, 2, 3, 2).permute(0, 2, 1, 3).reshape(6, 4)
             assert (cells - cells[:, :1] == torch.arange(4)).all()
@@ -202,7 +202,7 @@ class TestTies:
     def test_only_ties_are_drawn(self) -> None:
         saliency = torch.rand(1, 4, 6, generator=torch.Generator().manual_seed(0))
         raster, drawn = (
-            subject(noise(1, 3, 4, 6), saliency, ties=ties, grid=(2, 3)).ranks
+            subject(noise(1, 3, 4, 6), saliency, ties=ties, layer_grid=(2, 3)).ranks
             for ties in ("raster", "random")
         )
         assert torch.equal(raster, drawn)
@@ -210,7 +210,7 @@ class TestTies:
     def test_the_draw_belongs_to_image_and_seed(self) -> None:
         def ranks(ids: list[str], seed: int = 0) -> Tensor:
             flat = torch.zeros(len(ids), 4, 6)
-            more = {"ties": "random", "grid": (2, 3), "image_ids": ids, "seed": seed}
+            more = {"ties": "random", "layer_grid": (2, 3), "image_ids": ids, "seed": seed}
             return subject(noise(len(ids), 3, 4, 6), flat, **more).ranks
 
         both = ranks(["a", "b"])
@@ -221,7 +221,7 @@ class TestTies:
     def test_a_drawn_place_is_uniform(self) -> None:
         """Which of four cells goes first, in 400 images: no cell is preferred (chi-squared)."""
         flat = subject(
-            torch.zeros(400, 3, 2, 2), torch.zeros(400, 2, 2), ties="random", grid=(2, 2),
+            torch.zeros(400, 3, 2, 2), torch.zeros(400, 2, 2), ties="random", layer_grid=(2, 2),
             image_ids=[str(place) for place in range(400)],
         )  # fmt: skip
         first = np.bincount(flat.ranks.flatten(1).argmin(dim=1), minlength=4)
@@ -242,7 +242,7 @@ def test_single_deletion_by_hand(grid: int) -> None:
     """Patches of 4 x 5 pixels that are not all alike: row r of three begins at floor(4 r / 3)."""
     images, _ = images_and_maps()
     maps = noise(2, 4, 5, seed=7)
-    one = subject(images, maps.relu(), logit=weighted_logit, maps=maps, patches=grid)
+    one = subject(images, maps.relu(), logit=weighted_logit, maps=maps, grid=grid)
     found = METRICS["single_deletion"].function(one)["single_deletion"]
     rows, columns = ([size * edge // grid for edge in range(grid + 1)] for size in (4, 5))
     for place in range(2):
@@ -260,7 +260,7 @@ def test_single_deletion_passes() -> None:
     counting, made = Counted(weighted_logit), {}
     images, saliency = images_and_maps()
     for seed in (1, 2):
-        one = subject(images, saliency, logit=counting, maps=noise(2, 4, 5, seed=seed), patches=3, _made=made)
+        one = subject(images, saliency, logit=counting, maps=noise(2, 4, 5, seed=seed), grid=3, _made=made)
         METRICS["single_deletion"].function(one)
     assert counting.passes == 9 + 1
 

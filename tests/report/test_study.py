@@ -1,9 +1,12 @@
 """Loading results, marks, audit lines: what a block's scores are said to say."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from report_data import analysis, blind, made_up, write_cell, write_results
 
+from camkit.entries import METHODS
 from camkit.errors import CamkitError, UsageError
 from camkit.report.analysis import Analysis, compare
 from camkit.report.audit import audit
@@ -114,6 +117,14 @@ def test_a_score_that_a_map_wins_which_never_saw_the_image_gets_a_line(tmp_path)
     text = lines(tmp_path, cells)
     assert "AD says nothing here: fake-cam, the same map for every image, has the best value." in text
     assert "Coh says nothing here: flat" in text
+
+
+def test_a_method_says_itself_that_it_never_saw_the_image(tmp_path, monkeypatch):
+    cells = {"gradcam": made_up(IMAGES, 0), "edges": blind(IMAGES, 1.0, 0.0)}
+    assert "the same map for every image" not in lines(tmp_path / "seeing", cells)
+    monkeypatch.setitem(METHODS._entries, "edges", replace(METHODS["edges"], blind=True))
+    text = lines(tmp_path / "blind", cells)
+    assert "AD and Coh say nothing here: edges, the same map for every image" in text
 
 
 def test_randomcam_sees_the_image_and_its_win_is_no_such_line(tmp_path):

@@ -11,6 +11,9 @@ from tiny import camkit_tiny  # noqa: F401  (registers it)
 from camkit import plugins
 from camkit.cli import main
 from camkit.entries import METHODS, Method
+from camkit.report.analysis import Analysis
+from camkit.report.audit import audit
+from camkit.report.study import load_study
 
 Files = dict[str, Path]
 
@@ -118,7 +121,7 @@ def too_bright(trace):
 def bright(trace):
     return (trace.images[:, 0] > 0).double() + 1e-7
 
-@metric("declared", columns={"agrees": "higher"}, flags=("odd",), curves=("own_curve",))
+@metric("declared", columns={"agrees": "higher"}, flags={"odd": "odd images"}, curves=("own_curve",))
 def declared(subject):
     curve = torch.stack([subject.probability, subject.probability], dim=1)
     return {"agrees": subject.probability > 0.5, "odd": subject.probability > 0, "own_curve": curve.double()}
@@ -135,11 +138,11 @@ def extra_flag(subject):
 def extra_column(subject):
     return {"five": subject.probability, "six": subject.probability}
 
-@metric("short-flag", columns={"eight": "higher"}, flags=("nine",))
+@metric("short-flag", columns={"eight": "higher"}, flags={"nine": "odd images"})
 def short_flag(subject):
     return {"eight": subject.probability, "nine": subject.probability[:1] > 0}
 
-@metric("no-bool", columns={"ten": "higher"}, flags=("eleven",))
+@metric("no-bool", columns={"ten": "higher"}, flags={"eleven": "odd images"})
 def no_bool(subject):
     return {"ten": subject.probability, "eleven": subject.probability}
 
@@ -147,7 +150,7 @@ def no_bool(subject):
 def no_curve(subject):
     return {"twelve": subject.probability, "thirteen_curve": subject.probability}
 
-@metric("no-flag", columns={"fourteen": "higher"}, flags=("fifteen",))
+@metric("no-flag", columns={"fourteen": "higher"}, flags={"fifteen": "odd images"})
 def no_flag(subject):
     return {"fourteen": subject.probability}
 
@@ -227,6 +230,8 @@ def test_scores_of_another_kind_are_cast_or_refused_and_the_run_goes_on(odd, tmp
     assert (tmp_path / "out" / "tiny" / "prepool-rest" / "gradcam.own_curve").exists()
     flags = pd.read_csv(tmp_path / "out" / "tiny" / "flags.csv")
     assert (flags["flag"] == "odd").sum() == 3
+    study = load_study([tmp_path / "out"])
+    assert "Odd images: gradcam 3." in audit(Analysis(study[0]), study)
     # A declared column is a column: the next run finds it there.
     code, output = odd("out", "--method", "gradcam", "--metrics", "declared")
     assert "nothing to do" in output

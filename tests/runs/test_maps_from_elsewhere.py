@@ -313,6 +313,12 @@ def test_in_python(tmp_path: Path) -> None:
     np.testing.assert_allclose(found["average_drop"], drop.detach(), atol=1e-5)
     again = camkit.score(model, images, [one.numpy() for one in made.saliency], metrics=metrics, steps=8)
     np.testing.assert_allclose(again["deletion_auc"], found["deletion_auc"], atol=1e-5)
+    mean, least = {"fill": ("mean",), "order": ("least",)}, ("deletion-mean-least", "insertion-mean-least")
+    named = camkit.score(model, images, made.maps, metrics=least, steps=8)
+    every = {"metrics": ("deletion", "insertion"), **mean, "steps": 8}
+    all_drawn, some = (camkit.score(model, images, made.maps, **every, sample=count) for count in (7, 2))
+    pd.testing.assert_frame_equal(all_drawn, named)
+    assert not some.equals(named)
     other = camkit.score(model, images, made.maps, target=2, metrics=("deletion",), steps=8)
     assert list(other["target"]) == [2, 2, 2]
     assert model.training is False and all(one.requires_grad for one in model.parameters())
@@ -322,6 +328,7 @@ def test_in_python(tmp_path: Path) -> None:
         ({"metrics": ("adcc",)}, "adcc explains changed images"),
         ({"metrics": ("shapley",)}, "shapley depends on a layer"),
         ({"budget": 3}, "no option 'budget'"),
+        ({"sample": 0}, "--sample 0: expected 1 or more"),
     ):
         with pytest.raises(UsageError, match=message):
             camkit.score(model, images, **({"maps": made.maps} | wrong))

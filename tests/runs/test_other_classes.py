@@ -14,7 +14,7 @@ from pictures import jpeg, picture, write
 from tiny import seeded
 
 from camkit.cli import main
-from camkit.runs.cells import own_classes
+from camkit.runs.selection import own_classes
 
 RESNET = "timm/test_resnet"
 FOLDERS = ("ant", "bee", "cat")
@@ -111,7 +111,7 @@ def test_models_that_carry_different_lists(tmp_path: Path, monkeypatch: pytest.M
     from camkit.errors import UsageError
 
     lists = {"resnet18": ClassList("a", ("x", "y")), "resnet50": ClassList("b", ("y", "x")), "vgg16": None}
-    monkeypatch.setattr("camkit.runs.cells.own_classes_of", lambda name, _: lists[name])
+    monkeypatch.setattr("camkit.runs.selection.own_classes_of", lambda name, _: lists[name])
     assert own_classes(RunConfig(model=("vgg16", "resnet18"))) is lists["resnet18"]
     with pytest.raises(UsageError, match="resnet18 and resnet50 carry different class lists"):
         own_classes(RunConfig(model=("vgg16", "resnet18", "resnet50")))
