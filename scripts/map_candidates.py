@@ -107,7 +107,7 @@ class Maps:
     def __init__(self, trace: Trace) -> None:
         self.trace = trace
         self.size = (trace.images.shape[2], trace.images.shape[3])
-        self._views = {"zero": replace(trace, absent="zero")}
+        self._views = {"zero": self._seen("zero")}
         self._summands: dict[tuple[str, int, str], Tensor] = {}
 
     def make(self, name: str) -> tuple[Tensor | None, Tensor]:
@@ -172,8 +172,11 @@ class Maps:
 
     def _view(self, absent: str) -> Trace:
         if absent not in self._views:
-            self._views[absent] = replace(self.trace, absent=absent)
+            self._views[absent] = self._seen(absent)
         return self._views[absent]
+
+    def _seen(self, absent: str) -> Trace:
+        return replace(self.trace, options=replace(self.trace.options, absent=absent))
 
     def _resized(self, maps: Tensor) -> Tensor:
         return F.interpolate(maps[:, None], self.size, mode="bilinear", align_corners=False)[:, 0]

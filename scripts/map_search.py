@@ -109,7 +109,7 @@ def traced(prepared: Prepared, config: RunConfig, batch: Batch) -> Trace:
     target = own.where(own >= 0, passed.logits.detach().argmax(dim=1))
     return Trace(
         images, [item.id for item in batch.items], partial(preprocess.rgb, images), target, config.seed, 0,
-        network, batch.regions, UTILITIES["rest"].function, path, passed,
+        network, batch.regions, config, UTILITIES["rest"].function, path, passed,
     )  # fmt: skip
 
 
@@ -122,10 +122,9 @@ def subject_of(trace: Trace, config: RunConfig) -> Subject:
     return Subject(
         images=trace.images, target=trace.target, logits=trace.logits,
         probability=trace.network.probability(trace.logits, trace.target), score=trace.score,
-        logit=trace.logit, steps=config.steps, patches=config.grid, saliency=torch.zeros(()), maps=None,
-        regions=trace.regions, image_ids=trace.image_ids, seed=config.seed, ties=config.ties, grid=None,
-        explain_again=absent, explain_behind=absent, explain_as=absent, _find_trace=absent,
-        sample=config.sample,
+        logit=trace.logit, options=config, saliency=torch.zeros(()), maps=None, regions=trace.regions,
+        image_ids=trace.image_ids, seed=config.seed, layer_grid=None, explain_again=absent,
+        explain_behind=absent, explain_as=absent, _find_trace=absent,
     )  # fmt: skip
 
 
@@ -140,7 +139,7 @@ def of_photos(subject: Subject, drops: Mapping[int, dict[str, Tensor]]) -> dict[
         found |= METRICS[name].function(subject)
     scores = {name: found[name] for name in KEPT}
     for grid, made in drops.items():
-        on_grid = replace(subject, patches=grid, _made=made)
+        on_grid = replace(subject, options=replace(subject.options, grid=grid), _made=made)
         scores[f"single_deletion_{grid}"] = METRICS["single_deletion"].function(on_grid)["single_deletion"]
     return scores
 
