@@ -256,7 +256,7 @@ def grade(folders: tuple[Path, ...], style: str | None, out: Path | None, plugin
     \b
     after
       camkit bench --model resnet50 --data mosaic:/data/imagenet/val --limit 100 \\
-        --method paper,controls,ceilings,hirescam~all --metrics localisation,adcc,deletion,shape \\
+        --method paper,controls,region,hirescam~all --metrics localisation,adcc,deletion,shape \\
         --save-maps -o results/mosaics
     """
     from camkit.plugins import load_plugins
