@@ -19,15 +19,12 @@ from camkit.cli.options import (
     table_width,
     weights_of_run,
 )
-from camkit.config import RunConfig
+from camkit.config import RunConfig, deciding_options
 from camkit.console import say
 from camkit.errors import CamkitError, UsageError
 
 # What the runs of a folder know, and what has to be said again where maps come from elsewhere.
-OF_MAPS = (
-    "activation", "target", "preprocess", "size", "mean", "std", "limit", "exif", "steps", "sample", "seed",
-    "dtype",
-)  # fmt: skip
+OF_MAPS = (*(one.name for one in deciding_options()), "limit")
 
 
 @click.command(cls=Command)

@@ -158,7 +158,7 @@ def _choose(contents: Contents, reading: Reading) -> Layout:
         options = " and ".join(reading.columns)
         with_columns = " or ".join(one.name for one in LAYOUTS.values() if one.columns)
         raise UsageError(f"{options}: for the layouts {with_columns}; this is {layout.name} ({layout.looks})")
-    if reading.classes.name == FOLDERS and layout.name in ("imagenet-v2", "webdataset"):
+    if reading.classes.name == FOLDERS and layout.numbers_classes:
         raise UsageError(
             f"--classes folders: {layout.name} numbers its classes itself; leave out one of them"
         )

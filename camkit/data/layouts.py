@@ -39,6 +39,7 @@ class Layout:
         found: whether it is taken so by looking.
         read: the images and their labels.
         columns: whether the user can name columns of it.
+        numbers_classes: whether the data say themselves which class has which number.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Layout:
     found: Callable[[Contents, Reading], bool]
     read: Callable[[Contents, Reading], tuple[Entries, Labels]]
     columns: bool = False
+    numbers_classes: bool = False
 
 
 def _names(contents: Contents) -> list[str]:
@@ -162,6 +164,7 @@ LAYOUTS = {
             fits=_any_image(folder_number),
             found=_number_folders,
             read=_read_number_folders,
+            numbers_classes=True,
         ),
         Layout(
             "flat",
@@ -192,6 +195,7 @@ LAYOUTS = {
             found=lambda contents, reading: has_sidecars(contents) or bool(contents.tars and reading.columns),
             read=read_webdataset,
             columns=True,
+            numbers_classes=True,
         ),
         Layout(
             "tar",

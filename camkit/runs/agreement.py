@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 
 from camkit.config import RunConfig
+from camkit.results.columns import ROW
 from camkit.results.table import Row
 
 # How far a value may be from the recorded one: absolutely, or relative to it where it is above 1. Number
@@ -17,6 +18,7 @@ TOLERANCE = {"float32": 1e-5, "tf32": 1e-2, "float16": 1e-2, "bfloat16": 5e-2}
 FEW, FEW_TOLERANCE = 0.1, 1e-3
 # Classes, which no rounding moves.
 EXACT = ("label", "target", "predicted")
+TEXTS = tuple(name for name, column in ROW.items() if not column.is_number)
 
 Values = Mapping[str, float]  # column -> value
 
@@ -48,7 +50,7 @@ class Comparison:
             self._compare("label", row["label"], made["label"])
         for column in dict.fromkeys([*row, *made]):
             text = row.get(column, "")
-            if column in ("image", "label") or (not text and column not in made):
+            if column in TEXTS or (not text and column not in made):
                 continue
             if not text:
                 self.lacks(image, f"has no value in {column}")

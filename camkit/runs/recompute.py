@@ -11,6 +11,7 @@ from camkit.data import Item
 from camkit.errors import CamkitError
 from camkit.network.prepare import Prepared
 from camkit.results.cells import Cell, CellFailure, CellScores, Predictions
+from camkit.results.columns import ROW
 from camkit.results.table import Row
 from camkit.runs.agreement import Values, tolerance_of
 from camkit.runs.loop import Loop, OutOfMemory
@@ -92,7 +93,7 @@ def _scores(result: CellScores) -> dict[str, Values]:
     return {
         item.id: {
             "label": _label(item),
-            "target": result.target[place],
+            **{name: float(one.of(result, place)) for name, one in ROW.items() if one.is_number},
             **{name: values[place] for name, values in result.scores.items()},
         }
         for place, item in enumerate(result.items)

@@ -15,7 +15,7 @@ from places import ROOT
 
 import camkit.runs.bench
 from camkit.cli import main
-from camkit.config import RunConfig
+from camkit.config import RunConfig, deciding_options
 from camkit.errors import CamkitError
 from camkit.option import GROUPS
 
@@ -319,3 +319,8 @@ class TestFailures:
         result = call("bench", *TINY, "--data", photos, "-o", tmp_path / "file" / "out")
         message = wrong(result, code=1)
         assert "Not a directory" in message
+
+
+def test_all_that_decides_numbers_can_be_said_again_of_maps_from_elsewhere() -> None:
+    taken = {option.name for option in main.commands["score"].params}
+    assert {option.name for option in deciding_options()} <= taken
