@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -180,7 +182,7 @@ class TestFiner:
         found = maps("finercam", traced)
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
         assert (found - maps("gradcam", traced)).abs().max() > 0.05 * found.abs().max()
-        traced.reference_weight = 0.0
+        traced.options = replace(traced.options, reference_weight=0.0)
         torch.testing.assert_close(maps("finercam", traced), maps("gradcam", traced), rtol=1e-4, atol=1e-7)
 
     @pytest.mark.peers
@@ -192,7 +194,7 @@ class TestFiner:
         images = IMAGES.clone().requires_grad_()
         with torchcam.FinerCAM(model, model.block) as peer:
             (expected,) = peer([2, 0], model(images), references, normalized=False)
-        assert peer.gamma == traced.reference_weight
+        assert peer.gamma == traced.options.reference_weight
         torch.testing.assert_close(maps("finercam", traced).relu(), expected, rtol=1e-4, atol=1e-6)
         assert expected.max() > 1e-3
 

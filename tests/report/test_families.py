@@ -65,7 +65,7 @@ def test_three_resnets_are_one_of_three_families(several):
     block = text[text.index("Com ↓, average rank over 3 families of 5 models") :].split("\n\n")[0]
     rows = {line.split()[0]: line.split()[1] for line in block.splitlines()[3:5]}
     assert rows == {"gradcam": "1.33", "layercam": "1.67"}  # by models it was the other way round
-    assert "resnet (resnet101, resnet18, resnet50)" in block
+    assert "resnet (resnet18, resnet50, resnet101)" in block
     assert "are not independent" in block and "swin_transformer (swin_t)" in block
 
 

@@ -56,8 +56,8 @@ def test_labels_of_another_number_of_classes_are_left_aside(
     predictions = pd.read_csv(next((tmp_path / "out").glob("*/predictions.csv")))
     assert predictions[["label", "predicted_name"]].isna().all().all()
     for target in ("label", "correct"):
-        result = bench(data, *words, "--target", target)
-        assert result.exit_code == 1
+        result = bench(data, *words, "--target", target, "-o", tmp_path / target)
+        assert result.exit_code == 1, result.output
         assert f"--target {target}: {RESNET} tells apart {classes} classes" in result.output
         assert "the labels are of 3" in result.output
 
