@@ -28,7 +28,7 @@ report: demo  ## the demo's results as a page, tables and figures, in results/de
 	$(CAMKIT) compare results/local/demo -o results/demo/compare.md
 	$(CAMKIT) plot results/local/demo --format png -o results/demo/figures
 
-test: $(VENV)/.demo $(VENV)/.test  ## run the tests, a process per core (some 12 minutes on two)
+test: $(VENV)/.demo $(VENV)/.test  ## run the tests, a process per core (some 8 minutes on two)
 	$(VENV)/bin/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
 soak: $(VENV)/.demo $(VENV)/.test  ## kill a run some 300 times, start it again, compare (some minutes)

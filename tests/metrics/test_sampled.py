@@ -18,8 +18,8 @@ from camkit.errors import UsageError
 from camkit.metrics import Subject
 from camkit.metrics.causal import area, deletion_curve, insertion_curve
 from camkit.metrics.sampled import estimated_area, joined, sampled_steps
-from camkit.runs.selection import select
 from camkit.runs.dryrun import dry_run
+from camkit.runs.selection import select
 
 SIDE = 4
 PIXELS = SIDE * SIDE
