@@ -13,17 +13,17 @@ from camkit.report.grades import Grade, Report
 from camkit.report.grid import Entry, Grid
 
 LEGEND = (
-    f"notices: smallest share of a map in a wrong tile that lowers the score in {100 * NOTICED:.0f} % of "
+    f"notices: smallest share of a map in a wrong tile that worsens the score in {100 * NOTICED:.0f} % of "
     "mosaics.",
     "paid: the share in a wrong tile that a change of histogram alone (square root, square, raised) makes up "
     "for.",
     f"agrees: pairs of methods whose energies differ by more than {100 * APART:.0f} points, ordered alike.",
-    "beats chance: how often the best method of one half of the images beats every control on the other.",
+    "beats controls: how often the best method of one half of the images beats every control on the other.",
     "area: share of the score's variance within images that the map's mean and roughness explain.",
     "images: from so many on two samples rank the methods alike.",
     "×: misses its threshold (docs/scores.md).",
 )
-HEADINGS = ("score", "notices", "paid", "agrees", "beats chance", "area", "images", "passes")
+HEADINGS = ("score", "notices", "paid", "agrees", "beats controls", "area", "images", "passes")
 
 
 def grade_grid(report: Report) -> Grid:

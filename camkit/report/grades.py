@@ -1,6 +1,6 @@
 """What a score is worth: what it says of place, whether it agrees with the truth, whether chance beats it.
 
-docs/scores.md has the definitions and the thresholds, which were written down before the study.
+docs/scores.md has the definitions and the thresholds, which were fixed in advance.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Grade:
     """One score of one model, layer and utility. NaN where that cannot be said of these results.
 
     Attributes:
-        noticed: smallest share t of a map in the wrong tile that lowers the score in 95 % of the mosaics;
+        noticed: smallest share t of a map in the wrong tile that worsens the score in 95 % of the mosaics;
             infinite where none does.
         paid: the t whose mean loss the largest gain of a change of histogram makes up for; infinite where
             that is more than a whole map in the wrong tile loses. `paid_low`, `paid_high`: its 95 % interval
