@@ -14,7 +14,7 @@ from typing import TypeVar
 import torch
 from speed_jobs import Line, Setting, interleaved, temporary_folder
 
-from camkit.network.allocator import keep_freed_memory
+from camkit.network.glibc import keep_freed_memory
 from camkit.network.loading import load_model
 
 T = TypeVar("T")

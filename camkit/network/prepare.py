@@ -13,9 +13,9 @@ from camkit.data.batches import batches
 from camkit.data.pixels import Preprocess, shrunk
 from camkit.errors import CamkitError, Say, UsageError
 from camkit.network.activation import ACTIVATIONS
-from camkit.network.allocator import keep_freed_memory
 from camkit.network.features import HAND_ON, Features
 from camkit.network.folding import fold
+from camkit.network.glibc import keep_freed_memory
 from camkit.network.inspect import expect_classes, inspect, noise_like, open_network, takes
 from camkit.network.layers import SEVERAL, find_module, parts_of
 from camkit.network.loading import LoadedModel, load_model, load_preprocess
