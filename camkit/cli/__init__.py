@@ -1,4 +1,7 @@
-"""The command line: parse, call, print. Torch is imported only by the commands that need it."""
+"""The command line: parse, call, print. Torch is imported only by the commands that need it.
+
+Its options are made from the fields of camkit/config.py: an option of a run is added there, not here.
+"""
 
 from __future__ import annotations
 
