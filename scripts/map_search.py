@@ -117,7 +117,7 @@ def subject_of(trace: Trace, config: RunConfig) -> Subject:
     """A batch without maps yet: :func:`dataclasses.replace` gives it those of each method in turn."""
 
     def absent(*_: Any, **__: Any) -> Any:
-        raise NotImplementedError("these scores explain nothing again")
+        raise AssertionError("none of these scores explains again")
 
     return Subject(
         images=trace.images, target=trace.target, logits=trace.logits,
