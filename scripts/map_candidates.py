@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 
 import torch
@@ -198,7 +199,7 @@ def price(trace: Trace, name: str) -> float:
     layers = replace(trace).layers[: candidate.layers] if candidate else ()
     for layer in layers:
         layer.gradient_at(layer.activation)  # what passes a layer by is found once per network, at a price
-    gradients = [operations(lambda one=one: one.gradient) for one in layers]
+    gradients = [operations(partial(getattr, one, "gradient")) for one in layers]
     whole = operations(lambda: Maps(trace).make(name)) - sum(gradients) + max(gradients, default=0)
     return whole / operations(lambda: trace.score(trace.images))
 

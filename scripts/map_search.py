@@ -294,9 +294,9 @@ def choose(data: str, part: Sequence[str], limit: int, mosaics: int) -> None:
 def confirm(model: Sequence[str], data: str, part: Sequence[str], limit: int, mosaics: int) -> None:
     """Score the chosen candidates, their controls and the paper's ten on other photos."""
     names = [*PAPER, EDGES]
-    for one in map(named, chosen()):
-        assert one is not None
-        names += [one.name, f"{ROUGH}{one.name}", one.fusion_alone.name]
+    for candidate in map(named, chosen()):
+        assert candidate is not None
+        names += [candidate.name, f"{ROUGH}{candidate.name}", candidate.fusion_alone.name]
     study = Study("confirm", data, limit, mosaics, list(dict.fromkeys(names)), GRIDS)
     for each in model:
         for one in part or TEST:
