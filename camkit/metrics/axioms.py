@@ -44,7 +44,7 @@ COLUMNS = {
     columns={**null_positions.COLUMNS, **COLUMNS},
     flags=null_positions.FLAGS,
     sees_layer=True,
-    passes="6 gradients; 3 for all methods",
+    passes="0; 3 and 6 gradients for all methods",
     source="Shapley 1953: dummy, efficiency, symmetry, linearity",
 )
 def axioms(subject: Subject) -> dict[str, Tensor]:
@@ -76,7 +76,7 @@ def axioms(subject: Subject) -> dict[str, Tensor]:
 
 def _linearity_error(subject: Subject) -> Tensor:
     whole, *parts = (
-        subject.explain_as(utility=name)[0].flatten(1) for name in ("rest", "logit", "log-softmax")
+        subject.explain_as(name, utility=name)[0].flatten(1) for name in ("rest", "logit", "log-softmax")
     )
     length = sum(one.abs().sum(dim=1) for one in (whole, *parts))
     return (whole - sum(parts)).abs().sum(dim=1) / length

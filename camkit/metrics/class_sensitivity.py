@@ -33,17 +33,18 @@ OTHERS = {
         for name, (heading, other) in OTHERS.items()
     },
     sees_layer=True,
-    passes="3 gradients",
+    passes="0; 3 gradients for all methods",
     source="correlation of signed maps between classes; on its reading: 2211.12486",
 )
 def class_sensitivity(subject: Subject) -> dict[str, Tensor]:
     """Pearson correlation of signed maps, before ReLU; of saliency maps where a method gives these.
 
-    One gradient per class, no further pass but for methods that see no layer. NaN where a map is constant.
+    One gradient per class, which methods share. No further pass but for methods that see no layer.
+    NaN where a map is constant.
     """
     maps = subject.saliency if subject.maps is None else subject.maps
     others = zip(OTHERS, other_classes(subject), strict=True)
-    return {name: pearson(maps, subject.explain_as(target=classes)[0]) for name, classes in others}
+    return {name: pearson(maps, subject.explain_as(name, target=classes)[0]) for name, classes in others}
 
 
 def other_classes(subject: Subject) -> tuple[Tensor, Tensor, Tensor]:

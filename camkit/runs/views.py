@@ -127,16 +127,25 @@ class Views:
             return self.make_maps(cell.method, view)
 
     def _explain_as(
-        self, explained: Explained, cell: Cell, target: Tensor | None = None, utility: str | None = None
+        self,
+        explained: Explained,
+        cell: Cell,
+        name: str,
+        target: Tensor | None = None,
+        utility: str | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Maps and saliency maps of other classes (B,) or of another utility, from the same pass."""
         target = explained.target if target is None else target
         if cell.method.of_image:
-            view = ImageView(**self._seen(explained, explained.images, draw=0) | {"target": target})
-            return self.make_maps(cell.method, view)
-        function = self._utility(utility or cell.utility)
-        trace = replace(self._trace(explained, cell), target=target, utility=function)
-        return self.make_maps(cell.method, trace)
+            seen = self._seen(explained, explained.images, draw=0) | {"target": target}
+            return self.make_maps(cell.method, ImageView(**seen))
+        trace, key = self._trace(explained, cell), (cell.path, cell.utility, name)
+        view = explained.others.get(key)
+        if view is None or view.passed is not trace.passed:
+            function = self._utility(utility or cell.utility)
+            view = replace(trace, target=target, utility=function)
+            explained.others[key] = view
+        return self.make_maps(cell.method, view)
 
     def _utility(self, name: str) -> Callable[[Tensor, Tensor], Tensor]:
         return find_utility(name, self.network.activation.name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 
 from camkit.entries import METRICS, method
 from camkit.metrics.class_sensitivity import other_classes
+from camkit.network.gradients import gradient_of
 from camkit.network.trace import Trace
 
 IMAGES = noise(2, 3, 16, 24)
@@ -111,6 +114,20 @@ def test_it_takes_gradients_and_no_pass(name: str, passes: int) -> None:
     made.clear()
     METRICS["class_sensitivity"].function(one)
     assert len(made) == passes
+
+
+def test_methods_share_the_gradients_of_the_other_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    subjects = explained(network(), IMAGES, "features", ("gradcam", "hirescam", "xgradcam"))
+    taken: list[int] = []
+
+    def counted(*given: Any, **options: Any) -> Tensor:
+        taken.append(1)
+        return gradient_of(*given, **options)
+
+    monkeypatch.setattr("camkit.network.trace.gradient_of", counted)
+    for one in subjects:
+        METRICS["class_sensitivity"].function(one)
+    assert len(taken) == 3
 
 
 def test_it_is_no_ranking() -> None:
