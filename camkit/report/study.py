@@ -159,7 +159,7 @@ class Block:
     def size(self) -> str:
         """How many images the methods have, and of mosaics how many these are."""
         images = count_of(*(~np.isnan(self.values)).any(axis=2).sum(axis=0))
-        return f"{len(self.units)} mosaics, {images}" if self.of_mosaics else images
+        return f"{count_of(len(self.units), of='mosaic')}, {images}" if self.of_mosaics else images
 
     def describe(self) -> str:
         """The protocol in one line, for a caption."""
@@ -172,12 +172,12 @@ class Block:
         return ", ".join(words)
 
 
-def count_of(*images: int) -> str:
+def count_of(*counts: int, of: str = "image") -> str:
     """How many images; of several counts from the least to the most."""
-    least, most = min(images), max(images)
+    least, most = min(counts), max(counts)
     if least < most:
-        return f"{least} to {most} images"
-    return "1 image" if most == 1 else f"{most} images"
+        return f"{least} to {most} {of}s"
+    return f"1 {of}" if most == 1 else f"{most} {of}s"
 
 
 def load_study(
