@@ -1,7 +1,7 @@
 """A map that wins on yardsticks that are not camkit's own: the search, and its test.
 
     python scripts/map_search.py choose --data CHOICE --limit 40 --mosaics 12     # Lite0
-    python scripts/map_search.py confirm --data DIR --limit 40 --mosaics 24       # Lite0, Lite1 and Lite2
+    python scripts/map_search.py confirm --data DIR --limit 80 --mosaics 24       # Lite0, Lite1 and Lite2
     python scripts/map_search.py table
 
 CHOICE and DIR have no photo in common. `choose` runs the parts `price`, `null`, `photos` and `mosaics`, and
