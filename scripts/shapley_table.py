@@ -4,9 +4,9 @@
     python scripts/shapley_table.py run imagenet --data DIR --part values --limit 500
     python scripts/shapley_table.py table                               # tables.md, from the CSVs
 
-`run` writes results/shapley/NAME.csv, one row per image and cell; a run that was stopped goes on, and rows of
-parts that are not run stay. Tables of scripts/shapley_search.py's results (search*.csv) are made too. Errors
-are roots of mean squares, see docs/definitions.md.
+`run` writes results/shapley/NAME.csv.gz, one row per image and cell; a run that was stopped goes on, and rows
+of parts that are not run stay. Tables of scripts/shapley_search.py's results (search*.csv) are made too.
+Errors are roots of mean squares, see docs/definitions.md.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from camkit.results.folder import file_name, read_run, run_folders
 from camkit.runs.bench import bench
 
 HERE = Path("results/shapley")
+GZIP: Any = {"method": "gzip", "mtime": 0}  # the same rows make the same file
 RUNS = Path("results/local/shapley")
 MODELS = ("tf_efficientnet_lite0", "tf_efficientnet_lite1", "tf_efficientnet_lite2")
 LAYERS = ("prepool", "conv", "blocks.5")
@@ -87,6 +88,7 @@ PARTS: dict[str, dict[str, Any]] = {
         "steps": 14,
     },
 }
+YARDSTICK = ("nonadditivity", "shapley_noise")
 KEYS = ["part", "model", "layer", "utility", "method", "image"]
 
 
@@ -102,8 +104,8 @@ def main() -> None:
 @click.option("--part", type=click.Choice(list(PARTS)), multiple=True, help="Only these parts.")
 @click.option("--batch-size", default=10, show_default=True)
 def run(name: str, data: str, limit: int | None, part: Sequence[str], batch_size: int) -> None:
-    """Run the parts over the images of --data, and put their rows into results/shapley/NAME.csv."""
-    path = HERE / f"{name}.csv"
+    """Run the parts over the images of --data, and put their rows into results/shapley/NAME.csv.gz."""
+    path = HERE / f"{name}.csv.gz"
     for one in part or PARTS:
         out = RUNS / name / one
         bench(RunConfig(data=data, limit=limit, batch_size=batch_size, out=out, **PARTS[one]), say=click.echo)
@@ -113,7 +115,7 @@ def run(name: str, data: str, limit: int | None, part: Sequence[str], batch_size
             rows = pd.concat([there[there["part"] != one], rows])
         HERE.mkdir(parents=True, exist_ok=True)
         rows.sort_values("part", key=lambda parts: parts.map(list(PARTS).index), kind="stable").to_csv(
-            path, index=False, float_format="%.5g", lineterminator="\n"
+            path, index=False, float_format="%.5g", lineterminator="\n", compression=GZIP
         )
 
 
@@ -148,6 +150,8 @@ def intervals(rows: pd.DataFrame, scores: Sequence[str]) -> pd.DataFrame:
 def _interval(figure: float, low: float, high: float) -> str:
     if np.isnan(figure):
         return ""
+    if figure == 0 and np.isnan(low):  # the root of a mean that is not positive after the noise is subtracted
+        return "within noise"
     return f"{figure:.4f}" if np.isnan(low) else f"{figure:.4f} [{low:.4f}, {high:.4f}]"
 
 
@@ -177,11 +181,12 @@ def part_tables(name: str, part: str, rows: pd.DataFrame) -> Iterator[str]:
     for model, of_model in rows.groupby("model", sort=False):
         title = f"{name}, {part}: {model}, {of_model['image'].nunique()} photos"
         if "shapley_error" in found and "coherency" not in found:
-            scores = ("shapley_error", "shapley_error_scaled", "saliency_distance", "shapley_noise")
-            for score in scores:
+            for score in ("shapley_error", "shapley_error_scaled", "saliency_distance"):
                 yield f"**{title}, `{score}`**\n\n{across_cells(of_model, score).to_markdown()}\n"
             game = of_model[of_model["method"] == "hirescam"]  # it is the same beside every method
-            yield f"**{title}, `nonadditivity`**\n\n{across_cells(game, 'nonadditivity').to_markdown()}\n"
+            of_game = {score: across_cells(game, score).squeeze() for score in YARDSTICK}
+            table = pd.DataFrame(of_game).T
+            yield f"**{title}, the game and the yardstick**\n\n{table.to_markdown()}\n"
         else:
             for layer, of_layer in of_model.groupby("layer", sort=False):
                 yield f"**{title}, {layer}**\n\n{intervals(of_layer, found).to_markdown()}\n"
@@ -212,14 +217,13 @@ def search_table(path: Path) -> str:
 def tables() -> None:
     """Write results/shapley/tables.md from the CSVs that stand there."""
     text = [f"<!-- Made by `python {Path(__file__).parent.name}/{Path(__file__).name} table`. -->\n"]
-    for path in sorted(HERE.glob("*.csv")):
-        if path.stem.startswith("search"):
-            text.append(search_table(path))
-            continue
+    for path in sorted(HERE.glob("*.csv.gz")):
         rows = pd.read_csv(path, dtype={"image": str})
         for part in PARTS:
             here = rows[rows["part"] == part]
-            text += part_tables(path.stem, part, here) if len(here) else []
+            name = path.name.removesuffix(".csv.gz")
+            text += part_tables(name, part, here) if len(here) else []
+    text += [search_table(path) for path in sorted(HERE.glob("search*.csv"))]
     HERE.mkdir(parents=True, exist_ok=True)
     (HERE / "tables.md").write_text("\n".join(text))
     click.echo(str(HERE / "tables.md"))
