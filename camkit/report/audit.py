@@ -45,13 +45,14 @@ def _images(analysis: Analysis, named: Naming) -> list[str]:
     lines = []
     if analysis.few:
         fewest = int(block.counts[block.counts > 0].min())
+        unit = "mosaic" if block.of_mosaics else "image"
         if block.counts.max() == 1:
-            lines.append("Only one image: there are no intervals, and nothing can be tested.")
+            lines.append(f"Only one {unit}: there are no intervals, and nothing can be tested.")
         elif fewest == 1:
-            lines.append("Some scores rest on one image: they have no interval, and are not tested.")
+            lines.append(f"Some scores rest on one {unit}: they have no interval, and are not tested.")
         else:
             lines.append(
-                f"Only {fewest} images: the intervals rest on fewer than {FEW_IMAGES} and are not to be "
+                f"Only {fewest} {unit}s: the intervals rest on fewer than {FEW_IMAGES} and are not to be "
                 "trusted."
             )
     most = block.counts.max(axis=0)

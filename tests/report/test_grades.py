@@ -449,3 +449,14 @@ class TestAcross:
             for entry in group
         }
         assert shown == {"hirescam", "flat"}
+
+
+def test_few_mosaics_are_counted_as_mosaics(tmp_path: Path) -> None:
+    for tiles, size, note in (
+        (12, "3 mosaics, 12 images", "Only 3 mosaics"),
+        (4, "1 mosaic, 4 images", "Only one mosaic"),
+    ):
+        cells = {"gradcam": {"energy": np.linspace(0.1, 0.9, tiles)}}
+        (block,) = load_study([write_mosaics(tmp_path / str(tiles), cells, TILES[:tiles])])
+        assert block.size == size
+        assert any(note in line for line in audit.audit(Analysis(block), [block]))
