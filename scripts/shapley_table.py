@@ -80,6 +80,13 @@ PARTS: dict[str, dict[str, Any]] = {
         "method": (*VALUES, *OTHERS),
         "metrics": ("shapley", "adcc", "single_deletion"),
     },
+    "scores-mixing": {
+        "model": MODELS[:1],
+        "layer": ("blocks.5",),
+        "method": (*VALUES[:-1], *OTHERS),
+        "metrics": ("adcc", "single_deletion", "deletion", "insertion"),
+        "steps": 14,
+    },
     "curves": {
         "model": MODELS[:1],
         "layer": ("prepool", "conv"),
@@ -192,6 +199,18 @@ def part_tables(name: str, part: str, rows: pd.DataFrame) -> Iterator[str]:
                 yield f"**{title}, {layer}**\n\n{intervals(of_layer, found).to_markdown()}\n"
 
 
+def overview(name: str, rows: pd.DataFrame, utility: str) -> str:
+    """Methods down, layers and models across: the error of the best multiple of each map."""
+    errors = rows[(rows["utility"] == utility) & rows["part"].isin(("values", "mixing"))]
+    columns = {}
+    for (layer, model), here in errors.groupby(["layer", "model"]):
+        cell = f"{layer}, {str(model).rpartition('_')[2]}"
+        columns[cell] = across_cells(here, "shapley_error_scaled").squeeze(axis=1).str.partition(" [")[0]
+    table = pd.DataFrame(columns)[sorted(columns, key=lambda cell: LAYERS.index(cell.partition(",")[0]))]
+    ordered = table.loc[sorted(table.index, key=VALUES.index)].fillna("")
+    return f"**{name}: `shapley_error_scaled` under {utility}**\n\n{ordered.to_markdown()}\n"
+
+
 def search_table(path: Path) -> str:
     """Candidates down, layers across."""
     rows = pd.read_csv(path, dtype={"image": str, "passes": str}).fillna({"passes": ""})
@@ -219,9 +238,10 @@ def tables() -> None:
     text = [f"<!-- Made by `python {Path(__file__).parent.name}/{Path(__file__).name} table`. -->\n"]
     for path in sorted(HERE.glob("*.csv.gz")):
         rows = pd.read_csv(path, dtype={"image": str})
+        name = path.name.removesuffix(".csv.gz")
+        text += [overview(name, rows, utility) for utility in UTILITIES[:3]]
         for part in PARTS:
             here = rows[rows["part"] == part]
-            name = path.name.removesuffix(".csv.gz")
             text += part_tables(name, part, here) if len(here) else []
     text += [search_table(path) for path in sorted(HERE.glob("search*.csv"))]
     HERE.mkdir(parents=True, exist_ok=True)
