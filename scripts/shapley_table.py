@@ -96,6 +96,7 @@ PARTS: dict[str, dict[str, Any]] = {
     },
 }
 YARDSTICK = ("nonadditivity", "shapley_noise")
+OF_GAME = ("nonadditivity", "efficiency_gap")  # beside scores that are not about the game
 KEYS = ["part", "model", "layer", "utility", "method", "image"]
 
 
@@ -195,8 +196,9 @@ def part_tables(name: str, part: str, rows: pd.DataFrame) -> Iterator[str]:
             table = pd.DataFrame(of_game).T
             yield f"**{title}, the game and the yardstick**\n\n{table.to_markdown()}\n"
         else:
+            scores = [name for name in found if not name.startswith("shapley_") and name not in OF_GAME]
             for layer, of_layer in of_model.groupby("layer", sort=False):
-                yield f"**{title}, {layer}**\n\n{intervals(of_layer, found).to_markdown()}\n"
+                yield f"**{title}, {layer}**\n\n{intervals(of_layer, scores).to_markdown()}\n"
 
 
 def overview(name: str, rows: pd.DataFrame, utility: str) -> str:

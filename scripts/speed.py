@@ -18,6 +18,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import click
@@ -27,7 +28,9 @@ from speed_jobs import Job, Line, Setting, interleaved, temporary_folder, write_
 from speed_processes import Elsewhere, allocator, memory
 from speed_report import DTYPE_STEPS, Change, write_report
 
+import camkit
 from camkit.errors import CamkitError
+from camkit.runs.loop import load_batches
 
 LITE, RESNET = "tf_efficientnet_lite0", "resnet50"
 # Model -> weights, batch size, images for one method and for ten.
@@ -125,6 +128,23 @@ def native(setting: Setting) -> list[Line]:
     return methods(setting)
 
 
+def shapley(setting: Setting) -> list[Line]:
+    """The Shapley value where logits are affine, beside GradCAM: from images to maps, without scores."""
+    model, lines = camkit.load_model(LITE), []
+    for layer, images in product(("conv", "prepool"), (1, 16)):
+        job = Job(setting, LITE, ("gradcam",), batch_size=images, limit=images)
+        (batch,) = load_batches(job.prepared, job.config, job.items, images)
+        assert batch.pixels is not None  # these photos can be read
+        photos = model.loaded.preprocess.normalise(batch.pixels)
+        ours, other = (
+            partial(camkit.explain, model, photos, method=name, layer=layer)
+            for name in ("shapley", "gradcam")
+        )
+        case = f"{LITE}, {layer}, explaining {images} at a time: `shapley`, `gradcam`"
+        lines.append(Line(case, interleaved(ours, other, 3 * setting.repetitions), "≤ 2 × gradcam", 2))
+    return lines
+
+
 def dtype(setting: Setting) -> tuple[list[Line], list[Change]]:
     """Number formats: speed, and the change in every score on the sample photos."""
     lines, changes = [], []
@@ -197,6 +217,7 @@ SECTIONS: dict[str, Callable] = {
     "grad-cam": grad_cam,
     "torchcam": torchcam,
     "methods": native,
+    "shapley": shapley,
     "memory": memory,
     "dtype": dtype,
     "compile": compiled,

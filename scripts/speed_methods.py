@@ -1,10 +1,9 @@
-"""Native methods beside the same of grad-cam and torchcam, to average drop; `shapley` beside `gradcam`."""
+"""Native methods beside the same method of grad-cam and torchcam, from image files to average drop."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache, partial
-from itertools import product
 
 import pytorch_grad_cam
 import torch
@@ -14,7 +13,6 @@ from speed_jobs import Job, Line, Setting, interleaved
 from speed_processes import Elsewhere
 from torchcam.metrics import ClassificationMetric
 
-import camkit
 from camkit.data.pixels import read_file
 from camkit.data.sources import Photo
 from camkit.network.layers import find_module
@@ -30,7 +28,7 @@ CHANNELS = 64  # of ScoreCAM
 
 
 def methods(setting: Setting) -> list[Line]:
-    """Methods against other packages, ScoreCAM against its bare passes, shapley against gradcam."""
+    """Gradient methods and AblationCAM against the packages; ScoreCAM against its bare passes."""
     lines = []
     for package, score, names, images, least in (
         ("grad-cam, image by image", grad_cam_drops, GRAD_CAM, 16, 5),
@@ -47,18 +45,7 @@ def methods(setting: Setting) -> list[Line]:
     job = _job(setting, ("scorecam",), SIZE, channels=CHANNELS)
     pairs = interleaved(job.run, job.floor, setting.repetitions)
     case = f"{MODEL}, average drop of ScoreCAM, --channels {CHANNELS}: as many bare passes"
-    lines.append(Line(case, pairs, "≤ 1.10 × floor", 1.10))
-    model = camkit.load_model(MODEL)
-    for layer, images in product(("conv", "prepool"), (1, SIZE)):
-        photos = _images(tuple(setting.photos.iterdir())[:images])
-        shapley, gradcam = (
-            partial(camkit.explain, model, photos, method=name, layer=layer)
-            for name in ("shapley", "gradcam")
-        )
-        pairs = interleaved(shapley, gradcam, 3 * setting.repetitions)
-        case = f"{MODEL}, `{layer}`, explaining {images} at a time: shapley, gradcam"
-        lines.append(Line(case, pairs, "≤ 2 × gradcam", 2))
-    return lines
+    return [*lines, Line(case, pairs, "≤ 1.10 × floor", 1.10)]
 
 
 def _job(setting: Setting, names: tuple[str, ...], images: int, **options: int) -> Job:
