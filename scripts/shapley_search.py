@@ -171,7 +171,7 @@ def on_the_path(trace: Trace) -> Iterator[tuple[str, int, Tensor]]:
 
 # Name -> passes, map.
 OTHERS: dict[str, tuple[int | str, Callable[[Trace], Tensor]]] = {
-    "shapley": ("7 where affine", METHODS["shapley"].function),
+    "shapley": ("7, or budget (P - 1)", METHODS["shapley"].function),
     "Owen: random masks at 2 nodes, 1 antithetic pair": (6, lambda t: owen(t, 1, NODE)),
     "Owen: 8 pairs": (48, lambda t: owen(t, 8, NODE)),
     "Owen, masks drawn to a quarter, 1 pair": (6, lambda t: owen(t, 1, NODE, 0.25)),
