@@ -176,7 +176,7 @@ def front(table: pd.DataFrame, across: str = "energy", up: str = "srg") -> list[
 
 
 def front_figure(table: pd.DataFrame) -> Figure:
-    """Mosaic energy against SRG of all maps; those of the front are joined and named."""
+    """Mosaic energy against SRG of all maps; those of the front are joined and numbered."""
     figure = Figure(figsize=(7, 5), layout="constrained")
     axes = figure.subplots()
     for kind, colour in COLOURS.items():
@@ -184,10 +184,10 @@ def front_figure(table: pd.DataFrame) -> Figure:
         axes.scatter(here["energy"], here["srg"], s=18, color=colour, label=kind)
     best = table.set_index("map").loc[front(table)]
     axes.plot(best["energy"], best["srg"], color="black", linewidth=0.8, zorder=0)
-    for name, row in best.iterrows():
-        axes.annotate(
-            str(name), (row["energy"], row["srg"]), fontsize=7, xytext=(4, 3), textcoords="offset points"
-        )
+    for number, place in enumerate(best[["energy", "srg"]].to_numpy(), start=1):
+        axes.annotate(str(number), place, fontsize=8, xytext=(4, 4), textcoords="offset points")
+    names = "\n".join(f"{number}  {name}" for number, name in enumerate(best.index, start=1))
+    axes.text(0.98, 0.02, names, ha="right", va="bottom", fontsize=8, transform=axes.transAxes)
     axes.set_xlabel("mosaic energy")
     axes.set_ylabel("SRG")
     axes.legend(frameon=False)

@@ -1,7 +1,8 @@
 """One map of several layers.
 
 Layers differ in the size of their grids and in the scale of their values, so a sum of their signed maps means
-nothing. Each map is turned into values in [0, 1] at the images' size first. The result is a saliency map.
+nothing in general. Each map is turned into values in [0, 1] at the images' size first. `aumann-fusion` does
+add signed maps: each sums to u(A) - u(A0), so they have one unit. The result is a saliency map.
 """
 
 from __future__ import annotations
@@ -15,13 +16,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from camkit.entries import Method, method
-from camkit.methods.gradient import gradcam_plus_plus, layercam
+from camkit.methods.aumann import aumann
+from camkit.methods.gradient import gradcam_plus_plus, hirescam, layercam
 from camkit.methods.saliency import min_max, to_saliency
 from camkit.network.layers import parts_of
 from camkit.network.passes import Network
 from camkit.network.trace import Trace
 
 GAMMA = 2.0  # of LayerCAM's scaling
+NODES = 2  # gradients on the path of each map that `aumann-fusion` adds
 
 
 def fuse(maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
@@ -41,8 +44,7 @@ def fuse(maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
         positive = one.relu()
         highest = positive.amax(dim=(1, 2), keepdim=True)
         scaled.append(torch.tanh(GAMMA * positive / highest.clamp(min=torch.finfo(one.dtype).tiny)))
-    resized = [F.interpolate(one[:, None], size, mode="bilinear", align_corners=False) for one in scaled]
-    highest = torch.cat(resized, dim=1).amax(dim=1)
+    highest = torch.stack([_resized(one, size) for one in scaled]).amax(dim=0)
     return min_max(highest.where(finite, 0))
 
 
@@ -72,6 +74,10 @@ def lacks_stages(network: Network, layer: str) -> str:
     if len(parts_of(layer)) > 1 or len(network.stages) > 1:
         return ""
     return "the model has not several stages whose ends have positions (name layers: --layer 'a+b')"
+
+
+def _resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    return F.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)[:, 0]
 
 
 def _size(trace: Trace) -> tuple[int, int]:
@@ -112,3 +118,31 @@ def refinecam(trace: Trace) -> Tensor:
     for stage in trace.stages:
         product = product * to_saliency(gradcam_plus_plus(stage), _size(trace))
     return min_max(product)
+
+
+def lacks_names(_: Network, layer: str) -> str:
+    """Why there are no layers to add, or ""."""
+    return "" if len(parts_of(layer)) > 1 else "it adds the maps of several layers: --layer 'a+b'"
+
+
+@method(
+    "aumann-fusion",
+    title="Aumann fusion",
+    source="docs/fusion.md",
+    uses=("activation", "gradient", "head", "stages"),
+    cost=f"1 + {NODES} head grads, 1 head per layer",
+    saliency=True,
+    lacks=lacks_names,
+)
+def aumann_fusion(trace: Trace) -> Tensor:
+    """ReLU(h) times ReLU of the sum over layers of aumann-2's signed maps; then min-max.
+
+    h is HiResCAM's map at the layer that is named last. An absent position has the blurred activation,
+    whatever `--absent` says. Each map is made on its own grid and resized to the images (bilinear, half-
+    pixel centres) before it is added or multiplied. What a coarse map multiplies keeps to its object, as
+    in Guided Grad-CAM (1610.02391).
+    """
+    size, options = _size(trace), replace(trace.options, absent="blur")
+    layers = [replace(layer, options=options) for layer in trace.layers]
+    total = torch.stack([_resized(aumann(layer, NODES), size) for layer in layers]).sum(dim=0)
+    return to_saliency(total * _resized(hirescam(layers[-1]), size).relu(), size)

@@ -6,13 +6,15 @@ import math
 
 import numpy as np
 import pytest
+import scipy.ndimage
 import torch
 from tiny import CPU, TinyNet, maps, noise, seeded, trace
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from camkit.entries import METHODS, Method
 from camkit.methods.fusion import at_layer, fuse
-from camkit.methods.saliency import min_max
+from camkit.methods.saliency import min_max, to_saliency
 from camkit.network.passes import Network
 from camkit.runs.guard import make_maps
 
@@ -21,13 +23,13 @@ LAYERS = "features.2+features.5"
 
 
 class Net(nn.Module):
-    """Three stages, the first two with ReLU."""
+    """Three stages."""
 
-    def __init__(self) -> None:
+    def __init__(self, activation: type[nn.Module] = nn.ReLU) -> None:
         super().__init__()
-        self.layer1 = nn.Sequential(nn.Conv2d(3, 6, 4, stride=4), nn.ReLU())
-        self.layer2 = nn.Sequential(nn.Conv2d(6, 8, 3, stride=2, padding=1), nn.ReLU())
-        self.layer3 = nn.Sequential(nn.Conv2d(8, 10, 3, stride=2, padding=1), nn.ReLU())
+        self.layer1 = nn.Sequential(nn.Conv2d(3, 6, 4, stride=4), activation())
+        self.layer2 = nn.Sequential(nn.Conv2d(6, 8, 3, stride=2, padding=1), activation())
+        self.layer3 = nn.Sequential(nn.Conv2d(8, 10, 3, stride=2, padding=1), activation())
         self.fc = nn.Linear(10, 5)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -35,6 +37,19 @@ class Net(nn.Module):
 
 
 STAGES = ("layer1", "layer2", "layer3")
+
+
+def blurred(maps: Tensor) -> Tensor:
+    """Each channel (h, w), blurred by a Gaussian: a quarter of the side is its standard deviation.
+
+    At the border the weights of what is there sum to 1.
+    """
+    sigmas = (0, 0, maps.shape[2] / 4, maps.shape[3] / 4)
+    whole, weights = (
+        scipy.ndimage.gaussian_filter(values, sigmas, mode="constant", truncate=8)
+        for values in (maps.double().numpy(), np.ones(maps.shape))
+    )
+    return torch.from_numpy(whole / weights).float()
 
 
 class TestFuse:
@@ -183,3 +198,48 @@ class TestStages:
         maps("layercam-fusion", traced)
         maps("refinecam", traced)
         assert (traced.network.passes, traced.network.head_passes) == (passes, 0)
+
+
+class TestAumannFusion:
+    def test_where_all_is_linear_by_hand(self) -> None:
+        """The path's gradient is that at A, and the map sums to u(A) - u(A0) without completion."""
+        model = seeded(lambda: Net(nn.Identity))
+        images, target = noise(2, 3, *SIZE), torch.tensor([1, 3])
+        first = model.layer1(images)
+        outputs = {"layer1": first, "layer3": model.layer3(model.layer2(first))}
+        rests = {
+            "layer1": lambda maps: model.fc(model.layer3(model.layer2(maps)).mean(dim=(2, 3))),
+            "layer3": lambda maps: model.fc(maps.mean(dim=(2, 3))),
+        }
+        made = {}
+        for name, rest in rests.items():
+            activation = outputs[name].detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(rest(activation)[range(2), target].sum(), activation)
+            activation = activation.detach()
+            made[name] = gradient * activation, gradient * (activation - blurred(activation))
+        fine, coarse, gate = (
+            F.interpolate(maps.sum(dim=1, keepdim=True), SIZE, mode="bilinear")[:, 0]
+            for maps in (made["layer1"][1], made["layer3"][1], made["layer3"][0])
+        )
+        assert all((one < 0).any() and (one > 0).any() for one in (fine, coarse, gate))
+        found = maps("aumann-fusion", trace(model, images, "layer1+layer3", "logit", target))
+        expected = to_saliency((fine + coarse) * gate.relu(), SIZE)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+    def test_absent_does_not_change_it(self) -> None:
+        model, images = seeded(Net), noise(2, 3, *SIZE)
+        first, second = (
+            maps("aumann-fusion", trace(model, images, "layer2+layer3", absent=absent))
+            for absent in ("zero", "mean")
+        )
+        assert torch.equal(first, second)
+
+    def test_two_gradients_on_the_path_and_one_pass_per_layer(self) -> None:
+        traced = trace(seeded(Net), noise(2, 3, *SIZE), "layer2+layer3")
+        passes = traced.network.passes
+        maps("aumann-fusion", traced)
+        assert (traced.network.passes - passes, traced.network.head_passes) == (0, 6)
+
+    def test_a_single_layer_is_refused(self) -> None:
+        assert "--layer 'a+b'" in METHODS["aumann-fusion"].lacks(None, "layer3")
+        assert METHODS["aumann-fusion"].lacks(None, "layer2+layer3") == ""

@@ -93,11 +93,14 @@ class TestRuns:
         lacking = r"timm/camkit_tiny, layer features.3, conv: (\S+): the model has no softmax attention .*"
         named = [found[1] for line in said if (found := re.fullmatch(lacking, line))]
         assert set(named) == TRANSFORMER
-        (other,) = [line for line in said if not re.fullmatch(lacking, line)]
-        assert other.startswith("timm/camkit_tiny, layer features.3: cam: what follows the layer is not")
+        several, linear = sorted(line for line in said if not re.fullmatch(lacking, line))
+        assert several.startswith(
+            "timm/camkit_tiny, layer features.3, conv: aumann-fusion: it adds the maps of several"
+        )
+        assert linear.startswith("timm/camkit_tiny, layer features.3: cam: what follows the layer is not")
         rows = pd.read_csv(tmp_path / "out" / "summary.csv")
         made = {layer: set(rows.loc[rows["layer"] == layer, "method"]) for layer in ("features.3", "conv")}
-        everything = set(METHODS) - PERTURBATION - TRANSFORMER - {"region"}
+        everything = set(METHODS) - PERTURBATION - TRANSFORMER - {"region", "aumann-fusion"}
         assert made == {"conv": everything, "features.3": everything - {"cam"}}
 
     def test_what_is_named_and_cannot_be_had_is_refused(self, photos: Path, tmp_path: Path) -> None:

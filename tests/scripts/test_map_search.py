@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from types import ModuleType
@@ -91,6 +92,13 @@ def test_a_sum_is_of_signed_maps_at_the_size_of_the_image(maps: ModuleType) -> N
         signed, saliency = made.make(name)
         torch.testing.assert_close(signed, expected)
         torch.testing.assert_close(saliency, min_max(min_max(expected.clamp(min=0))), rtol=0, atol=1e-6)
+
+
+def test_the_winner_is_a_method(maps: ModuleType) -> None:
+    views = traced()
+    made = METHODS["aumann-fusion"].function(replace(views, layer="+".join(LAYERS[::-1])))
+    torch.testing.assert_close(made, maps.Maps(views).make("sum4-aumann-2-times@blur")[1])
+    assert made.amin() == 0 and made.amax() > 0.9
 
 
 def test_the_absent_activation_is_that_of_the_name(maps: ModuleType) -> None:
