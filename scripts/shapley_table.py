@@ -78,7 +78,7 @@ PARTS: dict[str, dict[str, Any]] = {
         "model": MODELS[:1],
         "layer": ("prepool", "conv"),
         "method": (*VALUES, *OTHERS),
-        "metrics": ("shapley", "adcc", "single_deletion"),
+        "metrics": ("adcc", "single_deletion"),
     },
     "scores-mixing": {
         "model": MODELS[:1],
@@ -96,7 +96,6 @@ PARTS: dict[str, dict[str, Any]] = {
     },
 }
 YARDSTICK = ("nonadditivity", "shapley_noise")
-OF_GAME = ("nonadditivity", "efficiency_gap")  # beside scores that are not about the game
 KEYS = ["part", "model", "layer", "utility", "method", "image"]
 
 
@@ -151,14 +150,15 @@ def intervals(rows: pd.DataFrame, scores: Sequence[str]) -> pd.DataFrame:
     wide = rows.pivot(index="image", columns="method", values=needed)
     values = np.stack([wide[score][methods].to_numpy(float) for score in needed], axis=2)
     found = estimates(values, {score: declared[score] for score in needed})
-    texts = np.vectorize(_interval, otypes=[object])(found.value, *found.interval)
+    noisy = [isinstance(declared[score].mean, RootMean) for score in needed]
+    texts = np.vectorize(_interval, otypes=[object])(found.value, *found.interval, noisy)
     return pd.DataFrame(texts, index=pd.Index(methods, name="method"), columns=needed)[list(scores)]
 
 
-def _interval(figure: float, low: float, high: float) -> str:
+def _interval(figure: float, low: float, high: float, noisy: bool) -> str:
     if np.isnan(figure):
         return ""
-    if figure == 0 and np.isnan(low):  # the root of a mean that is not positive after the noise is subtracted
+    if noisy and figure == 0 and np.isnan(low):  # after the noise is subtracted the mean is not positive
         return "within noise"
     return f"{figure:.4f}" if np.isnan(low) else f"{figure:.4f} [{low:.4f}, {high:.4f}]"
 
@@ -192,25 +192,24 @@ def part_tables(name: str, part: str, rows: pd.DataFrame) -> Iterator[str]:
             for score in ("shapley_error", "shapley_error_scaled", "saliency_distance"):
                 yield f"**{title}, `{score}`**\n\n{across_cells(of_model, score).to_markdown()}\n"
             game = of_model[of_model["method"] == "hirescam"]  # it is the same beside every method
-            of_game = {score: across_cells(game, score).squeeze() for score in YARDSTICK}
-            table = pd.DataFrame(of_game).T
+            table = pd.concat([across_cells(game, score).set_axis([score]) for score in YARDSTICK])
             yield f"**{title}, the game and the yardstick**\n\n{table.to_markdown()}\n"
         else:
-            scores = [name for name in found if not name.startswith("shapley_") and name not in OF_GAME]
             for layer, of_layer in of_model.groupby("layer", sort=False):
-                yield f"**{title}, {layer}**\n\n{intervals(of_layer, scores).to_markdown()}\n"
+                yield f"**{title}, {layer}**\n\n{intervals(of_layer, found).to_markdown()}\n"
 
 
-def overview(name: str, rows: pd.DataFrame, utility: str) -> str:
+def overview(name: str, rows: pd.DataFrame, utility: str) -> Iterator[str]:
     """Methods down, layers and models across: the error of the best multiple of each map."""
     errors = rows[(rows["utility"] == utility) & rows["part"].isin(("values", "mixing"))]
     columns = {}
-    for (layer, model), here in errors.groupby(["layer", "model"]):
-        cell = f"{layer}, {str(model).rpartition('_')[2]}"
-        columns[cell] = across_cells(here, "shapley_error_scaled").squeeze(axis=1).str.partition(" [")[0]
-    table = pd.DataFrame(columns)[sorted(columns, key=lambda cell: LAYERS.index(cell.partition(",")[0]))]
-    ordered = table.loc[sorted(table.index, key=VALUES.index)].fillna("")
-    return f"**{name}: `shapley_error_scaled` under {utility}**\n\n{ordered.to_markdown()}\n"
+    for layer in LAYERS:
+        for model, here in errors[errors["layer"] == layer].groupby("model"):
+            (found,) = across_cells(here, "shapley_error_scaled").to_dict("series").values()
+            columns[f"{layer}, {str(model).rpartition('_')[2]}"] = found.str.partition(" [")[0]
+    if columns:
+        table = pd.DataFrame(columns).reindex(VALUES).fillna("")
+        yield f"**{name}: `shapley_error_scaled` under {utility}**\n\n{table.to_markdown()}\n"
 
 
 def search_table(path: Path) -> str:
@@ -226,7 +225,7 @@ def search_table(path: Path) -> str:
         found = estimates(np.repeat(wide.to_numpy()[..., None], 2, axis=2), scores)
         low, high = found.interval
         columns[layer] = pd.Series(
-            [_interval(*ends) for ends in zip(found.value[:, 1], low[:, 1], high[:, 1], strict=True)],
+            [_interval(*ends, True) for ends in zip(found.value[:, 1], low[:, 1], high[:, 1], strict=True)],
             index=wide.columns,
         )
     table = pd.DataFrame(columns)
@@ -241,7 +240,8 @@ def tables() -> None:
     for path in sorted(HERE.glob("*.csv.gz")):
         rows = pd.read_csv(path, dtype={"image": str})
         name = path.name.removesuffix(".csv.gz")
-        text += [overview(name, rows, utility) for utility in UTILITIES[:3]]
+        for utility in UTILITIES[:3]:
+            text += overview(name, rows, utility)
         for part in PARTS:
             here = rows[rows["part"] == part]
             text += part_tables(name, part, here) if len(here) else []

@@ -39,7 +39,7 @@ class Method:
             for all; the function takes a :class:`camkit.network.trace.PixelView`, which has no layer.
         blind: the map is the same for every image: a score on which it is the best says nothing.
         uses: what it takes beside the images: `activation`, `gradient`, `Hessian term`, `head`, `passes`,
-            `attention`, `stages`, `regions`.
+            `attention`, `stages` (their ends, where one layer is named), `layers` (several), `regions`.
         cost: what it costs per image beside the pass that all methods share, as a formula: C channels, P
             positions; 1 grad, 1 head and 1 pass are a gradient at the layer, a pass through what follows the
             layer, and one through all.
@@ -73,7 +73,7 @@ class Method:
     @property
     def of_one_layer(self) -> bool:
         """Whether its map is that of the layer that is named: another layer has another map."""
-        return not (self.of_image or self.of_pixels or {"attention", "stages"} & {*self.uses})
+        return not (self.of_image or self.of_pixels or {"attention", "stages", "layers"} & {*self.uses})
 
 
 @dataclass(frozen=True)

@@ -32,12 +32,11 @@ def steps_back(count: int) -> Iterator[float]:
     return ((2 * k - 1) / (2 * count + 1) for k in range(1, count + 1))
 
 
-def path_gradient(trace: Trace, nodes: int) -> Tensor:
+def path_gradient(trace: Trace, nodes: int, absent: Tensor) -> Tensor:
     """(2 sum over nodes t of G(A0 + t (A - A0)) + G(A)) / (2N + 1), G = du/dA; (B, C, h, w)."""
-    absent, activation = trace.absent_activation, trace.activation
     total = trace.gradient.clone()
     for place in steps_back(nodes):
-        total += 2 * trace.gradient_at(torch.lerp(absent, activation, place))
+        total += 2 * trace.gradient_at(torch.lerp(absent, trace.activation, place))
     return total / (2 * nodes + 1)
 
 
@@ -52,22 +51,29 @@ def completed(maps: Tensor, gain: Tensor) -> Tensor:
     return maps + share[:, None, None] * size
 
 
-def aumann(trace: Trace, nodes: int) -> Tensor:
-    """Sum over channels of (A - A0) Ḡ, Ḡ the path gradient, completed to sum to u(A) - u(A0)."""
-    maps = (path_gradient(trace, nodes) * (trace.activation - trace.absent_activation)).sum(dim=1)
-    gain = trace.utility(trace.logits, trace.target) - trace.head(trace.absent_activation)
+def aumann(trace: Trace, nodes: int, absent: Tensor | None = None) -> Tensor:
+    """Sum over channels of (A - A0) Ḡ, Ḡ the path gradient, completed to sum to u(A) - u(A0).
+
+    Args:
+        absent: A0, (B, C, h, w); None: the run's.
+    """
+    absent = trace.absent_activation if absent is None else absent
+    maps = (path_gradient(trace, nodes, absent) * (trace.activation - absent)).sum(dim=1)
+    gain = trace.utility(trace.logits, trace.target) - trace.head(absent)
     return completed(maps, gain)
 
 
 def aumann_gap(trace: Trace, nodes: int) -> Tensor:
     """As aumann-N with the gradient averaged over positions, in the manner of GradCAM; not completed."""
-    weights = path_gradient(trace, nodes).mean(dim=(2, 3), keepdim=True)
-    return (weights * (trace.activation - trace.absent_activation)).sum(dim=1)
+    absent = trace.absent_activation
+    weights = path_gradient(trace, nodes, absent).mean(dim=(2, 3), keepdim=True)
+    return (weights * (trace.activation - absent)).sum(dim=1)
 
 
 def aumann_e(trace: Trace, nodes: int) -> Tensor:
     """As aumann-N with ReLU before the sum over channels (element-wise); not completed."""
-    return (path_gradient(trace, nodes) * (trace.activation - trace.absent_activation)).relu().sum(dim=1)
+    absent = trace.absent_activation
+    return (path_gradient(trace, nodes, absent) * (trace.activation - absent)).relu().sum(dim=1)
 
 
 @family(

@@ -2,7 +2,7 @@
 
 Layers differ in the size of their grids and in the scale of their values, so a sum of their signed maps means
 nothing in general. Each map is turned into values in [0, 1] at the images' size first. `aumann-fusion` does
-add signed maps: each sums to u(A) - u(A0), so they have one unit. The result is a saliency map.
+add signed maps: each divides u(A) - u(A0), so they have one unit. The result is a saliency map.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from camkit.entries import Method, method
 from camkit.methods.aumann import aumann
 from camkit.methods.gradient import gradcam_plus_plus, hirescam, layercam
 from camkit.methods.saliency import min_max, to_saliency
+from camkit.network.game import absent_activation
 from camkit.network.layers import parts_of
 from camkit.network.passes import Network
 from camkit.network.trace import Trace
@@ -120,7 +121,7 @@ def refinecam(trace: Trace) -> Tensor:
     return min_max(product)
 
 
-def lacks_names(_: Network, layer: str) -> str:
+def lacks_several_layers(_: Network, layer: str) -> str:
     """Why there are no layers to add, or ""."""
     return "" if len(parts_of(layer)) > 1 else "it adds the maps of several layers: --layer 'a+b'"
 
@@ -129,20 +130,20 @@ def lacks_names(_: Network, layer: str) -> str:
     "aumann-fusion",
     title="Aumann fusion",
     source="docs/fusion.md",
-    uses=("activation", "gradient", "head", "stages"),
-    cost=f"1 + {NODES} head grads, 1 head per layer",
+    uses=("activation", "gradient", "head", "layers"),
+    cost=f"per layer: 1 + {NODES} head grads, 1 head",
     saliency=True,
-    lacks=lacks_names,
+    lacks=lacks_several_layers,
 )
 def aumann_fusion(trace: Trace) -> Tensor:
-    """ReLU(h) times ReLU of the sum over layers of aumann-2's signed maps; then min-max.
+    """ReLU of HiResCAM at the last layer, times ReLU of the sum over layers of aumann-2; then min-max.
 
-    h is HiResCAM's map at the layer that is named last. An absent position has the blurred activation,
+    The last layer is the one that is named last. An absent position has the blurred activation,
     whatever `--absent` says. Each map is made on its own grid and resized to the images (bilinear, half-
     pixel centres) before it is added or multiplied. What a coarse map multiplies keeps to its object, as
     in Guided Grad-CAM (1610.02391).
     """
-    size, options = _size(trace), replace(trace.options, absent="blur")
-    layers = [replace(layer, options=options) for layer in trace.layers]
-    total = torch.stack([_resized(aumann(layer, NODES), size) for layer in layers]).sum(dim=0)
-    return to_saliency(total * _resized(hirescam(layers[-1]), size).relu(), size)
+    size = _size(trace)
+    summands = [aumann(one, NODES, absent_activation(one.activation, "blur")) for one in trace.layers]
+    total = torch.stack([_resized(one, size) for one in summands]).sum(dim=0)
+    return to_saliency(total * _resized(hirescam(trace.layers[-1]), size).relu(), size)

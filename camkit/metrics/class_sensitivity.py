@@ -39,8 +39,7 @@ OTHERS = {
 def class_sensitivity(subject: Subject) -> dict[str, Tensor]:
     """Pearson correlation of signed maps, before ReLU; of saliency maps where a method gives these.
 
-    One gradient per class, which methods share. No further pass but for methods that see no layer.
-    NaN where a map is constant.
+    Three gradients, which methods share, and what each method does with them. NaN where a map is constant.
     """
     maps = subject.saliency if subject.maps is None else subject.maps
     others = zip(OTHERS, other_classes(subject), strict=True)

@@ -82,8 +82,9 @@ class Subject:
         explain_behind: name, change, whether it is traced -> signed maps (B, h, w) or saliency maps from
             methods that give these, and saliency maps: of a network that is changed behind the layer, see
             :meth:`camkit.network.passes.Network.changed`. One pass for each name, whatever the methods.
-        explain_as: name, target (B,) or utility -> the same for other classes or another utility. One
-            gradient for each name, whatever the methods.
+        explain_as: name, target=(B,) or utility= -> the same for other classes or another utility. A name
+            stands for the same whatever the method: one gradient for each, which methods share, beside what
+            each of them does with it.
     """
 
     images: Tensor

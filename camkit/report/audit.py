@@ -44,8 +44,7 @@ def _images(analysis: Analysis, named: Naming) -> list[str]:
     block = analysis.block
     lines = []
     if analysis.few:
-        fewest = int(block.counts[block.counts > 0].min())
-        unit = "mosaic" if block.of_mosaics else "image"
+        fewest, unit = int(block.counts[block.counts > 0].min()), block.unit
         if block.counts.max() == 1:
             lines.append(f"Only one {unit}: there are no intervals, and nothing can be tested.")
         elif fewest == 1:

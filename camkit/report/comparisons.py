@@ -16,6 +16,7 @@ from camkit.report.analysis import Analysis, Comparison, compare
 from camkit.report.grid import Entry, Grid
 from camkit.report.scores import Naming, Score, identifier, is_control
 from camkit.report.statistics import Ranks, ranks
+from camkit.report.study import count_of
 from camkit.report.tables import INTERVAL, NO_INTERVAL, cell_keys, signed
 
 LEGEND = (
@@ -61,10 +62,8 @@ def comparison_grids(comparison: Comparison, named: Naming = identifier) -> list
             for row, name in enumerate(block.methods)
             if not np.isnan(comparison.p[row, column]) and not comparison.apart[row, column]
         ]
-        images = comparison.analysis.common_images[column]
-        notes = (
-            [f"Cannot be told apart from {baseline} on {images} images: {', '.join(alike)}."] if alike else []
-        )
+        common = count_of(comparison.analysis.common_images[column], of=block.unit)
+        notes = [f"Cannot be told apart from {baseline} on {common}: {', '.join(alike)}."] if alike else []
         grids.append(
             Grid(
                 f"{block.name} · {score.heading}, difference to {baseline}",

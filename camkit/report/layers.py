@@ -67,12 +67,14 @@ def _grid(blocks: Sequence[Block], named: Naming) -> Grid | None:
     first = blocks[0]
     place = f"{first.model} · {first.utility}" + ("" if first.alone else f" · {first.source}")
     images = max(one.images for one in choices)
+    most = count_of(images, of=first.unit)
+    few = [f"Only {most}: too few to choose a layer by."] if images < FEW_IMAGES else []
     return Grid(
-        f"Which layer? {place} ({count_of(*(one.images for one in choices))})",
+        f"Which layer? {place} ({count_of(*(one.images for one in choices), of=first.unit)})",
         f"The layer with the best mean, for each method and score: {first.model}, utility {first.utility}.",
         ("method", *(score.heading for score in scores)),
         (rows,),
-        tuple(_notes(choices, scores, corrected, images)),
+        (*_notes(choices, scores, corrected), *few),
         sortable=False,
     )
 
@@ -92,9 +94,7 @@ def _entry(choice: Choice, column: int, p: float) -> Entry:
     )
 
 
-def _notes(
-    choices: Sequence[Choice], scores: Sequence[Score], corrected: np.ndarray, images: int
-) -> list[str]:
+def _notes(choices: Sequence[Choice], scores: Sequence[Score], corrected: np.ndarray) -> list[str]:
     layers = dict.fromkeys(layer for one in choices for layer in one.layers)
     lines = [f"The layer with the best mean of {', '.join(layers)}, its mean and {INTERVAL} interval."]
     for column, score in enumerate(scores):
@@ -106,8 +106,6 @@ def _notes(
         f"{OPEN}: not shown to beat every other layer (paired tests at 5 %, corrected for the layers and, by "
         "Holm, for the methods and scores of the table). Methods that see no single layer are left out."
     )
-    if images < FEW_IMAGES:
-        lines.append(f"Only {count_of(images)}: too few to choose a layer by.")
     return lines
 
 

@@ -156,10 +156,15 @@ class Block:
         return f"{self.name} ({self.size}{accuracy})"
 
     @property
+    def unit(self) -> str:
+        """What is independent of the others: an image, or a mosaic of several tiles."""
+        return "mosaic" if self.of_mosaics else "image"
+
+    @property
     def size(self) -> str:
         """How many images the methods have, and of mosaics how many these are."""
         images = count_of(*(~np.isnan(self.values)).any(axis=2).sum(axis=0))
-        return f"{count_of(len(self.units), of='mosaic')}, {images}" if self.of_mosaics else images
+        return f"{count_of(len(self.units), of=self.unit)}, {images}" if self.of_mosaics else images
 
     def describe(self) -> str:
         """The protocol in one line, for a caption."""
@@ -173,7 +178,7 @@ class Block:
 
 
 def count_of(*counts: int, of: str = "image") -> str:
-    """How many images; of several counts from the least to the most."""
+    """How many of something; of several counts from the least to the most."""
     least, most = min(counts), max(counts)
     if least < most:
         return f"{least} to {most} {of}s"

@@ -55,7 +55,7 @@ class Explained:
         traced, trace: the pass, and the view of it, that the last cell had.
         changed: (module path, what the pass keeps, name of a change) -> the view, under the last utility,
             of a pass of the network that is changed behind the layer.
-        others: (module path, utility, name of what else is explained) -> the view for that, of the same pass.
+        others: name of what else is explained -> the view for that, in the manner of `trace`.
         regions: where the target classes are, bool (B, H, W).
         shared: what the metrics of all cells make once.
     """
@@ -69,7 +69,7 @@ class Explained:
     regions: Tensor | None = None
     trace: Trace | None = None
     changed: dict[tuple[str, object, str], Trace] = field(default_factory=dict)
-    others: dict[tuple[str, str, str], Trace] = field(default_factory=dict)
+    others: dict[str, Trace] = field(default_factory=dict)
     shared: dict[str, Tensor] = field(default_factory=dict)
 
     @property

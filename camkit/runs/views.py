@@ -53,6 +53,7 @@ class Views:
         wanted = (passed, cell.path, self._utility(cell.utility))
         if trace is None or (trace.passed, trace.layer, trace.utility) != wanted:
             trace = explained.trace = self._view(explained, cell, explained.images, passed, draw=0)
+            explained.others.clear()
         return trace
 
     def _needs(self, cell: Cell) -> Needs:
@@ -131,6 +132,7 @@ class Views:
         explained: Explained,
         cell: Cell,
         name: str,
+        *,
         target: Tensor | None = None,
         utility: str | None = None,
     ) -> tuple[Tensor, Tensor]:
@@ -139,13 +141,11 @@ class Views:
         if cell.method.of_image:
             seen = self._seen(explained, explained.images, draw=0) | {"target": target}
             return self.make_maps(cell.method, ImageView(**seen))
-        trace, key = self._trace(explained, cell), (cell.path, cell.utility, name)
-        view = explained.others.get(key)
-        if view is None or view.passed is not trace.passed:
+        trace = self._trace(explained, cell)
+        if name not in explained.others:
             function = self._utility(utility or cell.utility)
-            view = replace(trace, target=target, utility=function)
-            explained.others[key] = view
-        return self.make_maps(cell.method, view)
+            explained.others[name] = replace(trace, target=target, utility=function)
+        return self.make_maps(cell.method, explained.others[name])
 
     def _utility(self, name: str) -> Callable[[Tensor, Tensor], Tensor]:
         return find_utility(name, self.network.activation.name)
