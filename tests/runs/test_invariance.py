@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,25 @@ def test_a_cell_is_the_same_alone_and_among_others(six_at_once: dict, photos: Pa
     alone = rows(photos, tmp_path, method=("gradcam",), layer=("features.3",), batch_size=6)
     assert len(alone) == 6
     assert all(row == six_at_once[key] for key, row in alone.items())
+
+
+def test_scores_of_other_classes_and_utilities_are_the_same_alone_and_among_others(
+    photos: Path, tmp_path: Path
+) -> None:
+    """Methods share the views of them, layers and utilities do not."""
+    options = {"method": ("gradcam", "hirescam"), "metrics": ("class_sensitivity", "axioms"), "batch_size": 6}
+    cells = list(product(("conv", "features.3"), ("rest", "logit")))
+    together = rows(photos, tmp_path / "all", utility=("rest", "logit"), **options)
+    assert len(together) == 2 * len(cells) * 6
+    for layer, utility in cells:
+        alone = rows(
+            photos, tmp_path / f"{layer}-{utility}", layer=(layer,), utility=(utility,),
+            **options | {"method": ("hirescam",)},
+        )  # fmt: skip
+        assert len(alone) == 6
+        assert all(row == together[key] for key, row in alone.items())
+    mine = [row["class_random"] for key, row in together.items() if key[1:] == ("hirescam", "photo_1.png")]
+    assert len(set(mine)) == len(cells)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
