@@ -1,8 +1,9 @@
 """One map of several layers.
 
 Layers differ in the size of their grids and in the scale of their values, so a sum of their signed maps means
-nothing in general. Each map is turned into values in [0, 1] at the images' size first. `aumann-fusion` does
-add signed maps: each divides u(A) - u(A0), so they have one unit. The result is a saliency map.
+nothing in general. Each map is turned into values in [0, 1] at the images' size first; the result is a
+saliency map. `aumann-fusion` does add signed maps: each divides a difference of the utility, so their values
+have its unit.
 """
 
 from __future__ import annotations
