@@ -132,7 +132,7 @@ def lacks_several_layers(_: Network, layer: str) -> str:
     title="Aumann fusion",
     source="docs/fusion.md",
     uses=("activation", "gradient", "head", "layers"),
-    cost=f"per layer: 1 + {NODES} head grads, 1 head",
+    cost=f"per layer as aumann-{NODES}",
     saliency=True,
     lacks=lacks_several_layers,
 )
