@@ -3,7 +3,7 @@
     python scripts/shapley_digits.py
 
 Trains a ViT and a Swin on scikit-learn's digits (in the extra `test`), which needs no download, and writes
-results/shapley/search_digits.csv. One thread, a fixed seed: a machine gives the same file on each run, in
+results/shapley/search_digits.csv.gz. One thread, a fixed seed: a machine gives the same file on each run, in
 about ten minutes.
 """
 
@@ -25,7 +25,7 @@ from camkit.network.passes import Network
 from camkit.network.trace import Trace
 from camkit.network.utilities import rest
 
-OUT = Path("results/shapley/search_digits.csv")
+OUT = Path("results/shapley/search_digits.csv.gz")
 SEED = 0
 SIDE, CLASSES = 28, 10  # the digits have 8 x 8 pixels and are enlarged
 TRAINED = 1400  # of 1,797 digits; the others are held out

@@ -1,10 +1,10 @@
 """Cheap maps against the Shapley values of a layer: what comes nearest for how many gradients?
 
-    python scripts/shapley_search.py --layer conv --layer blocks.5 --data DIR --limit 24 -o FILE
+    python scripts/shapley_search.py --layer conv --layer blocks.5 --data DIR --limit 24 -o FILE.csv.gz
 
-Writes a CSV, one row per layer, map and image: the square of the relative error, and the passes through the
-rest of the network that the map costs beside the gradient at A. `scripts/shapley_table.py table` makes a
-table of it.
+Writes a packed CSV, one row per layer, map and image: the square of the relative error, and
+the passes through the rest of the network that the map costs beside the gradient at A.
+`scripts/shapley_table.py table` makes a table of it.
 """
 
 from __future__ import annotations
@@ -190,7 +190,9 @@ OTHERS: dict[str, tuple[int | str, Callable[[Trace], Tensor]]] = {
 @click.option(
     "--budget", default=MethodOptions.budget, show_default=True, help="Permutations of the yardstick."
 )
-@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="The CSV.")
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path), required=True, help="The packed CSV, FILE.csv.gz."
+)
 def main(
     model: str,
     layer: tuple[str, ...],
@@ -230,9 +232,11 @@ def measured(layer: str, trace: Trace) -> list[dict[str, object]]:
     ]
 
 
-def write(rows: Sequence[Mapping[str, object]], out: Path) -> None:
+def write(rows: Sequence[Mapping[str, object]] | pd.DataFrame, out: Path) -> None:
+    """Write a packed CSV; the same rows make the same file."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame(rows).to_csv(out, index=False, float_format="%.5g", lineterminator="\n")
+    packed = {"method": "gzip", "mtime": 0}
+    pd.DataFrame(rows).to_csv(out, index=False, float_format="%.5g", lineterminator="\n", compression=packed)
     click.echo(str(out))
 
 

@@ -5,7 +5,7 @@
     python scripts/shapley_table.py table                               # tables.md, from the CSVs
 
 `run` writes results/shapley/NAME.csv.gz, one row per image and cell; a run that was stopped goes on, and rows
-of parts that are not run stay. Tables of scripts/shapley_search.py's results (search*.csv) are made too.
+of parts that are not run stay. Tables of scripts/shapley_search.py's results (search*.csv.gz) are made too.
 Errors are roots of mean squares, see docs/definitions.md.
 """
 
@@ -18,6 +18,7 @@ from typing import Any
 import click
 import numpy as np
 import pandas as pd
+from shapley_search import write
 
 from camkit.config import RunConfig
 from camkit.entries import Column, all_columns
@@ -27,7 +28,6 @@ from camkit.results.folder import file_name, read_run, run_folders
 from camkit.runs.bench import bench
 
 HERE = Path("results/shapley")
-GZIP: Any = {"method": "gzip", "mtime": 0}  # the same rows make the same file
 RUNS = Path("results/local/shapley")
 MODELS = ("tf_efficientnet_lite0", "tf_efficientnet_lite1", "tf_efficientnet_lite2")
 LAYERS = ("prepool", "conv", "blocks.5")
@@ -120,10 +120,7 @@ def run(name: str, data: str, limit: int | None, part: Sequence[str], batch_size
         if path.exists():
             there = pd.read_csv(path, dtype={"image": str})
             rows = pd.concat([there[there["part"] != one], rows])
-        HERE.mkdir(parents=True, exist_ok=True)
-        rows.sort_values("part", key=lambda parts: parts.map(list(PARTS).index), kind="stable").to_csv(
-            path, index=False, float_format="%.5g", lineterminator="\n", compression=GZIP
-        )
+        write(rows.sort_values("part", key=lambda parts: parts.map(list(PARTS).index), kind="stable"), path)
 
 
 def _rows(out: Path, part: str) -> pd.DataFrame:
@@ -212,7 +209,7 @@ def overview(name: str, rows: pd.DataFrame, utility: str) -> Iterator[str]:
         yield f"**{name}: `shapley_error_scaled` under {utility}**\n\n{table.to_markdown()}\n"
 
 
-def search_table(path: Path) -> str:
+def search_table(name: str, path: Path) -> str:
     """Candidates down, layers across."""
     rows = pd.read_csv(path, dtype={"image": str, "passes": str}).fillna({"passes": ""})
     scores = {
@@ -230,7 +227,7 @@ def search_table(path: Path) -> str:
         )
     table = pd.DataFrame(columns)
     table.insert(0, "passes", rows.drop_duplicates("map").set_index("map")["passes"])
-    return f"**{path.stem}: {rows['image'].nunique()} images, relative error**\n\n{table.to_markdown()}\n"
+    return f"**{name}: {rows['image'].nunique()} images, relative error**\n\n{table.to_markdown()}\n"
 
 
 @main.command("table")
@@ -238,14 +235,16 @@ def tables() -> None:
     """Write results/shapley/tables.md from the CSVs that stand there."""
     text = [f"<!-- Made by `python {Path(__file__).parent.name}/{Path(__file__).name} table`. -->\n"]
     for path in sorted(HERE.glob("*.csv.gz")):
-        rows = pd.read_csv(path, dtype={"image": str})
         name = path.name.removesuffix(".csv.gz")
+        if name.startswith("search"):
+            text.append(search_table(name, path))
+            continue
+        rows = pd.read_csv(path, dtype={"image": str})
         for utility in UTILITIES[:3]:
             text += overview(name, rows, utility)
         for part in PARTS:
             here = rows[rows["part"] == part]
             text += part_tables(name, part, here) if len(here) else []
-    text += [search_table(path) for path in sorted(HERE.glob("search*.csv"))]
     HERE.mkdir(parents=True, exist_ok=True)
     (HERE / "tables.md").write_text("\n".join(text))
     click.echo(str(HERE / "tables.md"))

@@ -6,7 +6,6 @@ explains. All else is no ranking: classes that look alike share evidence (2211.1
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from camkit.entries import CORRELATION, Column, metric
@@ -42,14 +41,5 @@ def class_sensitivity(subject: Subject) -> dict[str, Tensor]:
     Three gradients, which methods share, and what each method does with them. NaN where a map is constant.
     """
     maps = subject.saliency if subject.maps is None else subject.maps
-    others = zip(OTHERS, other_classes(subject), strict=True)
+    others = zip(OTHERS, subject.other_classes, strict=True)
     return {name: pearson(maps, subject.explain_as(name, target=classes)[0]) for name, classes in others}
-
-
-def other_classes(subject: Subject) -> tuple[Tensor, Tensor, Tensor]:
-    """The most likely other class, a drawn one and the least likely one, each (B,)."""
-    target, classes = subject.target, subject.logits.shape[1]
-    ranked = subject.logits.scatter(1, target[:, None], -torch.inf).argsort(dim=1, descending=True)
-    drawn = [torch.randint(classes - 1, (1,), generator=one) for one in subject.draw("another class")]
-    random = torch.cat(drawn).to(target.device)
-    return ranked[:, 0], random + (random >= target), ranked[:, -2]  # the last is the target itself

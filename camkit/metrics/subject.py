@@ -122,6 +122,20 @@ class Subject:
         return [generator(self.seed, image, purpose) for image in self.image_ids]
 
     @property
+    def other_classes(self) -> Tensor:
+        """The most likely other class, a drawn one and the least likely one, (3, B)."""
+
+        def make() -> Tensor:
+            target, classes = self.target, self.logits.shape[1]
+            ranked = self.logits.scatter(1, target[:, None], -torch.inf).argsort(dim=1, descending=True)
+            drawn = [torch.randint(classes - 1, (1,), generator=one) for one in self.draw("another class")]
+            random = torch.cat(drawn).to(target.device)
+            # The last of the ranked is the target itself.
+            return torch.stack([ranked[:, 0], random + (random >= target), ranked[:, -2]])
+
+        return self._once("other classes", make)
+
+    @property
     def explained_masked(self) -> tuple[Tensor, Tensor]:
         """p_c (B,) and saliency maps (B, H, W) of the images times their saliency: one explained pass."""
         if not self.knows(MASKED):

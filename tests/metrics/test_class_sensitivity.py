@@ -13,7 +13,6 @@ from tiny import Headed, noise, seeded
 from torch import Tensor, nn
 
 from camkit.entries import METRICS, method
-from camkit.metrics.class_sensitivity import other_classes
 from camkit.network.gradients import gradient_of
 from camkit.network.trace import Trace
 
@@ -40,7 +39,7 @@ def classes(logits: Tensor, target: list[int], ids: list[str] | None = None) -> 
         noise(len(logits), 3, 2, 2), torch.zeros(len(logits), 2, 2), logits=logits,
         target=torch.tensor(target), image_ids=ids,
     )  # fmt: skip
-    return [found.tolist() for found in other_classes(one)]
+    return one.other_classes.tolist()
 
 
 def test_runner_up_and_least_likely() -> None:
@@ -80,7 +79,7 @@ def test_correlations_by_hand(name: str) -> None:
         return (weight[chosen][:, :, None, None] * activation).sum(dim=1).flatten(1)
 
     columns = ("class_runner_up", "class_random", "class_least")
-    for column, others in zip(columns, other_classes(one), strict=True):
+    for column, others in zip(columns, one.other_classes, strict=True):
         for place, (a, b) in enumerate(zip(maps(one.target), maps(others), strict=True)):
             expected = scipy.stats.pearsonr(a.numpy(), b.numpy()).statistic
             assert found[column][place].item() == pytest.approx(expected, abs=1e-5)
