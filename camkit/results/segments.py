@@ -53,8 +53,8 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Differen
 
 
 def _flat(segment: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {name: value for name, value in segment.items() if name not in BOOKKEEPING}
-    return {**kept, **kept.pop("versions", {})}
+    kept = {name: value for name, value in segment.items() if name not in {*BOOKKEEPING, "versions"}}
+    return kept | segment.get("versions", {})
 
 
 def add_segment(segments: list[dict[str, Any]], segment: Mapping[str, Any]) -> list[Difference]:

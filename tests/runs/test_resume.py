@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -307,6 +308,20 @@ def test_last_bits_make_a_new_segment_that_knows_its_rows(data: Path, tmp_path: 
     assert (first["batch_size"], second["batch_size"]) == (4, 3)
     assert (first["images"], second["images"]) == (4, 6)
     assert second["images_per_second"] > 0 and second["ended"] > second["started"]
+
+
+def test_a_run_goes_on_on_another_machine(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    tiny_bench(data, out, limit=4)
+    path = out / CELLS / "run.json"
+    run = json.loads(path.read_text())
+    (segment,) = run["segments"]
+    segment |= {"device": "NVIDIA H200", "versions": {**segment["versions"], "torch": "2.3.0"}}
+    path.write_text(json.dumps(run))
+    (line,) = (line for line in tiny_bench(data, out) if "not as before" in line)
+    assert "device NVIDIA H200 -> cpu" in line and f"torch 2.3.0 -> {version('torch')}" in line
+    assert "versions" not in line and "last digits" in line
+    assert [segment["rows"][METHODS[0]] for segment in segments(out)] == ["0-3", "4-9"]
 
 
 def test_rows_of_a_crashed_start_are_credited_to_it(data: Path, tmp_path: Path) -> None:
