@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from camkit.network.layers import hooked, logits_of
-from camkit.network.numerics import numerics
+from camkit.network.numerics import full_precision
 from camkit.network.passes import Network
 
 # How far the logits of the folded model may be from the model's own, over the largest.
@@ -41,7 +41,7 @@ def fold(network: Network, images: Tensor) -> bool:
 
 
 def _same_but_folded(network: Network, images: Tensor) -> nn.Module | None:
-    with numerics(tf32=False, deterministic=torch.are_deterministic_algorithms_enabled()):
+    with full_precision():
         expected = network.run(images)
         try:
             model = folded(network.model, images)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from camkit.errors import CamkitError
 from camkit.network.coalitions import AFFINE_TOLERANCE
 from camkit.network.layers import find_module, hooked, replaced
-from camkit.network.numerics import numerics
+from camkit.network.numerics import full_precision
 from camkit.network.passes import Network, whole_attention
 from camkit.network.precision import precise
 from camkit.network.reshape import Reshape, find_reshape
@@ -239,7 +239,7 @@ def linear_head(network: Network, layer: str) -> LinearHead | str:
 
 
 def _find_linear_head(network: Network, layer: str) -> LinearHead | str:
-    with numerics(tf32=False, deterministic=torch.are_deterministic_algorithms_enabled()):
+    with full_precision():
         try:
             head = head_after(network, network.noise(PROBE_IMAGES), layer)
         except CamkitError as error:

@@ -12,10 +12,11 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from camkit.errors import CamkitError, Say, UsageError, is_out_of_memory
 from camkit.network.activation import SOFTMAX, Activation
 from camkit.network.models import ModelRow
+from camkit.network.numerics import full_precision
 from camkit.network.passes import CHECKPOINTING, Network
 
 # How far one image's logits may be from those that it has in a batch, over the largest.
-ALONE = {torch.float32: 1e-2, torch.bfloat16: 0.2, torch.float16: 0.05}
+ALONE = 1e-2
 # What every refusal of another kind of model ends with.
 SUPPORTED = "camkit explains image classifiers: logits (B, classes), or one output with --activation sigmoid"
 # Numbers of classes in published classifiers: of ImageNet-1k, with a background class, and of its supersets.
@@ -169,7 +170,7 @@ def expect_classes(name: str, row: ModelRow, model: nn.Module, outputs: int) -> 
 
 
 def inspect(name: str, network: Network, shape: tuple[int, int, int], say: Say) -> None:
-    """Pass two images of noise together and one of them alone.
+    """Pass two images of noise together and one of them alone, in full precision whatever the run's.
 
     Args:
         shape: of an image, (C, H, W).
@@ -179,9 +180,9 @@ def inspect(name: str, network: Network, shape: tuple[int, int, int], say: Say) 
         UsageError: the images of a batch see each other, or all images have the same logits.
     """
     noise = noise_like(2, shape, network.device)
-    together, alone = network.logits(noise), network.logits(noise[:1])
-    scale = together.abs().amax()
-    if (together[:1] - alone).abs().amax() > ALONE[network.dtype] * scale:
+    with torch.inference_mode(), full_precision():
+        together, alone = network.run(noise), network.run(noise[:1])
+    if (together[:1] - alone).abs().amax() > ALONE * together.abs().amax():
         raise UsageError(
             f"{name}: an image has other logits in a batch than alone, so its scores would depend on its "
             "neighbours. A batch norm on batch statistics (track_running_stats=False, or in training mode)?"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -53,3 +53,8 @@ def numerics(tf32: bool, deterministic: bool) -> Iterator[dict[str, Any]]:
             torch.use_deterministic_algorithms(algorithms, warn_only=only_warn)
             for (owner, name), value in before.items():
                 setattr(owner, name, value)
+
+
+def full_precision() -> AbstractContextManager[dict[str, Any]]:
+    """No TF32, all other switches as they are: for what is found on noise and holds but for rounding."""
+    return numerics(tf32=False, deterministic=torch.are_deterministic_algorithms_enabled())

@@ -20,6 +20,7 @@ from camkit.network.inspect import expect_classes, inspect, noise_like, open_net
 from camkit.network.layers import SEVERAL, find_module, parts_of
 from camkit.network.loading import LoadedModel, load_model, load_preprocess
 from camkit.network.models import ModelRow
+from camkit.network.numerics import full_precision
 from camkit.network.passes import Network
 from camkit.network.random import calibrate, fill_classifier
 from camkit.network.targets import find_target
@@ -90,7 +91,8 @@ def prepare(name: str, layers: Sequence[str], data: Sequence[Item], config: RunC
     network = _open(loaded, config, device)
     if config.weights == "random":
         images = _first_images(data, loaded.preprocess)
-        calibrate(loaded.model, loaded.preprocess.normalise(images.to(device)))
+        with full_precision():  # the weights are the same under --tf32
+            calibrate(loaded.model, loaded.preprocess.normalise(images.to(device)))
     probe = noise_like(1, shape, device)
     classes = network.logits(probe).shape[1]
     expect_classes(name, loaded.row, loaded.model, classes)

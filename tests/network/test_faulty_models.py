@@ -20,6 +20,7 @@ from camkit.errors import CamkitError, UsageError
 from camkit.network.head import head_after
 from camkit.network.inspect import expect_classes, inspect, open_network
 from camkit.network.models import ModelRow
+from camkit.network.numerics import numerics
 from camkit.network.passes import Network
 
 CPU = torch.device("cpu")
@@ -198,6 +199,18 @@ class TestBatches:
         model = nn.Sequential(nn.Conv2d(3, 4, 8, stride=8), nn.BatchNorm2d(4, track_running_stats=False))
         model = nn.Sequential(model, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
         assert "other logits in a batch than alone" in refusal(model)
+
+    def test_what_tf32_rounds_is_not_taken_for_that(self) -> None:
+        """On a GPU a batch of one may take another algorithm, which rounds otherwise."""
+
+        class Rounding(Net):
+            def forward(self, images: Tensor) -> Tensor:
+                rounds = torch.backends.cudnn.allow_tf32 and len(images) == 1
+                return super().forward(images) * (1.1 if rounds else 1)
+
+        with numerics(tf32=True, deterministic=False):
+            inspect("net", opened(Rounding()), SHAPE, lambda line: None)
+            assert torch.backends.cudnn.allow_tf32
 
     def test_constant_logits_are_refused(self) -> None:
         model = Net()
