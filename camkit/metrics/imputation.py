@@ -19,7 +19,7 @@ COARSE_SWEEPS = 8
 
 
 class _Level:
-    """The system at one resolution.
+    """The system at one resolution. Its values are 0 wherever there is nothing to find.
 
     Args:
         unknown: 1 where a pixel is to be found, else 0, (B, 1, h, w).
@@ -34,6 +34,8 @@ class _Level:
         # Channels last: this convolution is some five times as fast.
         self._kernel = kernel.expand(channels, 1, 3, 3).contiguous(memory_format=torch.channels_last)
         self._total = self.neighbours(unknown.new_ones(1, channels, *self.size))  # less than 1 at the edge
+        self._step = DAMPING / self._total
+        self._share = self._step * unknown
 
     def neighbours(self, values: Tensor) -> Tensor:
         """Weighted sum of the eight neighbours, nothing beyond the edge; (B, C, h, w)."""
@@ -41,13 +43,15 @@ class _Level:
 
     def apply(self, values: Tensor) -> Tensor:
         """The system's left-hand side: what the neighbours' sum leaves of a pixel."""
-        return self.unknown * (self._total * values - self.neighbours(values))
+        return (self._total * values).addcmul_(self.unknown, self.neighbours(values), value=-1)
 
     def smooth(self, values: Tensor, right: Tensor) -> Tensor:
-        return values + DAMPING * (right - self.apply(values)) / self._total
+        """A damped step of Jacobi's: values + DAMPING (right - apply(values)) / total."""
+        damped = ((1 - DAMPING) * values).addcmul_(self._step, right)
+        return damped.addcmul_(self._share, self.neighbours(values))
 
     def smoothed_zero(self, right: Tensor) -> Tensor:
-        return DAMPING * right / self._total
+        return self._step * right
 
 
 def _cycle(levels: list[_Level], right: Tensor) -> Tensor:
@@ -58,11 +62,11 @@ def _cycle(levels: list[_Level], right: Tensor) -> Tensor:
         for _ in range(COARSE_SWEEPS):
             values = level.smooth(values, right)
         return values
-    residual = F.avg_pool2d(right - level.apply(values), 2) * 4 * coarser[0].unknown
+    residual = F.avg_pool2d(right - level.apply(values), 2, divisor_override=1) * coarser[0].unknown
     correction = F.interpolate(
         _cycle(coarser, residual), tuple(level.size), mode="bilinear", align_corners=False
     )
-    return level.smooth(values + level.unknown * correction, right)
+    return level.smooth(values.addcmul_(level.unknown, correction), right)
 
 
 def _guess(values: Tensor, known: Tensor) -> Tensor:
@@ -106,11 +110,11 @@ def impute(images: Tensor, removed: Tensor) -> Tensor:
             break
         product = fine.apply(direction)
         step = (energy / _dot(direction, product)).where(active, 0)
-        values = values + step * direction
-        before, residual = residual, residual - step * product
+        values = values.addcmul(step, direction)
+        before, residual = residual, residual.addcmul(step, product, value=-1)
         preconditioned = _cycle(levels, residual)
         # Polak and Ribiere's: the preconditioner is not symmetric to the last bit.
         turn = _dot(preconditioned, residual - before) / energy
         energy = _dot(residual, preconditioned)
-        direction = preconditioned + turn.where(active, 0) * direction
+        direction = preconditioned.addcmul(turn.where(active, 0), direction)
     return torch.where(removed, values, images)
