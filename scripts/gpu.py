@@ -38,8 +38,8 @@ import gpu_fast  # noqa: E402
 import gpu_right  # noqa: E402
 import pandas as pd  # noqa: E402
 import torch  # noqa: E402
-from gpu_fast import FULL, QUICK, Row, linked  # noqa: E402
-from speed_jobs import Setting, write_photos  # noqa: E402
+from gpu_fast import FULL, QUICK, Row  # noqa: E402
+from speed_jobs import Setting, linked, write_photos  # noqa: E402
 from tabulate import tabulate  # noqa: E402
 
 from camkit.runs.describe import processor  # noqa: E402

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import os
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -31,9 +32,11 @@ from camkit.share import Share
 
 MODELS = ("resnet50", "efficientnet_b0", "vgg16", "swin_t", "swin_b")
 FORMATS: dict[str, dict[str, Any]] = {
-    "float32": {}, "TF32": {"tf32": True}, "bfloat16": {"dtype": "bfloat16"}, "float16": {"dtype": "float16"},
+    "float32": {}, "bfloat16": {"dtype": "bfloat16"}, "TF32": {"tf32": True}, "float16": {"dtype": "float16"},
 }  # fmt: skip
 IMAGES, CELLS = 50_000, 10
+# Photos that fill the cache: as many as scripts/gpu.py writes. Batches of the run whose waiting is measured.
+CACHED, WAITING_BATCHES = 500, 16
 LITE = "tf_efficientnet_lite0"
 
 
@@ -52,8 +55,9 @@ class Scale:
 
     Attributes:
         sizes: batch sizes that are tried.
-        batches: of a timed loop, the first left out.
-        repeat: repetitions.
+        batches: of a timed loop, the first and the last left out.
+        repeat: repetitions at most; none is begun once a comparison took `seconds`.
+        few: the models of the section `cheaper`, whose compiler takes half a minute for each.
     """
 
     models: tuple[str, ...]
@@ -61,11 +65,18 @@ class Scale:
     sizes: tuple[int, ...]
     batches: int
     repeat: int
+    seconds: float
+    few: tuple[str, ...]
     twelve: tuple[str, ...]
 
 
-FULL = Scale(MODELS, tuple(FORMATS), (64, 128, 256, 512), 4, 3, tuple(row.name for row in PAPER_ROWS))
-QUICK = Scale(("resnet18",), ("float32",), (2,), 2, 1, ("resnet18",))
+FULL = Scale(
+    MODELS, tuple(FORMATS), (64, 128, 256, 512), 2, 3, 6.0,
+    few=("resnet50", "efficientnet_b0", "swin_t"), twelve=tuple(row.name for row in PAPER_ROWS),
+)  # fmt: skip
+QUICK = Scale(("resnet18",), ("float32",), (2,), 2, 1, 6.0, few=("resnet18",), twelve=("resnet18",))
+# A batch as good as the best: of these the smallest is taken, since what follows then takes less time.
+AS_GOOD = 0.98
 
 
 def synchronised(device: torch.device) -> float:
@@ -91,7 +102,7 @@ def bare(model: nn.Module, images: Tensor) -> None:
 
 @dataclass(frozen=True)
 class Floor:
-    """The best bare pass: of `size` images."""
+    """A bare pass of `size` images, and its images per second."""
 
     size: int
     layout: str
@@ -100,7 +111,7 @@ class Floor:
 
 
 def best_floor(job: Job, sizes: tuple[int, ...]) -> Floor:
-    """Over batch sizes and memory formats, as far as they fit into memory."""
+    """Over batch sizes and memory formats, as far as they fit into memory; the smallest of the best."""
     network = job.prepared.network
     found: list[Floor] = []
     for layout in ("channels_last", "contiguous_format"):
@@ -114,11 +125,16 @@ def best_floor(job: Job, sizes: tuple[int, ...]) -> Floor:
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
-    return max(found, key=lambda one: one.rate)
+    best = max(one.rate for one in found)
+    return min((one for one in found if one.rate >= AS_GOOD * best), key=lambda one: (one.size, -one.rate))
 
 
 def per_batch(job: Job) -> tuple[float, float, float]:
-    """Seconds and passes of one batch in the middle of the loop, and the share of time waiting for data."""
+    """Seconds and passes of one batch in the middle of the loop, and the share of time waiting for data.
+
+    A batch's rows are written once the next one has begun: the last one has none to wait for, and is left out
+    like the first. The processes that read have a short loop's batches ready before its first pass ends.
+    """
     with temporary_folder(job.folder) as out:
         config = replace(job.config, out=out)
         run = open_run(job.prepared, config, job.data, job.items, Share(), silent)
@@ -131,53 +147,73 @@ def per_batch(job: Job) -> tuple[float, float, float]:
                     run.write(result)
                 moments.append(time.perf_counter())
                 waited.append(loop.waiting_seconds)
-    count, took = len(moments) - 1, moments[-1] - moments[0]
-    return took / count, loop.took()["passes"] / len(moments), (waited[-1] - waited[0]) / took
+    took = moments[-2] - moments[0]
+    passes = loop.took()["passes"] / len(moments)
+    return took / (len(moments) - 2), passes, (waited[-2] - waited[0]) / took
 
 
 def job_of(
     setting: Setting, scale: Scale, model: str, methods: tuple[str, ...], size: int, **options: Any
 ) -> Job:
-    workers = min(8, (os.cpu_count() or 1) - 1) if setting.device != "cpu" else 0
-    shared = {"weights": "random", "cache": setting.folder / "cache", "workers": workers}
-    limit = size * (scale.batches + 1)
-    return Job(setting, model, methods, batch_size=size, limit=limit, **shared | options)
+    # Each run forks them anew, from a process that has the device's memory in its tables.
+    workers = min(4, (os.cpu_count() or 1) - 1) if setting.device != "cpu" else 0
+    shared = {
+        "weights": "random", "cache": setting.folder / "cache", "workers": workers,
+        "batch_size": size, "limit": size * (scale.batches + 2),
+    }  # fmt: skip
+    return Job(setting, model, methods, **shared | options)
 
 
-def against_floor(job: Job, floor: Floor, repeat: int) -> Row:
+def against_floor(job: Job, floor: Floor, scale: Scale) -> Row:
     """camkit's batches and as many bare passes in turn."""
     device = job.prepared.network.device
-    ratios, rates, waits = [], [], []
+    ratios: list[float] = []
+    rates: list[float] = []
+    started = time.perf_counter()
     with numerics(job.config.tf32, deterministic=False):
-        for _ in range(repeat):
-            took, passes, waiting = per_batch(job)
+        while len(ratios) < scale.repeat and (not ratios or time.perf_counter() - started < scale.seconds):
+            took, passes, _ = per_batch(job)
             bare_seconds = seconds_of(floor.work, device, times=5) * passes * job.size / floor.size
             ratios.append(took / bare_seconds)
             rates.append(job.size / took)
-            waits.append(waiting)
-    note = f"{min(ratios):.2f} to {max(ratios):.2f} ({repeat}); {median(rates):,.0f} images/s; "
-    return Row("", f"{median(ratios):.2f} × floor", note + f"waiting for data {median(waits):.1%}")
+    note = f"{min(ratios):.2f} to {max(ratios):.2f} ({len(ratios)}); {median(rates):,.0f} images/s"
+    return Row("", f"{median(ratios):.2f} × floor", note)
 
 
 def fast(setting: Setting, scale: Scale) -> Iterator[Row]:
-    """ADCC scores, one method and ten, and curves of 14 steps; other packages; reading images."""
-    for model, name in product(scale.models, scale.formats):
-        options = FORMATS[name]
-        first = job_of(setting, scale, model, ("shapleycam",), min(scale.sizes), **options)
-        with numerics(first.config.tf32, deterministic=False):
-            floor = best_floor(first, scale.sizes)
-        case = f"{model}, {name}"
-        yield Row(f"{case}: floor", f"{floor.rate:,.0f} images/s", f"batch {floor.size}, {floor.layout}")
-        curves = {"metrics": ("deletion", "insertion"), "steps": 14}
-        for words, methods, more in (
-            ("ADCC, one method", ("shapleycam",), {}),
-            ("ADCC, ten methods", ("paper",), {}),
-            ("curves, N = 14, one method", ("shapleycam",), curves),
-        ):
-            job = job_of(setting, scale, model, methods, floor.size, **options, **more)
-            yield replace(against_floor(job, floor, scale.repeat), case=f"{case}: {words}")
-    yield from peers(setting, scale)
-    yield from reading(setting, scale)
+    """Bare passes and camkit's; other packages; reading. What fails is a line, and the rest goes on."""
+    parts = [partial(reading, setting, scale), partial(peers, setting, scale)]
+    parts += [
+        partial(one_model, setting, scale, model, name)
+        for name, model in product(scale.formats, scale.models)
+    ]
+    for part in parts:
+        try:
+            yield from part()
+        except Exception as error:
+            traceback.print_exc()
+            case = ", ".join(map(str, part.args[2:])) or part.func.__name__
+            yield Row(case, "failed", f"{type(error).__name__}: {error}".splitlines()[0])
+
+
+def one_model(setting: Setting, scale: Scale, model: str, name: str) -> Iterator[Row]:
+    """ADCC scores, one method and ten, and curves of 14 steps."""
+    options = FORMATS[name]
+    first = job_of(setting, scale, model, ("shapleycam",), min(scale.sizes), limit=CACHED, **options)
+    first.warm()
+    with numerics(first.config.tf32, deterministic=False):
+        floor = best_floor(first, scale.sizes)
+    case = f"{model}, {name}"
+    yield Row(f"{case}: floor", f"{floor.rate:,.0f} images/s", f"batch {floor.size}, {floor.layout}")
+    curves: dict[str, Any] = {"metrics": ("deletion", "insertion"), "steps": 14}
+    limit = floor.size * (scale.batches + 2)
+    for words, more in (
+        ("ADCC, one method", {}),
+        ("ADCC, ten methods", {"method": ("paper",)}),
+        ("curves, N = 14, one method", curves),
+    ):
+        job = first.again(batch_size=floor.size, limit=limit, **more)
+        yield replace(against_floor(job, floor, scale), case=f"{case}: {words}")
 
 
 def peers(setting: Setting, scale: Scale) -> Iterator[Row]:
@@ -206,9 +242,11 @@ def peers(setting: Setting, scale: Scale) -> Iterator[Row]:
 
 
 def reading(setting: Setting, scale: Scale) -> Iterator[Row]:
-    """Photos per second, by processes, decoded and from a filled cache."""
-    job = job_of(setting, scale, scale.models[0], ("gradcam",), max(scale.sizes))
-    cores = os.cpu_count() or 1
+    """Photos per second, by processes, decoded and from a filled cache; how long a run waits for them."""
+    model, cores = scale.models[0], os.cpu_count() or 1
+    options = FORMATS["bfloat16" if setting.device != "cpu" else "float32"]
+    job = job_of(setting, scale, model, ("gradcam",), max(scale.sizes), **options)
+    job.warm()
     for cache, workers in product((None, job.config.cache), (0, 4, 8, 16)):
         if workers <= (0 if scale is QUICK else cores):
             config = replace(job.config, cache=cache, workers=workers)
@@ -219,6 +257,15 @@ def reading(setting: Setting, scale: Scale) -> Iterator[Row]:
             yield Row(
                 f"reading, {'cache' if cache else 'decoding'}, {workers} workers", f"{rate:,.0f} photos/s"
             )
+    size = sorted(scale.sizes)[len(scale.sizes) // 2]
+    for cache in (None, job.config.cache):
+        long = job.again(cache=cache, batch_size=size, limit=WAITING_BATCHES * size)
+        took, _, waiting = per_batch(long)
+        yield Row(
+            f"{model}, {long.config.dtype}: ADCC, one method, {'cache' if cache else 'decoding'}",
+            f"{waiting:.1%} of the time waiting for data",
+            f"{size / took:,.0f} images/s, {WAITING_BATCHES} × {size} photos, {long.config.workers} workers",
+        )
 
 
 def table(setting: Setting, scale: Scale) -> Iterator[Row]:
@@ -229,7 +276,7 @@ def table(setting: Setting, scale: Scale) -> Iterator[Row]:
         for size in sorted(scale.sizes, reverse=True):
             job = job_of(setting, replace(scale, batches=1), model, ("paper",), size, **options)
             try:
-                took, passes, waiting = per_batch(job)
+                took, passes, _ = per_batch(job)
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
@@ -237,19 +284,10 @@ def table(setting: Setting, scale: Scale) -> Iterator[Row]:
                 torch.cuda.empty_cache()
                 continue
             hours += IMAGES * took / size / 3600
-            note = f"{passes:.0f} passes, batch {size}, waiting for data {waiting:.1%}"
+            note = f"{passes:.0f} passes, batch {size}"
             yield Row(model, f"{size / took:,.1f} images/s", f"{note}; {IMAGES * took / size / 3600:.2f} h")
             break
         else:
             yield Row(model, "does not fit into memory")
     words = f"{len(scale.twelve)} models, {CELLS * len(scale.twelve)} cells × {IMAGES:,} images"
     yield Row(words, f"{hours:.2f} h", job.config.dtype)
-
-
-def linked(photos: Path, folder: Path, count: int) -> Path:
-    """`count` names for the photos: their content is read and cached as often as it is needed."""
-    folder.mkdir()
-    files = sorted(photos.iterdir())
-    for number in range(count):
-        (folder / f"{number:05}.jpg").hardlink_to(files[number % len(files)])
-    return folder

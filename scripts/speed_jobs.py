@@ -5,6 +5,7 @@ A job is prepared once (the model is loaded, the pixel cache is warm) and can be
 
 from __future__ import annotations
 
+import copy
 import gc
 import math
 import shutil
@@ -96,6 +97,15 @@ def write_photos(folder: Path, images: int) -> Path:
     return folder
 
 
+def linked(photos: Path, folder: Path, count: int) -> Path:
+    """`count` names for the photos: their content is read and cached as often as it is needed."""
+    folder.mkdir()
+    files = sorted(photos.iterdir())
+    for number in range(count):
+        (folder / f"{number:05}.jpg").hardlink_to(files[number % len(files)])
+    return folder
+
+
 def seconds(work: Callable[[], Any]) -> float:
     gc.collect()
     started = time.perf_counter()
@@ -123,13 +133,27 @@ class Job:
         # No worker processes: to fork one here, where passes have filled the memory, costs a copy of it all.
         # `camkit bench` forks before the first pass.
         settings: dict[str, Any] = {"metrics": ("adcc",), "data": str(setting.photos), "workers": 0}
-        self.config = RunConfig(model=(model,), method=method, device=setting.device, **settings | options)
-        selected = select(self.config, silent)
-        self.data, self.items = selected.data, selected.items
+        self._take(RunConfig(model=(model,), method=method, device=setting.device, **settings | options))
         self.prepared = prepare(model, self.config.layer, self.data.items, self.config, silent)
-        self.size = first_batch_size(self.config, self.prepared.network.device, len(self.items))
-        self.batches = math.ceil(len(self.items) / self.size)
         self.passes = 0
+
+    def _take(self, config: RunConfig) -> None:
+        selected = select(config, silent)
+        self.config, self.data, self.items = config, selected.data, selected.items
+
+    @property
+    def size(self) -> int:
+        return first_batch_size(self.config, self.prepared.network.device, len(self.items))
+
+    @property
+    def batches(self) -> int:
+        return math.ceil(len(self.items) / self.size)
+
+    def again(self, **options: Any) -> Job:
+        """The same prepared model in another run, of other methods, scores, images or batches."""
+        other = copy.copy(self)
+        other._take(replace(self.config, **options))
+        return other
 
     def run(self, out: Path | None = None, cache: Path | None = None) -> None:
         """Rows of all images in a new folder, which is thrown away unless given; counts the passes.
