@@ -35,7 +35,7 @@ class Truth:
         return self.block.values[:, self.rows[method], self.block.columns.index(score)].astype(np.float64)
 
     def exchange(self, score: Score) -> dict[str, object]:
-        """`noticed` and `paid` of the first method whose maps were changed."""
+        """`worse`, `noticed` and `paid` of the first method whose maps were changed."""
         if not self.bases:
             return {}
         base = self.bases[0]
@@ -50,9 +50,11 @@ class Truth:
         clustered = self._by_mosaic(np.stack([*losses, *gains], axis=1), right)
         if not len(clustered):
             return {"base": base}
-        falls = (clustered[:, : len(MOVED)] > 0).mean(axis=0)
-        noticed = next((t / 100 for t, fall in zip(MOVED, falls, strict=True) if fall >= NOTICED), np.inf)
-        found: dict[str, object] = {"base": base, "noticed": noticed, "mosaics": len(clustered)}
+        worse = tuple((clustered[:, : len(MOVED)] > 0).mean(axis=0).tolist())
+        noticed = next((t / 100 for t, share in zip(MOVED, worse, strict=True) if share >= NOTICED), np.inf)
+        found: dict[str, object] = {
+            "base": base, "worse": worse, "noticed": noticed, "mosaics": len(clustered),
+        }  # fmt: skip
         if gains:
             drawn = np.random.default_rng(0).integers(len(clustered), size=(RESAMPLES, len(clustered)))
             resampled = [paid(clustered[rows].mean(axis=0)) for rows in drawn]

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from camkit.entries import METRICS
+from camkit.methods.altered import MOVED
 from camkit.report.exchange import APART, NOTICED
 from camkit.report.grades import Grade, Report
 from camkit.report.grid import Entry, Grid
@@ -87,6 +88,7 @@ def grade_frame(reports: Sequence[Report]) -> pd.DataFrame:
                     "score": one.score.name,
                     "better": one.score.declared.better,
                     "changed": one.base,
+                    **{f"worse_{t}": share for t, share in zip(MOVED, one.worse, strict=True)},
                     "noticed": one.noticed,
                     "paid": one.paid,
                     "paid_low": one.paid_low,

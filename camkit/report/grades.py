@@ -12,7 +12,7 @@ import numpy as np
 from scipy.stats import rankdata
 
 from camkit.entries import METRICS
-from camkit.methods.altered import MARK, is_altered
+from camkit.methods.altered import MARK, MOVED, is_altered
 from camkit.report.analysis import Analysis
 from camkit.report.exchange import ENERGY, Truth
 from camkit.report.intervals import LEVEL
@@ -47,8 +47,9 @@ class Grade:
     """One score of one model, layer and utility. NaN where that cannot be said of these results.
 
     Attributes:
-        noticed: smallest share t of a map in the wrong tile that worsens the score in 95 % of the mosaics;
-            infinite where none does.
+        worse: share of the mosaics in which the score is worse with t = 10, 25, 50, 100 % of the map in the
+            wrong tile.
+        noticed: the smallest of these t for which that is 95 %; infinite where it is for none.
         paid: the t whose mean loss the largest gain of a change of histogram makes up for; infinite where
             that is more than a whole map in the wrong tile loses. `paid_low`, `paid_high`: its 95 % interval
             over mosaics.
@@ -64,6 +65,7 @@ class Grade:
 
     score: Score
     base: str = ""
+    worse: tuple[float, ...] = (np.nan,) * len(MOVED)
     noticed: float = np.nan
     paid: float = np.nan
     paid_low: float = np.nan

@@ -85,6 +85,7 @@ class TestExchange:
             cells[f"hirescam~{change}"]["drop_in_deletion"][: 4 * mosaics] = 0.8
         one = graded(write_mosaics(tmp_path, cells))["drop_in_deletion"]
         assert (one.noticed, one.paid) == (0.25, 0)
+        assert one.worse == (37 / 40, 38 / 40, 1, 1)
 
     def test_maps_in_a_wrong_place_do_not_count(self, tmp_path: Path) -> None:
         """Half of the mosaics have a map with an energy of 0.3, and there moving it helps."""
@@ -120,7 +121,7 @@ class TestExchange:
         write_mosaics(tmp_path, {"hirescam": changed(0.8, (0,) * 4, (0,) * 3)["hirescam"]})
         (report,) = grades.grade(load_study([tmp_path], altered=True))
         assert any("no exchange rate" in note for note in report.notes)
-        assert all(np.isnan(one.noticed) for one in report.grades)
+        assert all(np.isnan([one.noticed, *one.worse]).all() for one in report.grades)
 
 
 @pytest.mark.parametrize(
@@ -290,6 +291,7 @@ class TestCommand:
         row = rows["drop_in_deletion"]
         assert (row["noticed"], row["chance"], row["mosaics"], row["missed"]) == ("0.1", "1", "40", "paid")
         assert float(row["paid"]) == pytest.approx(0.15625)
+        assert [row[f"worse_{t}"] for t in (10, 25, 50, 100)] == ["1"] * 4
         assert rows["complexity"]["noticed"] == ""
 
     def test_two_results_of_a_kind_are_not_pooled(self, tmp_path: Path) -> None:
