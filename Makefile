@@ -50,7 +50,7 @@ lint: $(VENV)/.dev  ## ruff (rules and format) and mypy
 speed: $(VENV)/.demo $(VENV)/.speed  ## measure camkit against its floor and other packages; wants a quiet machine
 	$(VENV)/bin/python scripts/speed.py
 
-gpu:  ## check and measure camkit on a GPU: some minutes, a table in results/gpu (scripts/gpu.py)
+gpu:  ## check and measure camkit on a GPU: a table in results/gpu (scripts/gpu.py)
 	$(PYTHON) scripts/gpu.py
 
 conform: $(VENV)/.demo $(VENV)/.conform  ## set maps and scores beside other packages': who computes what (some minutes)

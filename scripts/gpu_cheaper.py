@@ -25,15 +25,17 @@ from torch import Tensor  # noqa: E402
 from camkit.data.items import sample_items  # noqa: E402
 from camkit.network.folding import folded  # noqa: E402
 from camkit.network.loading import load_model  # noqa: E402
+from camkit.network.numerics import numerics  # noqa: E402
 
 SMALL_BATCHES, TOGETHER = (1, 8, 32), (2, 8)
 
 
 def ratio(first: Callable[[], None], second: Callable[[], None], device: torch.device, repeat: int) -> str:
     """The median of second / first, taken in turns, and its range; on a CPU of its own time."""
-    first()
-    second()
-    found = sorted(_seconds(second, device) / _seconds(first, device) for _ in range(repeat))
+    with numerics(tf32=False, deterministic=False):
+        first()
+        second()
+        found = sorted(_seconds(second, device) / _seconds(first, device) for _ in range(repeat))
     return f"{median(found):.3f} ({found[0]:.3f} to {found[-1]:.3f} in {repeat})"
 
 
@@ -67,7 +69,7 @@ def tried(
     plain = partial(bare, model, images)
     other = folded(model, images)
     if other is not None:
-        with torch.inference_mode():
+        with torch.inference_mode(), numerics(tf32=False, deterministic=False):
             gap = (model(images).softmax(dim=1) - other(images).softmax(dim=1)).abs().max().item()
         note = f"a probability moves by {gap:.1e} at most"
         yield Row(

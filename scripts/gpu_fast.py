@@ -1,4 +1,4 @@
-"""The sections of scripts/gpu.py that measure: camkit against its floor, and all twelve models.
+"""The section `fast` of scripts/gpu.py: camkit against its floor, other packages, and reading images.
 
 Floor: bare passes `model(x)`, in inference mode, at their best batch size and memory format, in the number
 format itself rather than under autocast. camkit's side is a batch's time in the middle of its loop, from
@@ -11,7 +11,7 @@ import copy
 import os
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
@@ -20,23 +20,22 @@ from statistics import median
 from typing import Any
 
 import torch
-from speed_jobs import Job, Setting, silent, temporary_folder
+from speed_jobs import Job, Setting, temporary_folder
 from torch import Tensor, nn
 
+from camkit.data.batches import PREFETCH
 from camkit.errors import is_out_of_memory
 from camkit.network.models import PAPER_ROWS
 from camkit.network.numerics import numerics
-from camkit.runs.job import open_run
-from camkit.runs.loop import Loop, load_batches
-from camkit.share import Share
+from camkit.runs.loop import load_batches
 
 MODELS = ("resnet50", "efficientnet_b0", "vgg16", "swin_t", "swin_b")
 FORMATS: dict[str, dict[str, Any]] = {
     "float32": {}, "bfloat16": {"dtype": "bfloat16"}, "TF32": {"tf32": True}, "float16": {"dtype": "float16"},
 }  # fmt: skip
-IMAGES, CELLS = 50_000, 10
-# Photos that fill the cache: as many as scripts/gpu.py writes. Batches of the run whose waiting is measured.
-CACHED, WAITING_BATCHES = 500, 16
+# Photos that fill the cache: as many as scripts/gpu.py writes. Photos that are read: its names for them.
+# Batches of the run whose waiting is measured.
+CACHED, READ, WAITING_BATCHES = 500, 4096, 16
 LITE = "tf_efficientnet_lite0"
 
 
@@ -110,8 +109,11 @@ class Floor:
     rate: float
 
 
-def best_floor(job: Job, sizes: tuple[int, ...]) -> Floor:
-    """Over batch sizes and memory formats, as far as they fit into memory; the smallest of the best."""
+def best_floor(job: Job, sizes: tuple[int, ...]) -> tuple[Floor, dict[str, float]]:
+    """Over batch sizes and memory formats, as far as they fit into memory: the smallest of the best.
+
+    Also the best rate of each memory format.
+    """
     network = job.prepared.network
     found: list[Floor] = []
     for layout in ("channels_last", "contiguous_format"):
@@ -125,31 +127,31 @@ def best_floor(job: Job, sizes: tuple[int, ...]) -> Floor:
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
-    best = max(one.rate for one in found)
-    return min((one for one in found if one.rate >= AS_GOOD * best), key=lambda one: (one.size, -one.rate))
+    by_layout = {one.layout: one.rate for one in sorted(found, key=lambda one: one.rate)}
+    good = [one for one in found if one.rate >= AS_GOOD * max(by_layout.values())]
+    return min(good, key=lambda one: (one.size, -one.rate)), by_layout
 
 
-def per_batch(job: Job) -> tuple[float, float, float]:
+def per_batch(job: Job, begin: int = 0) -> tuple[float, float, float]:
     """Seconds and passes of one batch in the middle of the loop, and the share of time waiting for data.
 
     A batch's rows are written once the next one has begun: the last one has none to wait for, and is left out
-    like the first. The processes that read have a short loop's batches ready before its first pass ends.
+    like those up to number `begin`. The processes that read have some batches ready before the first pass
+    ends: of a short loop all, so that it waits for none.
     """
+    moments, waited = [], []
     with temporary_folder(job.folder) as out:
-        config = replace(job.config, out=out)
-        run = open_run(job.prepared, config, job.data, job.items, Share(), silent)
-        with numerics(config.tf32, deterministic=False) as record:
-            run.start(job.size, record, silent)
-            loop = Loop(job.prepared, config, job.size)
-            moments, waited = [], []
-            for step in loop.run(run.todo()):
-                for result in step.results:
-                    run.write(result)
-                moments.append(time.perf_counter())
-                waited.append(loop.waiting_seconds)
-    took = moments[-2] - moments[0]
+        for loop in job.loop(out):
+            moments.append(time.perf_counter())
+            waited.append(loop.waiting_seconds)
+    took = moments[-2] - moments[begin]
     passes = loop.took()["passes"] / len(moments)
-    return took / (len(moments) - 2), passes, (waited[-2] - waited[0]) / took
+    return took / (len(moments) - 2 - begin), passes, (waited[-2] - waited[begin]) / took
+
+
+def usual(setting: Setting) -> dict[str, Any]:
+    """The number format of long runs."""
+    return FORMATS["bfloat16" if setting.device != "cpu" else "float32"]
 
 
 def job_of(
@@ -173,26 +175,32 @@ def against_floor(job: Job, floor: Floor, scale: Scale) -> Row:
     with numerics(job.config.tf32, deterministic=False):
         while len(ratios) < scale.repeat and (not ratios or time.perf_counter() - started < scale.seconds):
             took, passes, _ = per_batch(job)
-            bare_seconds = seconds_of(floor.work, device, times=5) * passes * job.size / floor.size
+            bare_seconds = seconds_of(floor.work, device, times=5) * passes
             ratios.append(took / bare_seconds)
             rates.append(job.size / took)
     note = f"{min(ratios):.2f} to {max(ratios):.2f} ({len(ratios)}); {median(rates):,.0f} images/s"
+    note += "; batch norm folded" if job.prepared.is_folded else ""
     return Row("", f"{median(ratios):.2f} × floor", note)
 
 
 def fast(setting: Setting, scale: Scale) -> Iterator[Row]:
-    """Bare passes and camkit's; other packages; reading. What fails is a line, and the rest goes on."""
-    parts = [partial(reading, setting, scale), partial(peers, setting, scale)]
-    parts += [
-        partial(one_model, setting, scale, model, name)
-        for name, model in product(scale.formats, scale.models)
-    ]
-    for part in parts:
+    """Reading images, other packages, and camkit's passes beside bare ones."""
+    parts: dict[str, Callable[[], Iterator[Row]]] = {
+        "reading": partial(reading, setting, scale),
+        "grad-cam, torchcam": partial(peers, setting, scale),
+    }
+    for name, model in product(scale.formats, scale.models):
+        parts[f"{model}, {name}"] = partial(one_model, setting, scale, model, name)
+    yield from going_on(parts)
+
+
+def going_on(parts: Mapping[str, Callable[[], Iterator[Row]]]) -> Iterator[Row]:
+    """The lines of all parts; one that fails is a line too."""
+    for case, part in parts.items():
         try:
             yield from part()
         except Exception as error:
             traceback.print_exc()
-            case = ", ".join(map(str, part.args[2:])) or part.func.__name__
             yield Row(case, "failed", f"{type(error).__name__}: {error}".splitlines()[0])
 
 
@@ -202,9 +210,10 @@ def one_model(setting: Setting, scale: Scale, model: str, name: str) -> Iterator
     first = job_of(setting, scale, model, ("shapleycam",), min(scale.sizes), limit=CACHED, **options)
     first.warm()
     with numerics(first.config.tf32, deterministic=False):
-        floor = best_floor(first, scale.sizes)
+        floor, by_layout = best_floor(first, scale.sizes)
     case = f"{model}, {name}"
-    yield Row(f"{case}: floor", f"{floor.rate:,.0f} images/s", f"batch {floor.size}, {floor.layout}")
+    note = ", ".join(f"{layout} at best {rate:,.0f}" for layout, rate in by_layout.items())
+    yield Row(f"{case}: floor", f"{floor.rate:,.0f} images/s", f"batch {floor.size}, {floor.layout}; {note}")
     curves: dict[str, Any] = {"metrics": ("deletion", "insertion"), "steps": 14}
     limit = floor.size * (scale.batches + 2)
     for words, more in (
@@ -235,7 +244,8 @@ def peers(setting: Setting, scale: Scale) -> Iterator[Row]:
          lambda: torchcam_drop_and_increase(LITE, layer, photos, count, device)),
     ):  # fmt: skip
         where = ours.prepared.network.device
-        seconds = [seconds_of(work, where, times=1) for work in (ours.run, theirs)]
+        with numerics(tf32=False, deterministic=False):
+            seconds = [seconds_of(work, where, times=1) for work in (ours.run, theirs)]
         yield Row(
             f"{LITE}, GradCAM: {words}", f"{seconds[1] / seconds[0]:.1f} × camkit's time", f"{count} photos"
         )
@@ -244,50 +254,23 @@ def peers(setting: Setting, scale: Scale) -> Iterator[Row]:
 def reading(setting: Setting, scale: Scale) -> Iterator[Row]:
     """Photos per second, by processes, decoded and from a filled cache; how long a run waits for them."""
     model, cores = scale.models[0], os.cpu_count() or 1
-    options = FORMATS["bfloat16" if setting.device != "cpu" else "float32"]
-    job = job_of(setting, scale, model, ("gradcam",), max(scale.sizes), **options)
+    job = job_of(setting, scale, model, ("gradcam",), max(scale.sizes), limit=READ, **usual(setting))
     job.warm()
     for cache, workers in product((None, job.config.cache), (0, 4, 8, 16)):
         if workers <= (0 if scale is QUICK else cores):
             config = replace(job.config, cache=cache, workers=workers)
-            started = time.perf_counter()
-            for _ in load_batches(job.prepared, config, job.items, min(scale.sizes)):
-                pass
-            rate = len(job.items) / (time.perf_counter() - started)
+            size, begin = min(scale.sizes), PREFETCH * workers
+            moments = [time.perf_counter() for _ in load_batches(job.prepared, config, job.items, size)]
+            rate = size * (len(moments) - 1 - begin) / (moments[-1] - moments[begin])
             yield Row(
                 f"reading, {'cache' if cache else 'decoding'}, {workers} workers", f"{rate:,.0f} photos/s"
             )
     size = sorted(scale.sizes)[len(scale.sizes) // 2]
     for cache in (None, job.config.cache):
         long = job.again(cache=cache, batch_size=size, limit=WAITING_BATCHES * size)
-        took, _, waiting = per_batch(long)
+        took, _, waiting = per_batch(long, begin=PREFETCH * long.config.workers)
         yield Row(
             f"{model}, {long.config.dtype}: ADCC, one method, {'cache' if cache else 'decoding'}",
             f"{waiting:.1%} of the time waiting for data",
             f"{size / took:,.0f} images/s, {WAITING_BATCHES} × {size} photos, {long.config.workers} workers",
         )
-
-
-def table(setting: Setting, scale: Scale) -> Iterator[Row]:
-    """All twelve: ten methods, ADCC scores, in bfloat16 on a GPU; hours for 10 cells of each × 50,000."""
-    hours = 0.0
-    options = FORMATS["bfloat16" if setting.device != "cpu" else "float32"]
-    for model in scale.twelve:
-        for size in sorted(scale.sizes, reverse=True):
-            job = job_of(setting, replace(scale, batches=1), model, ("paper",), size, **options)
-            try:
-                took, passes, _ = per_batch(job)
-            except RuntimeError as error:
-                if not is_out_of_memory(error):
-                    raise
-                del job
-                torch.cuda.empty_cache()
-                continue
-            hours += IMAGES * took / size / 3600
-            note = f"{passes:.0f} passes, batch {size}"
-            yield Row(model, f"{size / took:,.1f} images/s", f"{note}; {IMAGES * took / size / 3600:.2f} h")
-            break
-        else:
-            yield Row(model, "does not fit into memory")
-    words = f"{len(scale.twelve)} models, {CELLS * len(scale.twelve)} cells × {IMAGES:,} images"
-    yield Row(words, f"{hours:.2f} h", job.config.dtype)

@@ -152,6 +152,7 @@ class Job:
     def again(self, **options: Any) -> Job:
         """The same prepared model in another run, of other methods, scores, images or batches."""
         other = copy.copy(self)
+        other.passes = 0
         other._take(replace(self.config, **options))
         return other
 
@@ -162,19 +163,23 @@ class Job:
             cache: another pixel cache than the job's.
         """
         with temporary_folder(self.folder) as temporary:
-            config = replace(self.config, out=out or temporary, cache=cache or self.config.cache)
-            run = open_run(self.prepared, config, self.data, self.items, Share(), silent)
-            with numerics(tf32=False, deterministic=False) as record:
-                run.start(self.size, record, silent)
-                loop = Loop(self.prepared, config, self.size)
-                for batch, _, results in loop.run(run.todo(), run.predicted):
-                    run.write_errors(batch.errors)
-                    for result in results:
-                        run.write(result)
-                took = loop.took()
-                run.end(took)
-            run.finish()
-        self.passes = int(took["passes"])
+            for loop in self.loop(out or temporary, cache):
+                self.passes = int(loop.took()["passes"])
+
+    def loop(self, out: Path, cache: Path | None = None) -> Iterator[Loop]:
+        """The loop over all images, each time that the rows of a batch are in `out`."""
+        config = replace(self.config, out=out, cache=cache or self.config.cache)
+        run = open_run(self.prepared, config, self.data, self.items, Share(), silent)
+        with numerics(config.tf32, deterministic=False) as record:
+            run.start(self.size, record, silent)
+            loop = Loop(self.prepared, config, self.size)
+            for batch, _, results in loop.run(run.todo(), run.predicted):
+                run.write_errors(batch.errors)
+                for result in results:
+                    run.write(result)
+                yield loop
+            run.end(loop.took())
+        run.finish()
 
     def floor(self) -> None:
         """As many bare passes as the last run took."""

@@ -19,7 +19,7 @@ COARSE_SWEEPS = 8
 
 
 class _Level:
-    """The system at one resolution. Its values are 0 wherever there is nothing to find.
+    """The system at one resolution. Values and right-hand sides are 0 wherever there is nothing to find.
 
     Args:
         unknown: 1 where a pixel is to be found, else 0, (B, 1, h, w).
@@ -88,8 +88,8 @@ def impute(images: Tensor, removed: Tensor) -> Tensor:
     """Images (B, C, H, W) whose removed pixels, bool (B, 1, H, W), are weighted means of their neighbours.
 
     The eight neighbours count 1/6 and, across a corner, 1/12; at the image's edge those that are missing are
-    left out. Each image stops when its own residual is small: its numbers do not depend on the batch. Without
-    a pixel that is kept, all are 0.
+    left out. Each image stops when its own residual is small: but for last bits its numbers do not depend on
+    the batch. Without a pixel that is kept, all are 0.
     """
     images = images.contiguous(memory_format=torch.channels_last)
     unknown = removed.to(images)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -55,6 +55,13 @@ def numerics(tf32: bool, deterministic: bool) -> Iterator[dict[str, Any]]:
                 setattr(owner, name, value)
 
 
-def full_precision() -> AbstractContextManager[dict[str, Any]]:
+@contextmanager
+def full_precision() -> Iterator[None]:
     """No TF32, all other switches as they are: for what is found on noise and holds but for rounding."""
-    return numerics(tf32=False, deterministic=torch.are_deterministic_algorithms_enabled())
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    try:
+        matmul.allow_tf32 = cudnn.allow_tf32 = False
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before

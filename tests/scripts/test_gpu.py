@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,9 @@ from torch import Tensor
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import gpu  # noqa: E402
+import gpu_fast  # noqa: E402
 import gpu_right  # noqa: E402
+import gpu_table  # noqa: E402
 from click.testing import CliRunner  # noqa: E402
 from gpu_fast import Row  # noqa: E402
 from speed_jobs import Setting  # noqa: E402
@@ -71,6 +74,29 @@ def test_a_check_that_fails_does_not_end_the_others(tmp_path: Path, monkeypatch:
     rows = section(tmp_path, "batches", "out of memory")
     assert [row.result for row in rows] == ["WRONG", "not checked"]
     assert "AssertionError: maps differ" in rows[0].note
+
+
+def test_a_part_that_fails_is_a_line_and_the_rest_goes_on() -> None:
+    def broken() -> Iterator[Row]:
+        yield Row("first", "1", "")
+        raise RuntimeError("out of luck\nand of words")
+
+    rows = list(gpu_fast.going_on({"a": broken, "b": lambda: iter([Row("second", "2", "")])}))
+    assert rows == [Row("first", "1"), Row("a", "failed", "RuntimeError: out of luck"), Row("second", "2")]
+
+
+def test_a_model_that_does_not_fit_is_not_in_the_sum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def that_fits(setting: Setting, scale: gpu_fast.Scale, model: str, size: int) -> object:
+        return (36.0, 21.0, 0.0) if model == "small" and size == 2 else None
+
+    monkeypatch.setattr(gpu_table, "that_fits", that_fits)
+    scale = replace(gpu_fast.QUICK, sizes=(2, 4), twelve=("large", "small"))
+    rows = list(gpu_table.table(Setting(tmp_path, tmp_path, 1, 1), scale))
+    assert rows == [
+        Row("large", "does not fit into memory"),
+        Row("small", "0.1 images/s", "21 passes, batch 2; 250.00 h"),
+        Row("1 of 2 models, 10 cells × 50,000 images", "250.00 h"),
+    ]
 
 
 def test_each_line_is_written_when_it_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
