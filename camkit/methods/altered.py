@@ -2,7 +2,7 @@
 
 `METHOD~moved-T` puts T percent of a map into a wrong tile of its mosaic. `METHOD~sqrt`, `~square` and
 `~raised` move nothing: the order of the pixels stays, their histogram changes. A score is worth what it says
-about place.
+about place. `METHOD~same` is the saliency map as it is: scores of signed maps see that its sign is gone.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from camkit.network.trace import Trace
 MARK = "~"
 MOVED = (10, 25, 50, 100)  # percent
 HARMLESS = ("sqrt", "square", "raised")
-CHANGES = (*(f"moved-{share}" for share in MOVED), *HARMLESS)
+SAME = "same"
+CHANGES = (SAME, *(f"moved-{share}" for share in MOVED), *HARMLESS)
 RAISED = 0.3
 
 
@@ -40,6 +41,8 @@ def alter(trace: Trace, base: Method, change: str) -> Tensor:
     """The saliency maps (B, H, W) of a method, changed."""
     maps = base.function(trace)
     saliency = maps if base.saliency else to_saliency(maps, (trace.images.shape[2], trace.images.shape[3]))
+    if change == SAME:
+        return saliency
     if change == "sqrt":
         return saliency.sqrt()
     if change == "square":
@@ -51,11 +54,11 @@ def alter(trace: Trace, base: Method, change: str) -> Tensor:
 
 
 @family(
-    rf"(.+){MARK}(moved-(?:[1-9]|[1-9][0-9]|100)|{'|'.join(HARMLESS)})",
+    rf"(.+){MARK}({SAME}|moved-(?:[1-9]|[1-9][0-9]|100)|{'|'.join(HARMLESS)})",
     form=f"METHOD{MARK}CHANGE",
 )
 def find_altered(name: str, base: str, change: str) -> Method:
-    """A method's maps changed: `~moved-T` (T % into a wrong tile), `~sqrt`, `~square`, `~raised`; `~all`."""
+    """Changed maps: `~moved-T` (T % into a wrong tile), `~sqrt`, `~square`, `~raised`, `~same`; `~all`."""
     found = METHODS[base]
     return Method(
         name,

@@ -7,7 +7,7 @@ from itertools import combinations
 
 import numpy as np
 
-from camkit.methods.altered import HARMLESS, MARK, MOVED, is_altered
+from camkit.methods.altered import HARMLESS, MARK, MOVED, SAME, is_altered
 from camkit.report.analysis import Analysis
 from camkit.report.gallery import agreement, read_maps
 from camkit.report.scores import Score, is_ceiling
@@ -19,6 +19,7 @@ NOTICED = 0.95  # share of mosaics in which a score falls
 APART = 0.1  # difference of energies from which on the truth orders two methods
 SAME_MAPS = 0.95  # correlation of maps from which on two methods count once
 RESAMPLES = 2000
+SIGNED = {"single_deletion"}  # scores of the signed map, which a changed saliency map has no longer
 
 
 class Truth:
@@ -40,7 +41,10 @@ class Truth:
             return {}
         base = self.bases[0]
         right = self._scores(base, ENERGY) > PLACED
-        whole = self._scores(base, score.name)
+        unchanged = f"{base}{MARK}{SAME}" if score.name in SIGNED else base
+        if unchanged not in self.rows:
+            return {"base": base}
+        whole = self._scores(unchanged, score.name)
         losses = [(whole - self._scores(f"{base}{MARK}moved-{t}", score.name)) * score.sign for t in MOVED]
         gains = [
             (self._scores(name, score.name) - whole) * score.sign

@@ -94,6 +94,7 @@ def test_drops_by_hand(patches: int) -> None:
 def test_changed_maps_by_hand() -> None:
     one = trace(model(), noise(2, 3, 16, 24))
     plain = saliency("hirescam", one)
+    torch.testing.assert_close(saliency("hirescam~same", one), plain)
     torch.testing.assert_close(saliency("hirescam~sqrt", one), plain.sqrt())
     torch.testing.assert_close(saliency("hirescam~square", one), plain**2)
     torch.testing.assert_close(saliency("hirescam~raised", one), 0.7 * plain + 0.3)

@@ -107,6 +107,16 @@ class TestExchange:
         assert one.paid_low < one.paid < one.paid_high
         assert 0.05 < one.paid < 0.15
 
+    def test_a_score_of_signed_maps_is_held_against_the_map_without_its_sign(self, tmp_path: Path) -> None:
+        """0.3 is lost with the sign; what moves loses 0.02 more, and a root gains 0.05."""
+        cells = changed(0.5, (0.02, 0.1, 0.3, 0.6), (0.05, -0.02, 0), "single_deletion")
+        cells["hirescam"]["single_deletion"] = each(0.8)
+        assert np.isnan(graded(write_mosaics(tmp_path / "lacks", cells))["single_deletion"].noticed)
+        cells["hirescam~same"] = {"energy": each(0.9), "single_deletion": each(0.5)}
+        one = graded(write_mosaics(tmp_path / "has", cells))["single_deletion"]
+        assert (one.base, one.noticed) == ("hirescam", 0.1)
+        assert one.paid == pytest.approx(0.1 + 0.15 * 3 / 8)
+
     def test_a_single_mosaic(self, tmp_path: Path) -> None:
         cells = changed(0.8, (0.02, 0.1, 0.3, 0.6), (0.05, -0.02, 0))
         one = {name: {column: values[:4] for column, values in cell.items()} for name, cell in cells.items()}

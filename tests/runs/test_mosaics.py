@@ -197,6 +197,7 @@ def test_all_changes_of_a_map(colours: Path, tmp_path: Path) -> None:
         expected = (1 - share / 100) * whole["energy"] + share / 100 * wrong
         np.testing.assert_allclose(moved["energy"], expected, atol=1e-5)
         np.testing.assert_allclose(moved["complexity"], whole["complexity"], atol=1e-6)
+    np.testing.assert_allclose(found["same"]["energy"], whole["energy"], atol=1e-6)
     for name in ("sqrt", "square", "raised"):
         assert (found[name]["pointing"] == 1).all()
     assert (found["sqrt"]["complexity"] > whole["complexity"]).all()
