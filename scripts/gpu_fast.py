@@ -235,7 +235,7 @@ def peers(setting: Setting, scale: Scale) -> Iterator[Row]:
     count = 2 if scale is QUICK else 32
     job = Job(setting, LITE, ("gradcam",), limit=count, batch_size=count)
     layer, photos = job.prepared.paths["conv"], [Path(str(item.source)) for item in job.items]
-    drop = Job(setting, LITE, ("gradcam",), limit=count, batch_size=count, metrics=("average_drop",))
+    drop = job.again(metrics=("average_drop",))
     device = setting.device
     for words, ours, theirs in (
         ("grad-cam, ADCC scores, image by image", job,
