@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
+import multiprocessing
 import os
+import signal
+import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +29,8 @@ PREFETCH = 2
 TIMEOUT = 600
 # Where batches of worker processes travel on Linux.
 SHARED_MEMORY = Path("/dev/shm")
+# Linux's prctl(2): the signal that this process gets when its parent ends.
+PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,12 +134,21 @@ def _aligned(images: Mapping[Item, Tensor], regions: Mapping[Item, Tensor]) -> T
     return torch.stack([regions.get(item, none) for item in images])
 
 
-def _start_worker(_: int) -> None:
+def start_worker(_: int) -> None:
+    """Called in a loader's worker process before it works: it computes on one core, and ends with its run."""
     torch.set_num_threads(1)
     # A signal to the run's process group (Ctrl-C, a scheduler) is the run's own. To ignore it will not do:
     # by SIGTERM the run itself ends the workers of a loader that an error keeps alive.
     if hasattr(os, "setpgid"):  # Windows has no such groups
         os.setpgid(0, 0)
+    # torch notes who the parent is only after this call, and watches that process. Where the run is killed
+    # earlier, its worker would watch another one, and live for ever.
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    parent = multiprocessing.parent_process()
+    # Under "forkserver" a worker is a child of the server.
+    if parent and multiprocessing.get_start_method() != "forkserver" and os.getppid() != parent.pid:
+        os._exit(1)
 
 
 def batches(
@@ -172,7 +187,7 @@ def batches(
             prefetch_factor=PREFETCH if workers else None,
             timeout=TIMEOUT if workers else 0,
             pin_memory=pin_memory,
-            worker_init_fn=_start_worker,
+            worker_init_fn=start_worker,
         )
     try:
         for batch in loader:

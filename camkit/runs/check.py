@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from camkit.config import RunConfig
 from camkit.console import Bar
 from camkit.data import ClassList, DataSet, Item
+from camkit.data.batches import start_worker
 from camkit.data.classes import CLASSES, IMAGENET
 from camkit.data.items import in_storage_order
 from camkit.data.pixels import decode, read_file
@@ -145,7 +146,12 @@ def check_data(
     for note in data.notes:
         say(note)
     items = in_storage_order(data.items)
-    loader = DataLoader(_Contents(items), batch_size=None, num_workers=min(config.workers, len(items)))
+    loader = DataLoader(
+        _Contents(items),
+        batch_size=None,
+        num_workers=min(config.workers, len(items)),
+        worker_init_fn=start_worker,
+    )
     contents = []
     with Bar(len(items), "reading") as bar:
         for content in loader:

@@ -1,20 +1,48 @@
-"""Worker processes: how many fit into shared memory."""
+"""Worker processes: how many fit into shared memory, and that they end with their run."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from crops import SMALL, items_of
+from places import HELPERS
 from tiny import run
 
 from camkit.data.batches import affordable_workers, batches
 from camkit.share import available_cores
 
 BATCH = 4 * 3 * 32 * 32  # bytes of four of SMALL's crops
+
+# A run whose first worker kills it, before the worker itself is set up.
+KILLED = """
+import os, signal, sys, time
+from camkit.data import batches
+from camkit.runs import check
+
+def kills_its_run(number):
+    run = os.getppid()
+    os.kill(run, signal.SIGKILL)
+    while os.getppid() == run:
+        time.sleep(0.001)
+    print(os.getpid(), flush=True)
+    start(number)
+
+start = batches.start_worker
+batches.start_worker = check.start_worker = kills_its_run
+if sys.argv[1] == "batches":
+    from crops import SMALL, items_of
+    list(batches.batches(items_of(sys.argv[2]), SMALL, 2, workers=1))
+else:
+    check.check_data(sys.argv[2], workers=1, say=lambda line: None)
+"""
 
 
 @pytest.fixture
@@ -71,7 +99,7 @@ def test_the_loader_takes_that_many(
     room: SimpleNamespace, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """None here: a fork would fail."""
-    monkeypatch.setattr("camkit.data.batches._start_worker", lambda number: os._exit(1))
+    monkeypatch.setattr("camkit.data.batches.start_worker", lambda number: os._exit(1))
     found = [batch.pixels for batch in batches(items_of(photos), SMALL, 2, workers=2)]
     assert sum(len(pixels) for pixels in found if pixels is not None) == 6
     room.free = math.prod((100, *SMALL.shape))
@@ -82,6 +110,27 @@ def test_the_loader_takes_that_many(
 def test_one_line_says_it(room: SimpleNamespace, photos: Path, tmp_path: Path) -> None:
     said = run(photos, tmp_path / "out", method=("flat",), metrics=("adcc",), batch_size=2, workers=2)
     assert len([line for line in said if "--shm-size" in line]) == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of its parent's death")
+@pytest.mark.parametrize("work", ["batches", "check"])
+def test_a_worker_ends_with_a_run_that_is_killed_while_it_starts(photos: Path, work: str) -> None:
+    """The pipe is open as long as a process of the run lives."""
+    path = {"PYTHONPATH": os.pathsep.join([str(HELPERS), os.environ.get("PYTHONPATH", "")])}
+    killed = subprocess.Popen(
+        [sys.executable, "-c", KILLED, work, str(photos)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **path},
+    )
+    assert killed.stdout
+    assert killed.wait(timeout=120) == -signal.SIGKILL
+    worker = int(killed.stdout.readline())
+    try:
+        killed.communicate(timeout=30)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(worker, signal.SIGKILL)
 
 
 @pytest.mark.parametrize(

@@ -178,7 +178,7 @@ def test_workers_that_are_silent(monkeypatch: pytest.MonkeyPatch, photos: Path, 
     """As a worker is that waits for room in shared memory."""
     monkeypatch.setattr("camkit.data.batches.TIMEOUT", 1)
     monkeypatch.setattr("camkit.runs.loop.TIMEOUT", 1)
-    monkeypatch.setattr("camkit.data.batches._start_worker", lambda number: time.sleep(30))
+    monkeypatch.setattr("camkit.data.batches.start_worker", lambda number: time.sleep(30))
     with pytest.raises(CamkitError, match="for 1 seconds no batch came (.|\n)*--workers 0(.|\n)*are kept"):
         run(photos, tmp_path / "out", method=("flat",), metrics=("adcc",), batch_size=2, workers=1)
 
