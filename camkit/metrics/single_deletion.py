@@ -35,6 +35,7 @@ def average_ranks(values: Tensor) -> Tensor:
             "SD",
             "Rank correlation, over patches, of the map with the logit's loss when one patch is blanked.",
             optional=True,
+            signed=True,
             jumps=True,
             bounds=CORRELATION,
         )

@@ -19,7 +19,6 @@ NOTICED = 0.95  # share of mosaics in which a score falls
 APART = 0.1  # difference of energies from which on the truth orders two methods
 SAME_MAPS = 0.95  # correlation of maps from which on two methods count once
 RESAMPLES = 2000
-SIGNED = {"single_deletion"}  # scores of the signed map, which a changed saliency map has no longer
 
 
 class Truth:
@@ -41,7 +40,7 @@ class Truth:
             return {}
         base = self.bases[0]
         right = self._scores(base, ENERGY) > PLACED
-        unchanged = f"{base}{MARK}{SAME}" if score.name in SIGNED else base
+        unchanged = f"{base}{MARK}{SAME}" if score.declared.signed else base
         if unchanged not in self.rows:
             return {"base": base}
         whole = self._scores(unchanged, score.name)

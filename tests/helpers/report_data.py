@@ -10,11 +10,18 @@ from typing import Any
 
 import numpy as np
 
+from camkit.report import grades
 from camkit.report.analysis import Analysis
+from camkit.report.grades import Grade
 from camkit.report.study import load_study
 
 SCORES = ("average_drop", "increase", "drop_in_deletion", "coherency", "complexity", "adcc")
 BLIND = ("flat", "fake-cam", "centre")
+MOSAIC = {"mosaic": 2, "confidence": 0.9}
+MOSAICS = 40
+TILES = [f"mosaic/{number:05}#{tile}" for number in range(MOSAICS) for tile in range(1, 5)]
+MOVED = ("moved-10", "moved-25", "moved-50", "moved-100")
+Cells = dict[str, dict[str, np.ndarray]]
 
 
 def made_up(images: int, seed: int, curves: bool = False) -> dict[str, np.ndarray]:
@@ -126,4 +133,37 @@ def blind(images: int, complexity: float, drop: float, **others: float) -> dict[
 
 def analysis(tmp_path: Path, cells: Mapping[str, Mapping[str, np.ndarray]], **settings: Any) -> Analysis:
     """Of one block, whose results are written below `tmp_path`."""
-    return Analysis(load_study([write_results(tmp_path / "results", cells, **settings)])[0])
+    return block_of(write_results(tmp_path / "results", cells, **settings))
+
+
+def block_of(out: Path) -> Analysis:
+    """Of the one block of a results folder."""
+    (block,) = load_study([out])
+    return Analysis(block)
+
+
+def each(value: float, tiles: int = 4 * MOSAICS) -> np.ndarray:
+    return np.full(tiles, value)
+
+
+def graded(out: Path) -> dict[str, Grade]:
+    """By score, of the one block of a results folder."""
+    (report,) = grades.grade(load_study([out], altered=True))
+    return {one.score.name: one for one in report.grades}
+
+
+def write_mosaics(
+    out: Path, cells: Mapping[str, Mapping[str, np.ndarray]], names: Sequence[str] = TILES
+) -> Path:
+    return write_results(out, cells, names=names, protocol=MOSAIC)
+
+
+def changed(
+    whole: float, losses: Sequence[float], gains: Sequence[float], column: str = "drop_in_deletion"
+) -> dict[str, dict[str, np.ndarray]]:
+    """A method, four shares of it in a wrong tile, and three changes of its histogram."""
+    scores = [whole, *(whole - loss for loss in losses), *(whole + gain for gain in gains)]
+    names = ["hirescam", *(f"hirescam~{change}" for change in (*MOVED, "sqrt", "square", "raised"))]
+    return {
+        name: {"energy": each(0.9), column: each(score)} for name, score in zip(names, scores, strict=True)
+    }
