@@ -93,7 +93,7 @@ def score(
         if not folder.is_dir():
             raise UsageError(f"{folder}: no such folder")
         options = {one: value for one, value in options.items() if one not in OF_MAPS}
-        summary = rescore(folder, say=say, **options)
+        summary = rescore(RunConfig(model=(), out=folder, **options), say)
     click.echo(terminal_table(summary, table_width()))
     click.echo(f"\n{folder / 'summary.csv'}: {len(summary)} cells")
 

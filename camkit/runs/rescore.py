@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -38,30 +38,13 @@ from camkit.share import Share
 SavedMaps = Mapping[str, Mapping[str, np.ndarray]]  # method -> image -> map (h, w)
 
 
-def rescore(
-    out: Path,
-    *,
-    metrics: Sequence[str],
-    data: str,
-    say: Say,
-    layout: str | None = None,
-    labels: Path | None = None,
-    classes: str | None = None,
-    image_column: str | None = None,
-    label_column: str | None = None,
-    regions: Path | None = None,
-    weights: str = "pretrained",
-    batch_size: int = 32,
-    device: str = "auto",
-    plugin: Sequence[str] = (),
-) -> pd.DataFrame:
+def rescore(config: RunConfig, say: Say) -> pd.DataFrame:
     """Add scores to every cell of a results folder that has saved maps, for the images that have one.
 
     Args:
-        metrics: groups of scores; those that explain changed images (`adcc`) cannot be had from saved maps.
-        data, layout, labels, classes, image_column, label_column, regions: the images of the run, as they
-            were read there; they are compared with its fingerprint.
-        weights: the file, where the run's weights came from one.
+        config: the folder (`out`), the scores to add (`metrics`; none that explains changed images, as `adcc`
+            does) and the batch size. The images (`data`, and how they are read) and a file of `weights` as in
+            the run: they are compared with its records. All else is as the folder's runs had it.
 
     Returns:
         The folder's summary.
@@ -71,45 +54,34 @@ def rescore(
         CamkitError: as :func:`camkit.runs.bench.bench`.
         PluginError: a plugin's metric failed; all other rows and the summary are written.
     """
-    load_plugins(plugin)
-    folders = _scorable(out, metrics, say)
-    given = RunConfig(
-        model=(),
-        weights=weights,
-        data=data,
-        layout=layout,
-        labels=labels,
-        classes=classes,
-        image_column=image_column,
-        label_column=label_column,
-        regions=regions,
-        device=device,
-        plugin=tuple(plugin),
-        out=out,
-    )
+    load_plugins(config.plugin)
+    folders = _scorable(config.out, config.metrics, say)
     failures: list[str] = []
     scored = 0
     try:
-        for group in by_model((folder for folder, saved in folders.items() if saved), given):
+        for group in by_model((folder for folder, saved in folders.items() if saved), config):
             settings = {
                 folder: replace(
-                    config, method=tuple(folders[folder]), metrics=tuple(metrics), batch_size=batch_size
+                    as_it_ran,
+                    method=tuple(folders[folder]),
+                    metrics=config.metrics,
+                    batch_size=config.batch_size,
                 )
-                for folder, config in group.items()
+                for folder, as_it_ran in group.items()
             }
             failures += _rescore_model(settings, folders, say)
             scored += 1
     except (Exception, KeyboardInterrupt) as error:
         if scored or not isinstance(error, UsageError):  # else it was refused: the folder stays as it is
-            refresh_summary(out)
+            refresh_summary(config.out)
         raise
-    summary = refresh_summary(out)
+    summary = refresh_summary(config.out)
     if failures:
-        raise what_failed([], failures, len(folders), out)
+        raise what_failed([], failures, len(folders), config.out)
     return summary
 
 
-def _scorable(out: Path, metrics: Sequence[str], say: Say) -> dict[Path, dict[str, Path]]:
+def _scorable(out: Path, metrics: Iterable[str], say: Say) -> dict[Path, dict[str, Path]]:
     """Folder of cells -> method -> the file with its maps.
 
     Raises:

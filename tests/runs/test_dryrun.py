@@ -98,8 +98,8 @@ def test_head_passes_are_recorded_and_shown_where_there_are_any(
     assert segments(tmp_path / "none")[-1]["head_passes"] == 0
     kept = {"method": ("gradcam",), "metrics": ("adcc",), "layer": ("features.3",), "save_maps": True}
     run(photos, tmp_path / "saved", **kept, budget=4)
-    saved = {"data": str(photos), "batch_size": 3, "device": "cpu", "say": lambda line: None}
-    rescore(tmp_path / "saved", metrics=("shapley",), **saved)
+    saved = {"data": str(photos), "batch_size": 3, "device": "cpu", "metrics": ("shapley",)}
+    rescore(RunConfig(model=(), out=tmp_path / "saved", **saved), lambda line: None)
     assert segments(tmp_path / "saved")[-1]["head_passes"] == 2 * (6 + 1)
     words = ["bench", "--dry-run", "--model", "timm/camkit_tiny", "--weights", "random", "--device", "cpu"]
     words += [

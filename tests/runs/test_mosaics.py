@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -354,12 +355,19 @@ def test_scores_afterwards(colours: Path, tmp_path: Path) -> None:
     """Localisation of saved maps is that of the run itself; plain photos are not the data of the run."""
     mosaics(colours, tmp_path / "once", limit=3, method=("hirescam",))
     mosaics(colours, tmp_path / "later", limit=3, method=("hirescam",), metrics=("shape",), save_maps=True)
-    settings = {"metrics": ("localisation",), "device": "cpu", "batch_size": 8, "say": lambda line: None}
-    rescore(tmp_path / "later", data=f"mosaic:{colours}", **settings)
+    again = RunConfig(
+        model=(),
+        out=tmp_path / "later",
+        metrics=("localisation",),
+        data=f"mosaic:{colours}",
+        device="cpu",
+        batch_size=8,
+    )
+    rescore(again, lambda line: None)
     one, later = (scores(tmp_path / name)["energy"] for name in ("once", "later"))
     pd.testing.assert_series_equal(one, later)
     with pytest.raises(UsageError, match="this run is of mosaics: --data mosaic:PATH"):
-        rescore(tmp_path / "later", data=str(colours), **settings)
+        rescore(replace(again, data=str(colours)), lambda line: None)
 
 
 def test_a_run_can_be_verified(colours: Path, tmp_path: Path) -> None:

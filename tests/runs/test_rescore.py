@@ -7,6 +7,7 @@ from click.testing import CliRunner
 from pictures import write_photo
 
 from camkit.cli import main
+from camkit.config import RunConfig
 from camkit.runs.rescore import rescore
 
 Files = dict[str, Path]
@@ -89,13 +90,16 @@ def test_scores_from_saved_maps_are_for_the_images_of_each_method(
     assert run("bench", *words, "--method", "layercam", "--limit", 5, "-o", out)[0] == 0
     lines: list[str] = []
     again = {
+        "model": (),
+        "out": out,
+        "metrics": ("insertion",),
         "data": str(photos),
-        "plugin": [str(plugin_files["mymodel.py"])],
-        "say": lines.append,
+        "labels": labels,
+        "plugin": (str(plugin_files["mymodel.py"]),),
         "batch_size": 4,
         "classes": "imagenet",
     }
-    summary = rescore(out, metrics=["insertion"], layout="flat", labels=labels, **again)
+    summary = rescore(RunConfig(**again, layout="flat"), lines.append)
     found = summary.set_index("method")
     assert found["images"].to_dict() == {"gradcam": 2, "layercam": 5, "edges": 2}
     assert found["insertion_auc"].notna().to_dict() == {"gradcam": True, "layercam": True, "edges": False}
@@ -103,7 +107,7 @@ def test_scores_from_saved_maps_are_for_the_images_of_each_method(
         rows = pd.read_csv(out / "tiny" / "prepool-rest" / f"{method}.csv")
         assert rows["insertion_auc"].count() == images
     assert f"{out / 'tiny' / 'prepool-rest'}: no saved maps of edges (saliency methods have none)" in lines
-    rescore(out, metrics=["insertion"], labels=labels, **again)
+    rescore(RunConfig(**again), lines.append)
     assert "tiny: nothing to do, all maps have these scores" in lines
 
 

@@ -209,9 +209,10 @@ def test_results_of_older_definitions_are_reported_but_not_added_to(data: Path, 
             rows = pd.read_csv(table, dtype=str)
             rows[[name for name in rows if "square" not in name]].to_csv(table, index=False)
     before = result_files(out)
+    added = RunConfig(model=(), out=out, metrics=("deletion",), data=str(data), device="cpu")
     for again in (
         lambda: tiny_bench(data, out, **options),
-        lambda: rescore(out, metrics=("deletion",), data=str(data), device="cpu", say=lambda line: None),
+        lambda: rescore(added, lambda line: None),
     ):
         with pytest.raises(UsageError, match="version 1 of the definitions, now 2: they can be reported"):
             again()

@@ -210,9 +210,8 @@ class TestTransformers:
         run(photos, tmp_path, **VIT, layer=("blocks.1",), method=("legrad", "refinecam"), metrics=("adcc",),
             save_maps=True)  # fmt: skip
         assert [path.name for path in tmp_path.rglob("*.npz")] == ["legrad.npz"]
-        frame = rescore(
-            tmp_path, metrics=("deletion",), data=str(photos), device="cpu", say=lambda line: None
-        )
+        again = RunConfig(model=(), out=tmp_path, metrics=("deletion",), data=str(photos), device="cpu")
+        frame = rescore(again, lambda line: None)
         values = frame.set_index("method")["deletion_auc"]
         assert 0 < values["legrad"] < 1
         assert np.isnan(values["refinecam"])
