@@ -142,7 +142,8 @@ def start_worker(_: int) -> None:
     if hasattr(os, "setpgid"):  # Windows has no such groups
         os.setpgid(0, 0)
     # torch notes who the parent is only after this call, and watches that process. Where the run is killed
-    # earlier, its worker would watch another one, and live for ever.
+    # earlier, its worker would watch another one, and live for ever. (The signal comes when the thread ends
+    # that started the worker: it is the one that waits for the batches.)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     parent = multiprocessing.parent_process()

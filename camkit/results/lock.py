@@ -6,6 +6,7 @@ run leaves no dead lock behind. The file stays; who held it last stands in it, f
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import time
@@ -23,6 +24,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 LOCK = ".lock"
+ATTEMPTS = 10
 _HELD: set[Path] = set()
 
 
@@ -45,8 +47,7 @@ def hold(folder: Path, wait: float = 0) -> Iterator[None]:
     if path in _HELD:
         raise _in_use(folder, "this process")
     with writing(path):
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        handle = _open(path)
     try:
         deadline = time.monotonic() + wait
         while not _lock(handle, folder):
@@ -61,6 +62,15 @@ def hold(folder: Path, wait: float = 0) -> Iterator[None]:
     finally:
         _HELD.discard(path)
         os.close(handle)
+
+
+def _open(path: Path) -> int:
+    """Open the file, in a folder that is made; again where another process removes the empty folder then."""
+    for _ in range(ATTEMPTS):
+        with suppress(FileNotFoundError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
 
 
 def _in_use(folder: Path, holder: str) -> InUse:

@@ -95,7 +95,8 @@ def _remove_folded_parts(out: Path) -> None:
 def fold(out: Path, model: str, order: Mapping[str, int], busy: bool = False) -> None:
     """Fold the parts of one model into OUT/<model>, whose lock the caller holds, and remove them.
 
-    Every file is written whole before a part is removed: killed anywhere, it can be done again.
+    Every file is written whole before a part is removed: killed anywhere, it can be done again. A part whose
+    segments have been counted has no run.json any more.
 
     Args:
         order: image -> place.
@@ -160,6 +161,8 @@ def _fold_cells(out: Path, folder: Path, parts: Sequence[Path], order: Mapping[s
     for run in runs:
         merge_segments(merged["segments"], run["segments"])
     write_run(folder, merged | model_counts(folder, merged["protocol"]))
+    for part in parts:
+        (part / "run.json").unlink()
 
 
 def set_aside(out: Path) -> Path | None:

@@ -41,6 +41,8 @@ def check_protocol(folders: Iterable[Path], protocol: Mapping[str, Any]) -> None
     """
     for out in folders:
         for folder in run_folders(out):
+            if not (folder / "run.json").exists():  # folded by another process meanwhile
+                continue
             difference = unlike(read_run(folder)["protocol"], protocol)
             if difference and difference.name == "definitions":
                 raise UsageError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -118,12 +118,17 @@ class Job:
         Raises:
             CamkitError: see :meth:`_make_missing`, or no image could be read.
         """
-        merged = self.config.out / file_name(self.name)
+        merged, part = (
+            folder / file_name(self.name) for folder in (self.config.out, self.share.folder(self.config.out))
+        )
         failure: CamkitError | None = None
-        if self.share.world > 1:
-            with hold(merged, FOLDING):  # nobody else is at work there
-                pass
-        with hold(self.share.folder(self.config.out) / file_name(self.name)):
+        with ExitStack() as locks:
+            if self.share.world > 1:
+                # Who folds parts holds the whole folder: nobody removes this one before it is held.
+                with hold(merged, FOLDING):
+                    locks.enter_context(hold(part))
+            else:
+                locks.enter_context(hold(merged))
             prepared = prepare(self.name, self.config.layer, self.data.items, self.config, self.say)
             run = open_run(prepared, self.config, self.data, self.items, self.share, self.say)
             try:

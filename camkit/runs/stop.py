@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ class Stop:
     def __init__(self, say: Say) -> None:
         self.asked = self.cut = self.twice = self.patient = False
         self._say = say
+        self._process = os.getpid()
 
     @contextmanager
     def patiently(self) -> Iterator[None]:
@@ -42,6 +44,10 @@ class Stop:
             raise KeyboardInterrupt
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:  # a worker, forked with this handler, that has none of its own yet
+            if number == signal.SIGTERM:
+                os._exit(1)
+            return
         self.twice, self.asked = self.asked, True
         if self.twice or not self.patient:
             raise KeyboardInterrupt

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import multiprocessing
 import os
 import resource
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -30,8 +32,9 @@ from tiny_run import (
 from camkit.data.pixels import read_file
 from camkit.errors import CamkitError
 from camkit.results.folder import read_run, run_folders
-from camkit.results.lock import hold
+from camkit.results.lock import LOCK, hold
 from camkit.results.table import Table
+from camkit.runs.stop import stop_signals
 
 IMAGES = 10
 CELLS = f"{FOLDER}/second-rest"
@@ -88,6 +91,21 @@ def test_two_signals_stop_now(data: Path, reference: Path, tmp_path: Path) -> No
     assert result_files(out) == result_files(reference)
 
 
+@pytest.mark.parametrize(("number", "ended"), [(signal.SIGINT, 0), (signal.SIGTERM, 1)])
+def test_signals_to_a_worker_that_still_starts(number: int, ended: int) -> None:
+    """It is forked with the run's handlers: SIGTERM ends it, and Ctrl-C is for the run."""
+    lines: list[str] = []
+    fork = multiprocessing.get_context("fork")
+    there = fork.Event()
+    with stop_signals(lines.append) as stop, stop.patiently():
+        worker = fork.Process(target=lambda: (there.set(), time.sleep(1)))
+        worker.start()
+        assert worker.pid and there.wait(60)
+        os.kill(worker.pid, number)
+        worker.join(60)
+    assert (worker.exitcode, stop.asked, lines) == (ended, False, [])
+
+
 @pytest.mark.parametrize("step", ["bench.select", "job.prepare"])
 def test_a_signal_before_the_first_batch_stops_at_once(
     step: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -139,6 +157,23 @@ def test_the_lock_of_another_process_is_seen_and_dies_with_it(tmp_path: Path) ->
         holder.wait()
     with hold(tmp_path):
         pass
+
+
+def test_a_folder_that_another_process_removes_while_it_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the parts' folders are, once they are empty."""
+    mkdir = os.mkdir
+
+    def removed(path: str, *more: int) -> None:
+        mkdir(path, *more)
+        monkeypatch.setattr("os.mkdir", mkdir)
+        Path(path).rmdir()
+
+    monkeypatch.setattr("os.mkdir", removed)
+    with hold(tmp_path / "part" / "model"):
+        assert (tmp_path / "part" / "model" / LOCK).exists()
+    assert os.mkdir is mkdir
 
 
 def test_a_file_system_without_locks_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

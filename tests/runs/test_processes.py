@@ -32,6 +32,7 @@ from tiny_run import (
 from camkit.cli import main
 from camkit.data import Item, find_images
 from camkit.errors import CamkitError, PluginError, UsageError
+from camkit.results import lock as locks
 from camkit.results import merge
 from camkit.results.folder import read_run
 from camkit.results.lock import hold
@@ -229,6 +230,21 @@ class TestKilled:
         assert summary is not None and result_files(out) == result_files(reference)
 
 
+def test_nobody_folds_a_part_that_a_process_is_about_to_hold(
+    data: Path, tmp_path: Path, run_as: RunAs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, lock, held = tmp_path / "out", locks._lock, []
+
+    def noted(handle: int, folder: Path) -> bool:
+        if folder.parent.name == "rank-1":
+            held.append(out / FOLDER / locks.LOCK in locks._HELD)
+        return lock(handle, folder)
+
+    monkeypatch.setattr(locks, "_lock", noted)
+    run_as(1, 2, data, out)
+    assert held[0]
+
+
 @pytest.mark.usefixtures("unfolded")
 class TestMerge:
     def test_it_can_be_killed_and_repeated(
@@ -260,6 +276,24 @@ class TestMerge:
         assert other.exit_code == 2 and "--plugin none.py: no such file" in other.output
         again = CliRunner().invoke(main, ["merge", str(out)])
         assert again.exit_code == 0 and result_files(out) == result_files(reference)
+
+    def test_what_the_parts_took_is_counted_once(
+        self, data: Path, tmp_path: Path, run_as: RunAs, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Also where a merge is killed before it removes the parts."""
+        out = tmp_path / "out"
+        for rank in range(2):
+            run_as(rank, 2, data, out)
+
+        def killed(folder: Path) -> None:
+            raise Crash
+
+        with monkeypatch.context() as patch, pytest.raises(Crash):
+            patch.setattr("camkit.results.merge.shutil.rmtree", killed)
+            merge.merge(out)
+        merge.merge(out)
+        (segment,) = read_run(out / CELLS)["segments"]
+        assert (segment["images"], segment["starts"]) == (IMAGES, 2)
 
     def test_parts_that_disagree_are_refused_by_name(self, data: Path, tmp_path: Path, run_as: RunAs) -> None:
         out = tmp_path / "out"
