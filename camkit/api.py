@@ -165,7 +165,7 @@ def score(
         model, images, target, activation: as of :func:`explain`.
         maps: (B, h, w), or one (h, w) per image, of any resolution; negative values count as 0 in the
             saliency map.
-        metrics: groups of scores that need neither the maps of changed images nor a layer.
+        metrics: groups of scores that neither explain again (changed images, other classes) nor need a layer.
         options: of scores, as `steps`, see :class:`camkit.config.ScoreOptions`; and `seed`.
 
     Returns:

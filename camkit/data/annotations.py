@@ -2,20 +2,45 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from xml.etree import ElementTree
 
+from camkit.data.classes import ClassList
 from camkit.data.items import DataSet, Item
-from camkit.data.regions import Boxes, MaskFile, Region
+from camkit.data.regions import Box, Boxes, MaskFile, Region, Size
+from camkit.data.texts import read_table
 from camkit.errors import UsageError
 
-BOX = ("x1", "y1", "x2", "y2")
+SIDES = ("x1", "y1", "x2", "y2")
 KAGGLE = ("ImageId", "PredictionString")
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The boxes that a file has of one image, each with the name of its class, "" where it has none."""
+
+    boxes: tuple[tuple[str, Box], ...]
+    size: Size | None = None
+
+    def of(self, item: Item, classes: ClassList) -> Boxes | None:
+        """The boxes of the image's class; None where all are of other classes.
+
+        Names that are of no class in the list say nothing, and an image without a label has all its boxes.
+        """
+        known = {name: classes.indices_named(name) for name, _ in self.boxes}
+        boxes = tuple(
+            box
+            for name, box in self.boxes
+            if item.label is None or not any(known.values()) or item.label in known[name]
+        )
+        return Boxes(boxes, self.size) if boxes else None
+
+
+Found = Mapping[str, Drawn | MaskFile]  # by the image as the file calls it
 
 
 def with_regions(data: DataSet, path: Path) -> DataSet:
@@ -26,7 +51,7 @@ def with_regions(data: DataSet, path: Path) -> DataSet:
             of ILSVRC's XML files or of PNG masks, named as the images are.
 
     Raises:
-        UsageError: it holds nothing of that kind, or names none of the images.
+        UsageError: it holds nothing of that kind, names none of the images, or has a name that several have.
     """
     if path.is_file():
         found, notes = _from_csv(path)
@@ -34,12 +59,23 @@ def with_regions(data: DataSet, path: Path) -> DataSet:
         found, notes = _from_folder(path)
     else:
         raise UsageError(f"--regions {path}: no such file or folder")
-    matched = {item.id: region for item in data.items if (region := _match(item, found)) is not None}
-    if not matched:
+    drawn = _match(path, data.items, found)
+    if not drawn:
         example = next(iter(found), None)
         raise UsageError(
             f"--regions {path} names none of the images"
             + (f": it has {example!r}, they are like {data.items[0].id!r}" if example else "")
+        )
+    matched: dict[str, Region] = {}
+    for item in data.items:
+        there = drawn.get(item.id)
+        region = there.of(item, data.classes) if isinstance(there, Drawn) else there
+        if region is not None:
+            matched[item.id] = region
+    others = [name for name in drawn if name not in matched]
+    if others:
+        notes.append(
+            f"{path.name}: images whose boxes are all of other classes: {len(others)}, as {others[0]}"
         )
     missing = len(data.items) - len(matched)
     notes.append(
@@ -62,64 +98,78 @@ def _known(region: Region) -> str:
     return f"{region.name}, {size}"
 
 
-def _match(item: Item, found: Mapping[str, Region]) -> Region | None:
-    """By the image's id, its file name, or either without the ending."""
-    name = PurePosixPath(item.id)
-    keys = (item.id, str(name.with_suffix("")), name.name, name.stem)
-    return next((found[key] for key in keys if key in found), None)
+def _match(path: Path, items: Sequence[Item], found: Found) -> dict[str, Drawn | MaskFile]:
+    """By image: first by its id, then by its file name, either with or without the ending.
+
+    Raises:
+        UsageError: several images have a file name that is given, and none the path.
+    """
+    paths: dict[str, list[str]] = defaultdict(list)
+    names: dict[str, list[str]] = defaultdict(list)
+    for item in items:
+        own = PurePosixPath(item.id)
+        for key in {item.id, str(own.with_suffix(""))}:
+            paths[key].append(item.id)
+        for key in {own.name, own.stem}:
+            names[key].append(item.id)
+    matched = {image: drawn for key, drawn in found.items() for image in paths.get(key, ())}
+    for key, drawn in found.items():
+        called = [] if key in paths else names.get(key.rpartition("/")[2], [])
+        if len(called) > 1:
+            raise UsageError(
+                f"--regions {path}: {len(called)} images are called {key!r}: give the path, as {called[0]!r}"
+            )
+        for image in called:
+            matched.setdefault(image, drawn)
+    return matched
 
 
-def _from_csv(path: Path) -> tuple[dict[str, Region], list[str]]:
+def _from_csv(path: Path) -> tuple[Found, list[str]]:
     try:
-        with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-            reader = csv.DictReader(file, restval="")
-            columns = [column.strip() for column in reader.fieldnames or ()]
-            reader.fieldnames = columns
-            rows = [(reader.line_num, row) for row in reader]
-    except (OSError, csv.Error) as error:
-        raise UsageError(f"--regions {path}: {error}") from error
-    if {*KAGGLE} <= {*columns}:
-        return _boxes(
-            path,
-            ((line, row["ImageId"], box) for line, row in rows for box in _kaggle(row["PredictionString"])),
-        )
-    if {"image", *BOX} <= {*columns}:
-        return _boxes(path, ((line, row["image"], [row[side] for side in BOX]) for line, row in rows))
-    raise UsageError(
-        f"--regions {path}: expected the columns image,{','.join(BOX)} or {','.join(KAGGLE)}; it has "
-        f"{','.join(columns) or 'none'}"
+        rows = read_table(path, KAGGLE)
+    except UsageError:
+        try:
+            rows = read_table(path, ("image", *SIDES))
+        except UsageError as error:
+            raise UsageError(f"--regions {error}; or Kaggle's {','.join(KAGGLE)}") from error
+        return _boxes(path, ((row["image"], "", [row[side] for side in SIDES]) for row in rows))
+    return _boxes(
+        path,
+        ((row["ImageId"], name, box) for row in rows for name, box in _kaggle(row["PredictionString"])),
     )
 
 
-def _kaggle(text: str) -> list[list[str]]:
-    """`n01440764 1 2 3 4 n01440764 …` -> the boxes."""
+def _kaggle(text: str) -> list[tuple[str, list[str]]]:
+    """`n01440764 1 2 3 4 n01440764 …` -> the boxes, each with its class."""
     words = text.split()
-    return [words[start + 1 : start + 5] for start in range(0, len(words), 5)]
+    return [(words[start], words[start + 1 : start + 5]) for start in range(0, len(words), 5)]
 
 
-def _boxes(path: Path, rows: Iterable[tuple[int, str, Sequence[str]]]) -> tuple[dict[str, Region], list[str]]:
-    """Boxes by image, and what cannot be read.
+def _boxes(path: Path, rows: Iterable[tuple[str, str, Sequence[str]]]) -> tuple[Found, list[str]]:
+    """Boxes by image, and what cannot be read: an image has all its boxes or none.
 
     Args:
-        rows: line in the file, image, and the four sides as text.
+        rows: image, name of the class, and the four sides as text.
     """
-    boxes: dict[str, list[tuple[float, float, float, float]]] = defaultdict(list)
-    broken: list[str] = []
-    for line, image, sides in rows:
+    boxes: dict[str, list[tuple[str, Box]]] = defaultdict(list)
+    broken: dict[str, str] = {}
+    for image, name, sides in rows:
         try:
             x1, y1, x2, y2 = map(float, sides)
         except ValueError:
-            broken.append(f"of {image!r} in line {line} ({','.join(sides)})")
+            broken.setdefault(image.strip(), ",".join(sides))
             continue
-        boxes[image].append((x1, y1, x2, y2))
-    notes = (
-        [f"{path.name}: boxes that cannot be read: {len(broken)}, the first {broken[0]}"] if broken else []
-    )
-    return {image: Boxes(tuple(found)) for image, found in boxes.items()}, notes
+        boxes[image.strip()].append((name, (x1, y1, x2, y2)))
+    notes = [
+        f"{path.name}: images with a box that cannot be read, which are left without: {len(broken)}, the "
+        f"first {image!r} ({sides})"
+        for image, sides in [*broken.items()][:1]
+    ]
+    return {image: Drawn(tuple(found)) for image, found in boxes.items() if image not in broken}, notes
 
 
-def _from_folder(path: Path) -> tuple[dict[str, Region], list[str]]:
-    found: dict[str, Region] = {}
+def _from_folder(path: Path) -> tuple[Found, list[str]]:
+    found: dict[str, Drawn | MaskFile] = {}
     broken: list[str] = []
     for file in sorted(path.rglob("*")):
         key = file.relative_to(path).with_suffix("").as_posix()
@@ -130,8 +180,6 @@ def _from_folder(path: Path) -> tuple[dict[str, Region], list[str]]:
                 found[key] = _read_xml(file)
             except (ElementTree.ParseError, ValueError, OSError) as error:
                 broken.append(f"{key}.xml: {error}")
-        if key in found:
-            found.setdefault(key.rpartition("/")[2], found[key])
     if not found and not broken:
         raise UsageError(f"--regions {path}: no .xml and no .png files there")
     notes = (
@@ -140,7 +188,7 @@ def _from_folder(path: Path) -> tuple[dict[str, Region], list[str]]:
     return found, notes
 
 
-def _read_xml(file: Path) -> Boxes:
+def _read_xml(file: Path) -> Drawn:
     """ILSVRC's annotation (PASCAL VOC's form): boxes, and the size of the photo they were drawn on."""
     root = ElementTree.parse(file).getroot()
 
@@ -150,10 +198,13 @@ def _read_xml(file: Path) -> Boxes:
             raise ValueError(f"no {', '.join(names)} in <{element.tag}>")
         return [float(text) for text in texts if text is not None]
 
-    boxes = [numbers(box, ("xmin", "ymin", "xmax", "ymax")) for box in root.iter("bndbox")]
+    boxes: list[tuple[str, Box]] = []
+    for drawn in root.iter("object"):
+        for box in drawn.iter("bndbox"):
+            x1, y1, x2, y2 = numbers(box, ("xmin", "ymin", "xmax", "ymax"))
+            boxes.append((drawn.findtext("name", "").strip(), (x1, y1, x2, y2)))
     if not boxes:
-        raise ValueError("no <bndbox>")
+        raise ValueError("no <object> with a <bndbox>")
     size = root.find("size")
     width, height = (0.0, 0.0) if size is None else numbers(size, ("width", "height"))
-    drawn_on = (int(width), int(height)) if width and height else None
-    return Boxes(tuple((x1, y1, x2, y2) for x1, y1, x2, y2 in boxes), drawn_on)
+    return Drawn(tuple(boxes), (int(width), int(height)) if width and height else None)

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, UnidentifiedImageError
 
 from camkit.data.sources import read_bytes
 from camkit.errors import CamkitError
 
+Box = tuple[float, float, float, float]
 Size = tuple[int, int]  # width, height
+DISTORTED = 0.02  # by which proportions of two sizes of a photo may differ, for rounding
 IGNORED = 1000
 
 
@@ -24,16 +26,22 @@ class Boxes:
         size: of the photo that they were drawn on, where that may be another one than the file's.
     """
 
-    boxes: tuple[tuple[float, float, float, float], ...]
+    boxes: tuple[Box, ...]
     size: Size | None = None
 
     def draw(self, size: Size) -> Image.Image:
         """White on black, mode L.
 
         Raises:
-            CamkitError: a box is empty or lies outside the photo.
+            CamkitError: a box is empty or lies outside the photo, or they were drawn on a photo of other
+                proportions.
         """
         width, height = self.size or size
+        if abs(width * size[1] / (height * size[0]) - 1) > DISTORTED:
+            raise CamkitError(
+                f"the boxes were drawn on a photo of {width}x{height}, and this one is stored as "
+                f"{size[0]}x{size[1]}"
+            )
         across, down = size[0] / width, size[1] / height
         drawn = Image.new("L", size)
         for x1, y1, x2, y2 in self.boxes:
@@ -77,6 +85,8 @@ class MaskFile:
                 values = np.asarray(mask)
         except CamkitError as error:
             raise CamkitError(f"the mask {self.name}: {error}") from error
+        except UnidentifiedImageError as error:
+            raise CamkitError(f"the mask {self.name} cannot be read: it is no picture") from error
         except Exception as error:  # PIL's decoders raise nearly anything on a damaged file
             raise CamkitError(f"the mask {self.name} cannot be read: {error}") from error
         if values.ndim == 3 and values.shape[2] > 2:

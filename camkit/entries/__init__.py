@@ -86,7 +86,7 @@ class Metric:
         columns: the columns of the per-image CSV that it fills.
         curves: what it returns beside scores, and is kept beside them.
         flags: what it counts, and how reports call that; the images are listed in flags.csv.
-        explains_again: it asks for the maps of changed images.
+        explains_again: it asks for maps of changed images, of other classes or of a changed network.
         sees_layer: its scores depend on the layer and the utility, beside the map.
         passes: what it costs per image and method beside the pass that explains, as a formula; N: --steps.
         source: the paper where the scores are defined.

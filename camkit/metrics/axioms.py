@@ -44,6 +44,7 @@ COLUMNS = {
     columns={**null_positions.COLUMNS, **COLUMNS},
     flags=null_positions.FLAGS,
     sees_layer=True,
+    explains_again=True,
     passes="2 heads; 3 passes and 6 gradients for all methods",
     source="Shapley 1953: dummy, efficiency, symmetry, linearity",
 )

@@ -32,6 +32,7 @@ OTHERS = {
         for name, (heading, other) in OTHERS.items()
     },
     sees_layer=True,
+    explains_again=True,
     passes="0; 3 gradients for all methods",
     source="correlation of signed maps between classes; on its reading: 2211.12486",
 )

@@ -60,6 +60,7 @@ def null_share(maps: Tensor, mask: Tensor) -> Tensor:
     columns=COLUMNS,
     flags=FLAGS,
     sees_layer=True,
+    explains_again=True,
     passes="0; 2 passes and 2 gradients for all methods",
     source="the dummy axiom; precedents: 2011.08891, 2205.10435, 2404.01964",
 )

@@ -53,7 +53,7 @@ def score_maps(maps: Path, name: str, config: RunConfig, say: Say) -> pd.DataFra
         The folder's summary.
 
     Raises:
-        UsageError: the name is taken, a metric explains changed images, a map cannot be read, or the folder
+        UsageError: the name is taken, a metric explains again, a map cannot be read, or the folder
             holds results of another protocol.
         CamkitError: as :func:`camkit.runs.bench.bench`.
     """
@@ -169,7 +169,7 @@ def scores_of_maps(
         config: the metrics, and what decides their numbers.
 
     Raises:
-        UsageError: a metric explains changed images or sees the layer, or a map is none.
+        UsageError: a metric explains again or sees the layer, or a map is none.
     """
     for name in config.metrics:
         if METRICS[name].sees_layer:

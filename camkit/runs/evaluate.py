@@ -26,6 +26,13 @@ from camkit.runs.batch import Explained, Made, defined, not_finite, together
 from camkit.runs.guard import compute_scores, make_maps
 from camkit.runs.views import Views
 
+# What is said of a metric where maps are there already.
+ONLY_MAPS = "explains more than the images themselves, and only maps of these are there: use camkit bench"
+
+
+def no_explanation(*_: Any, **__: Any) -> Any:
+    raise PluginError(ONLY_MAPS)
+
 
 class Evaluation(Views):
     """Scores batches of one model.
@@ -36,6 +43,7 @@ class Evaluation(Views):
         target: another rule than the configuration's.
         make_maps: gives a method's maps, as :func:`camkit.runs.guard.make_maps` does; another one may have
             them already.
+        explains: whether methods can be asked for more than the images' own maps.
     """
 
     def __init__(
@@ -46,10 +54,12 @@ class Evaluation(Views):
         *,
         target: Target | None = None,
         make_maps: Callable[[Method, Any], tuple[Tensor, Tensor]] = make_maps,
+        explains: bool = True,
     ) -> None:
         super().__init__(prepared, config, batch_size, make_maps)
         self.layers = {part for path in prepared.paths.values() for part in parts_of(path)}
         self.target = target or find_target(config.target)
+        self.explains = explains
 
     def run(
         self,
@@ -167,6 +177,11 @@ class Evaluation(Views):
             PluginError: the method fails.
         """
         maps, saliency = made.maps
+        explains: dict[str, Callable[..., Any]] = {
+            "explain_again": self._explain_again,
+            "explain_behind": self._explain_behind,
+            "explain_as": self._explain_as,
+        }
         return Subject(
             images=explained.images,
             target=explained.target,
@@ -181,9 +196,10 @@ class Evaluation(Views):
             image_ids=self._ids(explained),
             seed=self.config.seed,
             layer_grid=self._grid(explained, cell),
-            explain_again=partial(self._explain_again, explained, cell),
-            explain_behind=partial(self._explain_behind, explained, cell),
-            explain_as=partial(self._explain_as, explained, cell),
+            **{
+                name: partial(way, explained, cell) if self.explains else no_explanation
+                for name, way in explains.items()
+            },
             _find_trace=partial(self._trace, explained, cell),
             _made=explained.shared,
             _of_maps=made.shared,

@@ -17,7 +17,7 @@ from camkit.config import RunConfig
 from camkit.data import DataSet, Item
 from camkit.data.given import GivenMaps
 from camkit.entries import METRICS, Method
-from camkit.errors import PluginError, Say, UsageError
+from camkit.errors import Say, UsageError
 from camkit.methods.saliency import to_saliency
 from camkit.network.numerics import numerics
 from camkit.network.prepare import Prepared
@@ -30,6 +30,7 @@ from camkit.results.merge import refresh_summary
 from camkit.results.model_run import ModelRun
 from camkit.runs.bench import what_failed
 from camkit.runs.describe import by_model, prepare_for
+from camkit.runs.evaluate import ONLY_MAPS
 from camkit.runs.job import open_run
 from camkit.runs.loop import Groups, Loop, first_batch_size
 from camkit.runs.selection import data_of_run
@@ -42,9 +43,9 @@ def rescore(config: RunConfig, say: Say) -> pd.DataFrame:
     """Add scores to every cell of a results folder that has saved maps, for the images that have one.
 
     Args:
-        config: the folder (`out`), the scores to add (`metrics`; none that explains changed images, as `adcc`
-            does) and the batch size. The images (`data`, and how they are read) and a file of `weights` as in
-            the run: they are compared with its records. All else is as the folder's runs had it.
+        config: the folder (`out`), the scores to add (`metrics`; none that explains again, as `adcc` and
+            `null` do) and the batch size. The images (`data`, and how they are read) and a file of `weights`
+            as in the run: they are compared with its records. All else is as the folder's runs had it.
 
     Returns:
         The folder's summary.
@@ -102,14 +103,11 @@ def expect_no_explanation(metrics: Iterable[str]) -> None:
     """No metric needs more than maps of the images themselves.
 
     Raises:
-        UsageError: one explains changed images.
+        UsageError: one explains again: changed images, other classes, a changed network.
     """
     for name in metrics:
         if METRICS[name].explains_again:
-            raise UsageError(
-                f"{name} explains changed images, and only maps of the images themselves are saved: "
-                f"use camkit bench --metrics {name}"
-            )
+            raise UsageError(f"{name} {ONLY_MAPS} --metrics {name}")
 
 
 def _saved_maps(folder: Path) -> dict[str, Path]:
@@ -174,7 +172,7 @@ def score_saved(
         return []
     size = first_batch_size(config, prepared.network.device, images)
     run.start(size, numeric_record, say)
-    loop = Loop(prepared, config, size, make_maps=partial(_saved, _read(groups, saved)))
+    loop = Loop(prepared, config, size, make_maps=partial(_saved, _read(groups, saved)), explains=False)
     with loop.failures_named():
         for batch, _, results in loop.run(groups, run.predicted):
             for item, reason in batch.errors:
@@ -211,15 +209,7 @@ def _read(groups: Groups, saved: Mapping[str, Maps | GivenMaps]) -> SavedMaps:
 
 
 def _saved(saved: SavedMaps, method: Method, trace: Trace) -> tuple[Tensor, Tensor]:
-    """Saved maps (B, h, w) and their saliency maps (B, H, W), as methods give them.
-
-    Raises:
-        PluginError: a metric asks for the maps of changed images.
-    """
-    if trace.draw:
-        raise PluginError(
-            "explains changed images, and only maps of the images themselves are saved: use camkit bench"
-        )
+    """Saved maps (B, h, w) and their saliency maps (B, H, W), as methods give them."""
     maps = [saved[method.name][name] for name in trace.image_ids]
     size = (trace.images.shape[2], trace.images.shape[3])
     if method.saliency:  # of any sizes

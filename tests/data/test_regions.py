@@ -93,6 +93,12 @@ def test_a_box_of_a_photo_of_another_size() -> None:
     assert np.array_equal(drawn(half), drawn(Boxes((BOX,))))
 
 
+def test_a_box_of_the_upright_photo_is_not_stretched_onto_the_stored_one() -> None:
+    with pytest.raises(CamkitError, match="drawn on a photo of 500x375, and this one is stored as 375x500"):
+        Boxes((BOX,), (500, 375)).draw((375, 500))
+    assert Boxes(((0, 0, 9, 9),), (100, 75)).draw((1000, 748)).getbbox() == (0, 0, 100, 100)
+
+
 def test_a_box_up_to_the_last_pixel_counted_from_one() -> None:
     assert np.array_equal(drawn(Boxes(((200, 100, 300, 200),))), drawn(Boxes(((200, 100, 299, 199),))))
 
@@ -226,7 +232,7 @@ def test_annotations_in_xml(data: DataSet, tmp_path: Path) -> None:
     found, notes = regions(data, tmp_path / "xml")
     assert found == {NAMES[0]: Boxes((ONE, ONE), (500, 375)), NAMES[1]: Boxes((ONE,)), NAMES[2]: None}
     assert notes == (
-        "xml: files that cannot be read: 1, the first val/x.y.xml: no <bndbox>",
+        "xml: files that cannot be read: 1, the first val/x.y.xml: no <object> with a <bndbox>",
         "regions: of 2 images, from xml; 1 have none",
     )
 
@@ -240,6 +246,42 @@ def test_broken_annotations_lose_nothing(data: DataSet, tmp_path: Path, text: st
     assert notes[0].startswith("xml: files that cannot be read: 1, the first ILSVRC2012_val_00000001.xml: ")
 
 
+def test_tables_of_any_usual_kind(data: DataSet, tmp_path: Path) -> None:
+    text = f"Image;X1;Y1;X2;Y2\r\n{NAMES[2]};1;2;3;4\r\n"
+    found, _ = regions(data, write(tmp_path / "boxes.csv", text.encode("utf-16")))
+    assert found[NAMES[2]] == Boxes((ONE,))
+
+
+def test_a_file_name_that_several_images_have_needs_the_path(tmp_path: Path) -> None:
+    for number, folder in enumerate(("n01440764", "n02391049")):
+        write_photo(tmp_path / "data" / folder / "1.JPEG", seed=number)
+    data = find_images(str(tmp_path / "data"), seed=0)
+    found, notes = regions(data, write(tmp_path / "a.csv", "image,x1,y1,x2,y2\nn01440764/1.JPEG,1,2,3,4\n"))
+    assert found == {"n01440764/1.JPEG": Boxes((ONE,)), "n02391049/1.JPEG": None}
+    assert notes == ("regions: of 1 images, from a.csv; 1 have none",)
+    for name in ("1.JPEG", "1", "val/1"):
+        path = write(tmp_path / "b.csv", f"image,x1,y1,x2,y2\n{name},1,2,3,4\n")
+        with pytest.raises(UsageError, match=f"2 images are called '{name}': give the path, as 'n0"):
+            with_regions(data, path)
+
+
+def test_boxes_of_other_classes_are_no_part_of_the_region(data: DataSet, tmp_path: Path) -> None:
+    """n01440764 and n02391049 are classes of the list; what a person is it does not know."""
+    one, two, three = (Path(name).stem for name in NAMES)
+    rows = [
+        f"{one},n01440764 1 2 3 4 n02391049 5 6 7.5 8",
+        f"{two},n02391049 5 6 7.5 8",
+        f"{three},person 1 2 3 4",
+    ]
+    text = "\n".join(["ImageId,PredictionString", *rows])
+    found, notes = regions(data, write(tmp_path / "boxes.csv", text))
+    assert found == {NAMES[0]: Boxes((ONE,)), NAMES[1]: None, NAMES[2]: Boxes((ONE,))}
+    assert notes[0] == f"boxes.csv: images whose boxes are all of other classes: 1, as {NAMES[1]}"
+    person = XML_BOX.replace("n01440764", "person").replace("<xmax>3", "<xmax>300")
+    write(tmp_path / "xml" / f"{one}.xml", annotation(XML_BOX, person))
+    assert regions(data, tmp_path / "xml")[0][NAMES[0]] == Boxes((ONE,), (500, 375))
+
+
 def test_masks_lie_as_the_photos_do(data: DataSet, tmp_path: Path) -> None:
     """A photo's own class folder comes first, where two have a mask of that name."""
     for folder in ("n01440764", "n02391049"):
@@ -249,12 +291,15 @@ def test_masks_lie_as_the_photos_do(data: DataSet, tmp_path: Path) -> None:
 
 
 def test_boxes_that_are_none_lose_nothing(data: DataSet, tmp_path: Path) -> None:
+    """Of an image with one that cannot be read, the others would be a part of its region."""
     rows = ["x.y.JPEG,1,2,3,4", "x.y.JPEG,1,two,3,4", "ILSVRC2012_val_00000001,,,,", "x.y.JPEG,1,2"]
+    rows += ["ILSVRC2012_val_00000002,1,2,3,4"]
     path = write(tmp_path / "boxes.csv", "\n".join(["image,x1,y1,x2,y2", *rows]))
     found, notes = regions(data, path)
-    assert found == {NAMES[0]: None, NAMES[1]: None, NAMES[2]: Boxes((ONE,))}
-    assert (
-        notes[0] == "boxes.csv: boxes that cannot be read: 3, the first of 'x.y.JPEG' in line 3 (1,two,3,4)"
+    assert found == {NAMES[0]: None, NAMES[1]: Boxes((ONE,)), NAMES[2]: None}
+    assert notes[0] == (
+        "boxes.csv: images with a box that cannot be read, which are left without: 2, the first 'x.y.JPEG' "
+        "(1,two,3,4)"
     )
 
 
@@ -263,12 +308,13 @@ def test_boxes_that_are_none_lose_nothing(data: DataSet, tmp_path: Path) -> None
     [
         (
             "image,left,top\na,1,2\n",
-            "expected the columns image,x1,y1,x2,y2 or ImageId,PredictionString; it has image",
+            "expected a CSV file with the columns image,x1,y1,x2,y2; no 'x1'; its columns: image, left, top; "
+            "or Kaggle's ImageId,PredictionString",
         ),
-        ("", "it has none"),
+        ("", "it is empty"),
         ("image,x1,y1,x2,y2\nother,1,2,3,4\n", "names none of the images: it has 'other', they are like"),
         ("image,x1,y1,x2,y2\n", "names none of the images$"),
-        (b"\x89PNG\r\n\x1a\n\0\0\0", "expected the columns|NUL"),
+        (b"\x89PNG\r\n\x1a\n\0\0\0", "expected a CSV file with the columns"),
     ],
 )
 def test_tables_that_are_refused(data: DataSet, tmp_path: Path, text: str | bytes, said: str) -> None:
@@ -321,7 +367,7 @@ def test_a_run_says_what_is_wrong_with_a_region_and_scores_all_else(photos: Path
     for said in (
         "regions: of 4 images, from masks; 2 have none",
         "photo_1.png: the mask photo_1.png is empty: no localisation",
-        "photo_2.png: the mask photo_2.png cannot be read: cannot identify image file",
+        "photo_2.png: the mask photo_2.png cannot be read: it is no picture",
         "photo_3.png: the mask photo_3.png has 80x96 pixels, the photo 96x80: no localisation",
     ):
         assert sum(line.startswith(said) for line in lines) == 1, lines

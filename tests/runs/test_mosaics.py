@@ -17,7 +17,7 @@ from tiny import segments
 from tiny_run import Crash, at_write, result_files
 
 from camkit.config import RunConfig
-from camkit.entries import method
+from camkit.entries import METRICS, method
 from camkit.errors import CamkitError, RunError, UsageError
 from camkit.methods.altered import CHANGES
 from camkit.network.trace import Trace
@@ -352,20 +352,25 @@ def test_the_dry_run_counts_and_writes_nothing(colours: Path, tmp_path: Path) ->
 
 
 def test_scores_afterwards(colours: Path, tmp_path: Path) -> None:
-    """Localisation of saved maps is that of the run itself; plain photos are not the data of the run."""
-    mosaics(colours, tmp_path / "once", limit=3, method=("hirescam",))
+    """Scores of saved maps are those of the run itself; plain photos are not the data of the run."""
+    able = tuple(name for name, metric in METRICS.items() if not metric.explains_again)
+    assert {"localisation", "single_deletion", "deletion", "shapley"} <= {*able}
+    mosaics(colours, tmp_path / "once", limit=3, method=("hirescam",), metrics=able)
     mosaics(colours, tmp_path / "later", limit=3, method=("hirescam",), metrics=("shape",), save_maps=True)
     again = RunConfig(
         model=(),
         out=tmp_path / "later",
-        metrics=("localisation",),
+        metrics=able,
         data=f"mosaic:{colours}",
         device="cpu",
         batch_size=8,
     )
     rescore(again, lambda line: None)
-    one, later = (scores(tmp_path / name)["energy"] for name in ("once", "later"))
-    pd.testing.assert_series_equal(one, later)
+    one, later = (scores(tmp_path / name) for name in ("once", "later"))
+    pd.testing.assert_frame_equal(one, later[one.columns])
+    for name in {*METRICS} - {*able}:
+        with pytest.raises(UsageError, match=f"{name} explains more than the images themselves"):
+            rescore(replace(again, metrics=(name,)), lambda line: None)
     with pytest.raises(UsageError, match="this run is of mosaics: --data mosaic:PATH"):
         rescore(replace(again, data=str(colours)), lambda line: None)
 
