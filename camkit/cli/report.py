@@ -48,13 +48,13 @@ def _output(*formats: str) -> Callable:
     return decorate
 
 
-def _style(style: str | None, out: Path | None) -> str:
+def _style(style: str | None, out: Path | None, page: bool = False) -> str:
+    """The format that is named, else that of the file's ending; `page`: whether html is one of them."""
     suffix = out.suffix.lower() if out else ""
-    if not style and suffix not in SUFFIXES:
-        raise UsageError(
-            f"-o {out}: unknown ending; known are {', '.join(filter(None, SUFFIXES))}, or --format"
-        )
-    return style or SUFFIXES[suffix]
+    known = {ending: name for ending, name in SUFFIXES.items() if page or name != "html"}
+    if not style and suffix not in known:
+        raise UsageError(f"-o {out}: unknown ending; known are {', '.join(filter(None, known))}, or --format")
+    return style or known[suffix]
 
 
 def _naming(style: str) -> Callable[[str], str]:
@@ -148,7 +148,7 @@ def report(
     """
     if strict and not against:
         raise UsageError("--strict goes with --against paper")
-    style = _style(style, out)
+    style = _style(style, out, page=True)
     if style == "html" and out is None:
         raise UsageError("--format html writes a page: say where with -o FILE.html")
     from camkit.report import layers, paper, tables

@@ -39,7 +39,8 @@ class Method:
             for all; the function takes a :class:`camkit.network.trace.PixelView`, which has no layer.
         blind: the map is the same for every image: a score on which it is the best says nothing.
         uses: what it takes beside the images: `activation`, `gradient`, `Hessian term`, `head`, `passes`,
-            `attention`, `stages` (their ends, where one layer is named), `layers` (several), `regions`.
+            `attention`, `stages` (their ends, where one layer is named), `layers` (several), `regions`,
+            `tiles` (of mosaics).
         cost: what it costs per image beside the pass that all methods share, as a formula: C channels, P
             positions; 1 grad, 1 head and 1 pass are a gradient at the layer, a pass through what follows the
             layer, and one through all.

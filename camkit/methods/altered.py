@@ -67,7 +67,7 @@ def find_altered(name: str, base: str, change: str) -> Method:
         (),
         f"{base}, changed",
         saliency=True,
-        uses=(*found.uses, *(["regions"] if change.startswith("moved") else [])),
+        uses=(*found.uses, *(["regions", "tiles"] if change.startswith("moved") else [])),
         cost=found.cost,
         lacks=found.lacks,
         source_file=found.source_file,

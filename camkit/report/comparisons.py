@@ -35,7 +35,7 @@ def compare_all(analyses: Sequence[Analysis], baseline: str) -> list[Comparison]
     found = [compare(a, a.block.methods.index(baseline)) for a in analyses if baseline in a.block.methods]
     if not found:
         names = {name for analysis in analyses for name in analysis.block.methods}
-        raise unknown_name("method of these results", baseline, names)
+        raise unknown_name("baseline", baseline, names)
     if all(len(one.analysis.block.methods) == 1 for one in found):
         raise UsageError(f"{baseline} is the only method in these results: nothing to compare it with")
     return found

@@ -19,6 +19,7 @@ NOTICED = 0.95  # share of mosaics in which a score falls
 APART = 0.1  # difference of energies from which on the truth orders two methods
 SAME_MAPS = 0.95  # correlation of maps from which on two methods count once
 RESAMPLES = 2000
+NOISE = 1e-6  # of float32: a change of a score by less is none
 
 
 class Truth:
@@ -51,6 +52,7 @@ class Truth:
             if (name := f"{base}{MARK}{change}") in self.rows
         ]
         clustered = self._by_mosaic(np.stack([*losses, *gains], axis=1), right)
+        clustered[np.abs(clustered) < NOISE] = 0
         if not len(clustered):
             return {"base": base}
         worse = tuple((clustered[:, : len(MOVED)] > 0).mean(axis=0).tolist())

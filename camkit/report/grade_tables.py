@@ -71,7 +71,10 @@ def _upto(value: float) -> str:
 
 def passes_of(column: str) -> str:
     """What a column costs, in passes per image and method beside the one that explains."""
-    return next((one.passes for one in METRICS.values() if column in one.columns and one.passes), "")
+    known = [one.passes for one in METRICS.values() if column in one.columns and one.passes]
+    return min(
+        known, key=lambda passes: passes != "0", default=""
+    )  # of several groups the one that costs none
 
 
 def grade_frame(reports: Sequence[Report]) -> pd.DataFrame:

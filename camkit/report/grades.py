@@ -140,6 +140,10 @@ def _report(of_mosaics: Sequence[Block], of_photos: Sequence[Block]) -> Report:
     halves = [] if plain is None or len(plain.units) < FEWEST else halved(plain)
     if len(rest.units) < FEWEST:
         report.notes.append(f"Fewer than {FEWEST} images or mosaics: too few for halves of them.")
+    if mosaics and photos and len(mosaics.units) < FEWEST:
+        report.notes.append(f"Fewer than {FEWEST} mosaics: what is said of place may be chance.")
+    if mosaics and photos and (others := _other_options(mosaics, photos)):
+        report.notes.append(f"Mosaics and photos differ in more than the images: {', '.join(others)}.")
     truth = None if mosaics is None or ENERGY not in mosaics.columns else Truth(mosaics)
     if mosaics is None:
         report.notes.append("No mosaics here (--data mosaic:PATH): nothing is said of place.")
@@ -149,7 +153,7 @@ def _report(of_mosaics: Sequence[Block], of_photos: Sequence[Block]) -> Report:
         report.notes.append(f"No changed maps here (--method hirescam{MARK}all): no exchange rate.")
     chosen = {score.name: score for block in (mosaics, photos) if block for score in block.scores}
     for name, score in chosen.items():
-        if score.sign == 0 or (truth and score.name in LOCATED):
+        if score.sign == 0 or score.name in AXIOMS or (truth and score.name in LOCATED):
             continue
         parts: dict[str, object] = {}
         if truth is not None and name in truth.block.columns:
@@ -164,7 +168,18 @@ def _report(of_mosaics: Sequence[Block], of_photos: Sequence[Block]) -> Report:
     return report
 
 
-LOCATED = tuple(METRICS["localisation"].columns)  # these are the truth, and not graded by it
+LOCATED = (*METRICS["localisation"].columns,)  # these are the truth, and not graded by it
+AXIOMS = (*METRICS["null"].columns, *METRICS["axioms"].columns)  # passed or not
+
+
+def _other_options(mosaics: Block, photos: Block) -> list[str]:
+    """In which options two protocols differ that need not."""
+    own = {"data_fingerprint", "transform"}
+    return [
+        name.replace("_", " ")
+        for name, value in mosaics.protocol.items()
+        if name in photos.protocol and name not in own and photos.protocol[name] != value
+    ]
 
 
 def halved(block: Block) -> list[tuple[Estimates, Estimates]]:

@@ -20,6 +20,8 @@ from camkit.network.prepare import Prepared
 from camkit.registry import ALL, unknown_name
 from camkit.results.cells import Cell
 
+NO_REGIONS = "these data do not say where the class is (camkit bench --regions, or --data mosaic:PATH)"
+
 
 def find_methods(names: Iterable[str]) -> list[Method]:
     """Methods by name or by group (`paper`, `controls`, `all`: without the costly), each once.
@@ -105,5 +107,6 @@ def what_is_lacking(method: Method, network: Network, path: str) -> str:
 
 def without_regions(method: Method, config: RunConfig) -> str:
     """Why a run over these data cannot have a method; "" where it can."""
-    lacks = "regions" in method.uses and not config.has_regions
-    return "these data do not say where the class is (--regions, or --data mosaic:PATH)" if lacks else ""
+    if "tiles" in method.uses and not config.of_mosaics:
+        return "it changes tiles of mosaics (camkit bench --data mosaic:PATH)"
+    return NO_REGIONS if "regions" in method.uses and not config.has_regions else ""

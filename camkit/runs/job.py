@@ -23,13 +23,11 @@ from camkit.results.model_run import ModelRun
 from camkit.results.protocol import check_protocol
 from camkit.runs.cells import cells_of_model
 from camkit.runs.describe import describe_protocol, describe_segment
-from camkit.runs.loop import Loop, at_a_size_that_fits, first_batch_size
+from camkit.runs.loop import Loop, at_a_size_that_fits, errors_allowed, first_batch_size
 from camkit.runs.mosaics import mosaic_items
 from camkit.runs.stop import Stop
 from camkit.share import Share, part_folders
 
-# Without --max-errors: 1 % of a process's images, and where that is less than three, three.
-DEFAULT_MAX_ERRORS, FEW_ERRORS = 0.01, 3
 # Seconds that a process waits at its start for who holds a model's folder: others may be folding their parts.
 FOLDING = 10
 
@@ -265,10 +263,7 @@ def _check_errors(run: ModelRun, faults: int) -> None:
     config, images, listed = run.config, len(run.share.of(run.items)), run.errors.path
     if config.on_error == "stop" and faults:
         raise RunError(f"stopped at an image that cannot be read; finished rows are kept; see {listed}")
-    if config.max_errors is None:
-        allowed, share = max(FEW_ERRORS, DEFAULT_MAX_ERRORS * images), DEFAULT_MAX_ERRORS
-    else:
-        allowed, share = config.max_errors * images, config.max_errors
+    allowed, share = errors_allowed(config, images)
     if faults > allowed:
         raise CamkitError(
             f"stopped: {faults} of {images} images cannot be read, more than --max-errors "

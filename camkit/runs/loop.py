@@ -21,6 +21,8 @@ from camkit.runs.evaluate import Evaluation
 
 # Where `--batch-size auto` starts, by kind of device.
 AUTO_BATCH_SIZE = {"cuda": 512, "cpu": 64}
+# Without --max-errors: 1 % of a process's images, and where that is less than three, three.
+DEFAULT_MAX_ERRORS, FEW_ERRORS = 0.01, 3
 
 T = TypeVar("T")
 Wanted = Mapping[Cell, Sequence[str]]  # cell -> metric groups to compute for it
@@ -174,6 +176,13 @@ def _in_users_words(error: Exception) -> str | None:
     if "DataLoader worker" in reason:
         return "a process that decodes images died (out of memory?): try fewer --workers, or 0."
     return None
+
+
+def errors_allowed(config: RunConfig, images: int) -> tuple[float, float]:
+    """How many of so many images may be unreadable, and the share that says so."""
+    if config.max_errors is None:
+        return max(FEW_ERRORS, DEFAULT_MAX_ERRORS * images), DEFAULT_MAX_ERRORS
+    return config.max_errors * images, config.max_errors
 
 
 def load_batches(prepared: Prepared, config: RunConfig, items: Sequence[Item], size: int) -> Iterator[Batch]:

@@ -24,7 +24,7 @@ from camkit.network.view import View
 from camkit.results.files import write_first
 from camkit.results.mosaics import COLUMNS, MOSAICS, mosaic_of, read_mosaics
 from camkit.results.table import Row, number, render
-from camkit.runs.loop import load_batches
+from camkit.runs.loop import errors_allowed, load_batches
 
 # A photo's probability of each other class in its mosaic is below this.
 OTHERS = 0.001
@@ -95,10 +95,18 @@ def _choose(prepared: Prepared, config: RunConfig, data: DataSet, say: Say) -> d
     known = classify(prepared, config, data, say)
     mosaics = choose(known, config.mosaic**2, config.seed)
     if not mosaics:
+        confident, tiles = known.target[known.confident], config.mosaic**2
+        classes = len(set(confident.tolist()))
         raise CamkitError(
-            f"no mosaic of {config.mosaic}x{config.mosaic}: of {len(known.items)} photos "
-            f"{known.confident.sum()} are classified with a probability of {config.confidence:g} or more, "
-            "and too few of them have different classes: more photos, or a lower --confidence"
+            f"no mosaic of {config.mosaic}x{config.mosaic}, which takes {tiles} photos of different classes: "
+            f"of {len(known.items)} photos {len(confident)} are classified with a probability of "
+            f"{config.confidence:g} or more, into {classes} classes"
+            + (
+                ": more photos, or a lower --confidence"
+                if classes < tiles
+                else f", and in all that were tried one photo has another's with {OTHERS:g} or more: more "
+                "photos"
+            )
         )
     return {
         f"{candidate:05d}": [
@@ -122,7 +130,7 @@ def classify(prepared: Prepared, config: RunConfig, data: DataSet, say: Say) -> 
 
     Raises:
         RunError: a photo cannot be read (`--on-error stop`).
-        CamkitError: none can be read.
+        CamkitError: more than `--max-errors` cannot, or none can.
     """
     loaded = prepared.loaded
     alone = replace(
@@ -148,6 +156,9 @@ def classify(prepared: Prepared, config: RunConfig, data: DataSet, say: Say) -> 
         said = f"{len(errors)} of {len(photos)} photos cannot be read, the first {first.id}: {reason}"
         if config.on_error == "stop":
             raise RunError(f"{said} (--on-error stop)")
+        allowed, share = errors_allowed(config, len(photos))
+        if len(errors) > allowed:
+            raise CamkitError(f"{said}; more than --max-errors {100 * share:g}%")
         say(said)
     if not items:
         raise CamkitError(f"none of the {len(photos)} photos could be read")

@@ -11,10 +11,10 @@ from camkit.entries import METRICS, UTILITIES
 from camkit.errors import Say, UsageError
 from camkit.network.layers import parts_of
 from camkit.network.loading import own_classes as own_classes_of
-from camkit.network.targets import find_target
+from camkit.network.targets import TARGETS, find_target
 from camkit.network.view import View
 from camkit.plugins import load_plugins
-from camkit.runs.cells import find_methods, find_models, without_regions
+from camkit.runs.cells import NO_REGIONS, find_methods, find_models, without_regions
 
 
 def check_names(methods: Iterable[str], utilities: Iterable[str], metrics: Iterable[str]) -> None:
@@ -37,7 +37,7 @@ def check_regions(config: RunConfig, say: Say) -> None:
     """Say which methods are left out because these data do not say where the class is.
 
     Raises:
-        UsageError: one of them was named.
+        UsageError: one of them was named, or scores that need it.
     """
     for method in find_methods(config.method):
         why = without_regions(method, config)
@@ -45,6 +45,8 @@ def check_regions(config: RunConfig, say: Say) -> None:
             raise UsageError(f"method {method.name!r}: {why}")
         if why:
             say(f"{method.name} is left out: {why}")
+    if "localisation" in config.metrics and not config.has_regions:
+        raise UsageError(f"--metrics localisation: {NO_REGIONS}")
 
 
 def check_layers(config: RunConfig) -> None:
@@ -67,6 +69,8 @@ def check_mosaics(config: RunConfig) -> None:
     Raises:
         UsageError: one is.
     """
+    if config.of_mosaics and not config.photos:
+        raise UsageError(f"--data {config.data}: of which photos? --data mosaic:PATH")
     if config.of_mosaics and config.regions is not None:
         raise UsageError("--regions: in a mosaic the region is the photo's tile")
     if config.of_mosaics and config.target != "predicted":
@@ -101,9 +105,20 @@ def data_of_run(config: RunConfig) -> DataSet:
 
 
 def with_target(config: RunConfig, classes: ClassList) -> RunConfig:
-    """The same with a target class by its index, where it is named."""
-    if len(classes.indices_named(config.target)) == 1:
-        return replace(config, target=str(classes.index_of(config.target)))
+    """The same with a target class by its index, where one is named.
+
+    Raises:
+        UsageError: the name is that of two classes.
+    """
+    if config.target in TARGETS:
+        return config
+    if config.target.isdecimal():
+        return replace(config, target=str(int(config.target)))
+    if classes.indices_named(config.target):
+        try:
+            return replace(config, target=str(classes.index_of(config.target)))
+        except UsageError as error:
+            raise UsageError(f"--target: {error}") from error
     return config
 
 
@@ -133,8 +148,8 @@ def select(config: RunConfig, say: Say) -> Selection:
     View.of(config)  # what cannot be read is said at once
     check_names(config.method, config.utility, config.metrics)
     check_layers(config)
-    check_regions(config, say)
     check_mosaics(config)
+    check_regions(config, say)
     data = data_of_run(config)
     for note in data.notes:
         say(note)
@@ -145,6 +160,11 @@ def select(config: RunConfig, say: Say) -> Selection:
     if config.data == "sample":
         say("The data are scikit-image's six sample photos: a demonstration, not a benchmark (see --data).")
     if config.of_mosaics:
+        if len(data.items) < config.mosaic**2:
+            raise UsageError(
+                f"--mosaic {config.mosaic}: each takes {config.mosaic**2} photos, and there are "
+                f"{len(data.items)}"
+            )
         return Selection(config, models, data, list(data.items))
     items = list(data.items[: config.limit])
     if target.needs_labels:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from camkit.entries import METHODS
 from camkit.errors import UsageError
 from camkit.methods.altered import moved
+from camkit.methods.controls import patch_slices
 from camkit.results.folder import read_scores
 
 
@@ -89,6 +90,12 @@ def test_drops_by_hand(patches: int) -> None:
             expected[patch] = products[patch].sum(dim=(1, 2))[:, None, None]
     expected -= expected.amin(dim=(1, 2), keepdim=True)
     torch.testing.assert_close(found, expected / expected.amax(dim=(1, 2), keepdim=True), atol=1e-5, rtol=0)
+
+
+def test_patches_are_no_smaller_than_pixels() -> None:
+    assert len([*patch_slices(21, 28, 21)]) == 441
+    with pytest.raises(UsageError, match="22 patches along a side of 21 pixels: take fewer"):
+        next(patch_slices(21, 28, 22))
 
 
 def test_changed_maps_by_hand() -> None:

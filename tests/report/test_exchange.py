@@ -46,6 +46,11 @@ class TestExchange:
         assert (one.noticed, one.paid) == (0.25, 0)
         assert one.worse == (37 / 40, 38 / 40, 1, 1)
 
+    def test_rounding_is_no_change(self, tmp_path: Path) -> None:
+        cells = changed(0.8, (3e-7, 0.1, 0.3, 0.6), (3e-7, 0, 0))
+        one = graded(write_mosaics(tmp_path, cells))["drop_in_deletion"]
+        assert (one.worse, one.paid, one.paid_high) == ((0, 1, 1, 1), 0, 0)
+
     def test_maps_in_a_wrong_place_do_not_count(self, tmp_path: Path) -> None:
         """Half of the mosaics have a map with an energy of 0.3, and there moving it helps."""
         cells = changed(0.8, (0.02, 0.1, 0.3, 0.6), (0.05, 0, 0))

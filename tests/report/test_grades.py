@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from corners import CORNER_RUN, colour_photos
-from report_data import changed, each, graded, write_mosaics, write_results
+from report_data import MOSAIC, TILES, changed, each, graded, write_mosaics, write_results
 
 from camkit.cli import main
 from camkit.config import RunConfig
@@ -18,6 +18,15 @@ from camkit.report import grade_tables, grades
 from camkit.report.grades import Grade
 from camkit.report.study import load_study
 from camkit.runs.bench import bench
+
+
+def test_passes_of_a_column_of_two_groups() -> None:
+    """Complexity is in `adcc`, which explains again, and in `shape`, which needs no pass."""
+    assert [grade_tables.passes_of(name) for name in ("complexity", "coherency", "roughness")] == [
+        "0",
+        "2",
+        "0",
+    ]
 
 
 def photo_cells(
@@ -126,6 +135,19 @@ class TestCommand:
         assert "100 %" in row
         assert "40 mosaics, 160 images; 100 images" in result.output
         assert "Energy" not in [line.split()[0] for line in result.output.splitlines() if line.split()]
+
+    def test_axioms_are_not_graded(self, tmp_path: Path) -> None:
+        cells = photo_cells(50, {"gradcam": 0.5, "flat": 0.3}, 0.1, null_share=np.ones(50))
+        assert set(graded(write_results(tmp_path, cells))) == {"drop_in_deletion"}
+
+    def test_few_mosaics_and_other_options_are_said(self, tmp_path: Path) -> None:
+        cells = changed(0.8, (0.02, 0.1, 0.3, 0.6), (0.05, -0.02, 0))
+        few = {name: {column: one[:4] for column, one in scores.items()} for name, scores in cells.items()}
+        write_results(tmp_path / "m", few, names=TILES[:4], protocol=MOSAIC | {"steps": 8})
+        write_results(tmp_path / "p", photo_cells(50, {"gradcam": 0.5, "flat": 0.3}, 0.1))
+        (report,) = grades.grade(load_study([tmp_path / "m", tmp_path / "p"], altered=True))
+        assert "Fewer than 20 mosaics: what is said of place may be chance." in report.notes
+        assert "Mosaics and photos differ in more than the images: steps." in report.notes
 
     def test_as_csv(self, tmp_path: Path) -> None:
         result = CliRunner().invoke(main, ["grade", *map(str, self.results(tmp_path)), "--format", "csv"])

@@ -213,6 +213,9 @@ def test_a_file_of_an_unknown_ending_is_refused_unless_the_format_is_said(result
     assert not out.exists()
     run("report", results, "-o", out, "--format", "markdown")
     assert out.read_text().startswith("###")
+    for command in ("compare", "grade"):
+        said = run(command, results, "-o", tmp_path / "page.html", code=2)
+        assert "unknown ending; known are .md, .csv, .tex, .txt" in said
 
 
 def test_a_table_whose_methods_have_unlike_many_images_says_so(results):

@@ -15,9 +15,12 @@ from pictures import write_photo
 from tiny import PER_IMAGE, SCORES, cell, read, run
 
 import camkit
+from camkit.config import RunConfig
+from camkit.data.classes import imagenet
 from camkit.entries import METHODS, Method
 from camkit.errors import UsageError
 from camkit.results.folder import file_name
+from camkit.runs.selection import with_target
 
 SUMMARY = [
     "model",
@@ -268,6 +271,20 @@ class TestTargets:
         )
         lines = run(tmp_path / "flat", tmp_path / "none", labels=labels, **correct)
         assert "none of these images correctly" in lines[-1] and "(--target correct)" in lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("target", "index"), [("007", "7"), ("7", "7"), ("goldfish", "1"), ("label", "label")]
+)
+def test_a_target_class_is_known_by_its_index(target: str, index: str) -> None:
+    assert with_target(RunConfig(model=("resnet18",), target=target), imagenet()).target == index
+
+
+def test_a_target_that_is_the_name_of_two_classes_is_refused() -> None:
+    with pytest.raises(
+        UsageError, match=r"--target: label 'crane' is the name of classes 134 \(n02012849\) and"
+    ):
+        with_target(RunConfig(model=("resnet18",), target="crane"), imagenet())
 
 
 def test_an_empty_list_of_methods_is_said(photos: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 from corners import CORNER_RUN, FIXED, FOLDER, MODEL, SIDE, colour_photos, write_colours
+from pictures import write
 from tiny import segments
 from tiny_run import Crash, at_write, result_files
 
@@ -316,10 +317,20 @@ def test_what_is_refused(colours: Path, tmp_path: Path) -> None:
         mosaics(colours, tmp_path, mosaic=1)
     with pytest.raises(UsageError, match="'region': these data do not say where the class is"):
         mosaics(colours, tmp_path, data=str(colours))
+    with pytest.raises(UsageError, match="'hirescam~moved-25': it changes tiles of mosaics"):
+        boxes = write(tmp_path / "boxes.csv", "image,x1,y1,x2,y2\nc0_0.png,1,1,9,9\n")
+        mosaics(colours, tmp_path, data=str(colours), regions=boxes, method=("hirescam~moved-25",))
+    with pytest.raises(UsageError, match="--metrics localisation: these data do not say where the class is"):
+        mosaics(colours, tmp_path, data=str(colours), method=("hirescam",))
+    with pytest.raises(UsageError, match="--data mosaic:: of which photos"):
+        mosaics(colours, tmp_path, data="mosaic:")
+    with pytest.raises(UsageError, match="--mosaic 5: each takes 25 photos, and there are 18"):
+        mosaics(colours, tmp_path, mosaic=5)
     with pytest.raises(
-        CamkitError, match="no mosaic of 3x3: of 18 photos 16 are classified with a probability"
+        CamkitError,
+        match="9 photos of different classes: of 18 photos 16 are classified .* into 8 classes: more",
     ):
-        mosaics(colours, tmp_path, mosaic=3)  # eight classes for nine tiles
+        mosaics(colours, tmp_path, mosaic=3)
 
 
 def test_photos_that_cannot_be_read(colours: Path, tmp_path: Path) -> None:
@@ -333,6 +344,8 @@ def test_photos_that_cannot_be_read(colours: Path, tmp_path: Path) -> None:
     assert "c3_0.png" not in {row["image"] for row in chosen(tmp_path / "out")}
     with pytest.raises(RunError, match="on-error stop"):
         mosaics(photos, tmp_path / "stopped", on_error="stop")
+    with pytest.raises(CamkitError, match="1 of 18 photos cannot be read.*; more than --max-errors 0%"):
+        mosaics(photos, tmp_path / "none", max_errors=0)
 
 
 def test_the_dry_run_counts_and_writes_nothing(colours: Path, tmp_path: Path) -> None:
