@@ -157,7 +157,9 @@ def select(config: RunConfig, say: Say) -> Selection:
     target = find_target(config.target)
     if config.sample is not None and config.sample >= config.steps - 1:
         say(f"--sample {config.sample}: all {config.steps} steps are scored, as without it (--steps)")
-    if config.data == "sample":
+    if config.regions is not None and config.target not in ("predicted", "label", "correct"):
+        say(f"--target {config.target}: --regions says where the labels' classes are, and of no other class")
+    if config.photos == "sample":
         say("The data are scikit-image's six sample photos: a demonstration, not a benchmark (see --data).")
     if config.of_mosaics:
         if len(data.items) < config.mosaic**2:
