@@ -64,7 +64,7 @@ def score(
 
     The maps are those that bench --save-maps kept or, with --maps, those of another program: a method NAME
     beside camkit's own. All that decided the folder's numbers, as --target, is then said again, as to bench.
-    Scores that explain again (adcc, road, null, class_sensitivity, axioms) need camkit bench.
+    Scores that explain again, as adcc and null do, need camkit bench.
 
     \b
     Example:

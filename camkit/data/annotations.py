@@ -6,11 +6,12 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from xml.etree import ElementTree
 
 from camkit.data.classes import ClassList
 from camkit.data.items import DataSet, Item
+from camkit.data.names import file_of, stem_of
 from camkit.data.regions import Box, Boxes, MaskFile, Region, Size
 from camkit.data.texts import read_table
 from camkit.errors import UsageError
@@ -29,7 +30,8 @@ class Drawn:
     def of(self, item: Item, classes: ClassList) -> Boxes | None:
         """The boxes of the image's class; None where all are of other classes.
 
-        Names that are of no class in the list say nothing, and an image without a label has all its boxes.
+        An image without a label has all its boxes, and so has one whose boxes' names are of no class in the
+        list; beside a name that is, those of unknown names do not count.
         """
         known = {name: classes.indices_named(name) for name, _ in self.boxes}
         boxes = tuple(
@@ -51,7 +53,7 @@ def with_regions(data: DataSet, path: Path) -> DataSet:
             of ILSVRC's XML files or of PNG masks, named as the images are.
 
     Raises:
-        UsageError: it holds nothing of that kind, names none of the images, or has a name that several have.
+        UsageError: it holds nothing of that kind, names none of the images, or it is not clear which.
     """
     if path.is_file():
         found, notes = _from_csv(path)
@@ -59,8 +61,8 @@ def with_regions(data: DataSet, path: Path) -> DataSet:
         found, notes = _from_folder(path)
     else:
         raise UsageError(f"--regions {path}: no such file or folder")
-    drawn = _match(path, data.items, found)
-    if not drawn:
+    there = _match(path, [item.id for item in data.items], found)
+    if not there:
         example = next(iter(found), None)
         raise UsageError(
             f"--regions {path} names none of the images"
@@ -68,11 +70,11 @@ def with_regions(data: DataSet, path: Path) -> DataSet:
         )
     matched: dict[str, Region] = {}
     for item in data.items:
-        there = drawn.get(item.id)
-        region = there.of(item, data.classes) if isinstance(there, Drawn) else there
+        one = there.get(item.id)
+        region = one.of(item, data.classes) if isinstance(one, Drawn) else one
         if region is not None:
             matched[item.id] = region
-    others = [name for name in drawn if name not in matched]
+    others = [name for name in there if name not in matched]
     if others:
         notes.append(
             f"{path.name}: images whose boxes are all of other classes: {len(others)}, as {others[0]}"
@@ -98,40 +100,44 @@ def _known(region: Region) -> str:
     return f"{region.name}, {size}"
 
 
-def _match(path: Path, items: Sequence[Item], found: Found) -> dict[str, Drawn | MaskFile]:
-    """By image: first by its id, then by its file name, either with or without the ending.
+def _match(path: Path, images: Sequence[str], found: Found) -> dict[str, Drawn | MaskFile]:
+    """By image: first by its path, then by its file name, either with or without the ending.
+
+    What is named by a folder is known by its file name only where no folder is as the images' are.
 
     Raises:
-        UsageError: several images have a file name that is given, and none the path.
+        UsageError: a name is that of several images, or two are that of one.
     """
-    paths: dict[str, list[str]] = defaultdict(list)
-    names: dict[str, list[str]] = defaultdict(list)
-    for item in items:
-        own = PurePosixPath(item.id)
-        for key in {item.id, str(own.with_suffix(""))}:
-            paths[key].append(item.id)
-        for key in {own.name, own.stem}:
-            names[key].append(item.id)
-    matched = {image: drawn for key, drawn in found.items() for image in paths.get(key, ())}
-    for key, drawn in found.items():
-        called = [] if key in paths else names.get(key.rpartition("/")[2], [])
-        if len(called) > 1:
-            raise UsageError(
-                f"--regions {path}: {len(called)} images are called {key!r}: give the path, as {called[0]!r}"
-            )
-        for image in called:
-            matched.setdefault(image, drawn)
-    return matched
+    claims: dict[str, str] = {}  # image -> its name in the file
+    left = list(found)
+    for form in (str, file_of):
+        called: dict[str, list[str]] = defaultdict(list)
+        for image in images:
+            if image not in claims:
+                for name in {form(image), stem_of(form(image))}:
+                    called[name].append(image)
+        for key in left:
+            alike = called.get(form(key), [])
+            own = [image for image in alike if form(image) == form(key)] or alike
+            if len(own) > 1:
+                raise UsageError(
+                    f"--regions {path}: {len(own)} images are called {key!r}: give the path, as {own[0]!r}"
+                )
+            for image in own:
+                if claims.setdefault(image, key) != key:
+                    raise UsageError(
+                        f"--regions {path}: {claims[image]!r} and {key!r} could both be {image!r}"
+                    )
+        of_folders = any("/" in key for key in claims.values())
+        left = [key for key in found if key not in claims.values() and not (of_folders and "/" in key)]
+    return {image: found[key] for image, key in claims.items()}
 
 
 def _from_csv(path: Path) -> tuple[Found, list[str]]:
     try:
         rows = read_table(path, KAGGLE)
     except UsageError:
-        try:
-            rows = read_table(path, ("image", *SIDES))
-        except UsageError as error:
-            raise UsageError(f"--regions {error}; or Kaggle's {','.join(KAGGLE)}") from error
+        rows = read_table(path, ("image", *SIDES))
         return _boxes(path, ((row["image"], "", [row[side] for side in SIDES]) for row in rows))
     return _boxes(
         path,
@@ -160,11 +166,13 @@ def _boxes(path: Path, rows: Iterable[tuple[str, str, Sequence[str]]]) -> tuple[
             broken.setdefault(image.strip(), ",".join(sides))
             continue
         boxes[image.strip()].append((name, (x1, y1, x2, y2)))
-    notes = [
-        f"{path.name}: images with a box that cannot be read, which are left without: {len(broken)}, the "
-        f"first {image!r} ({sides})"
-        for image, sides in [*broken.items()][:1]
-    ]
+    notes = []
+    if broken:
+        image, shown = next(iter(broken.items()))
+        notes = [
+            f"{path.name}: images with a box that cannot be read, which are left without: {len(broken)}, the "
+            f"first {image!r} ({shown})"
+        ]
     return {image: Drawn(tuple(found)) for image, found in boxes.items() if image not in broken}, notes
 
 
@@ -199,10 +207,10 @@ def _read_xml(file: Path) -> Drawn:
         return [float(text) for text in texts if text is not None]
 
     boxes: list[tuple[str, Box]] = []
-    for drawn in root.iter("object"):
-        for box in drawn.iter("bndbox"):
+    for thing in root.iter("object"):
+        for box in thing.iter("bndbox"):
             x1, y1, x2, y2 = numbers(box, ("xmin", "ymin", "xmax", "ymax"))
-            boxes.append((drawn.findtext("name", "").strip(), (x1, y1, x2, y2)))
+            boxes.append((thing.findtext("name", "").strip(), (x1, y1, x2, y2)))
     if not boxes:
         raise ValueError("no <object> with a <bndbox>")
     size = root.find("size")

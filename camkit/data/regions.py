@@ -86,7 +86,7 @@ class MaskFile:
         except CamkitError as error:
             raise CamkitError(f"the mask {self.name}: {error}") from error
         except UnidentifiedImageError as error:
-            raise CamkitError(f"the mask {self.name} cannot be read: it is no picture") from error
+            raise CamkitError(f"the mask {self.name} cannot be read: it is no image") from error
         except Exception as error:  # PIL's decoders raise nearly anything on a damaged file
             raise CamkitError(f"the mask {self.name} cannot be read: {error}") from error
         if values.ndim == 3 and values.shape[2] > 2:

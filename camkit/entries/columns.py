@@ -42,7 +42,7 @@ class Column:
         place: sorts the columns of a group in tables; in files they stand as they are registered.
         optional: NaN for maps that have no such score.
         of_values: judges a map as a division of the utility, see :attr:`Method.value`.
-        signed: sees the map's sign: a grade holds changed maps, which have none, against the map without it.
+        signed: sees the map's sign; a grade compares changed maps, which have none, with the map without it.
         jumps: a last bit can move it far: 0 or 1, a correlation of ranks, an order of pixels.
         share: 0 or 1 for an image, so its mean is a share of images, with its own intervals and tests.
         bounds: between which it lies, and its mean; intervals end there.

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from camkit.entries import Method, family, method
-from camkit.errors import UsageError
+from camkit.errors import CamkitError
 from camkit.methods.saliency import min_max
 from camkit.network.seeding import generator
 from camkit.network.trace import ImageView, Trace
@@ -159,10 +159,12 @@ def patch_slices(height: int, width: int, patches: int) -> Iterator[tuple[slice,
     """Rows and columns of the patches of a grid, in raster order.
 
     Raises:
-        UsageError: there are more patches along a side than pixels.
+        CamkitError: there are more patches along a side than pixels.
     """
     if patches > min(height, width):
-        raise UsageError(f"{patches} patches along a side of {min(height, width)} pixels: take fewer")
+        raise CamkitError(
+            f"{patches} patches along a side of {min(height, width)} pixels: take fewer (--grid N, drops-N)"
+        )
     for row in range(patches):
         for column in range(patches):
             yield (

@@ -72,9 +72,8 @@ def _upto(value: float) -> str:
 def passes_of(column: str) -> str:
     """What a column costs, in passes per image and method beside the one that explains."""
     known = [one.passes for one in METRICS.values() if column in one.columns and one.passes]
-    return min(
-        known, key=lambda passes: passes != "0", default=""
-    )  # of several groups the one that costs none
+    # Of several groups that have it, one may cost nothing.
+    return "0" if "0" in known else next(iter(known), "")
 
 
 def grade_frame(reports: Sequence[Report]) -> pd.DataFrame:

@@ -153,7 +153,7 @@ def _report(of_mosaics: Sequence[Block], of_photos: Sequence[Block]) -> Report:
         report.notes.append(f"No changed maps here (--method hirescam{MARK}all): no exchange rate.")
     chosen = {score.name: score for block in (mosaics, photos) if block for score in block.scores}
     for name, score in chosen.items():
-        if score.sign == 0 or score.name in AXIOMS or (truth and score.name in LOCATED):
+        if score.sign == 0 or score.name in KNOWN:
             continue
         parts: dict[str, object] = {}
         if truth is not None and name in truth.block.columns:
@@ -168,18 +168,16 @@ def _report(of_mosaics: Sequence[Block], of_photos: Sequence[Block]) -> Report:
     return report
 
 
-LOCATED = (*METRICS["localisation"].columns,)  # these are the truth, and not graded by it
-AXIOMS = (*METRICS["null"].columns, *METRICS["axioms"].columns)  # passed or not
+# Localisation is the truth that scores are graded by, and an axiom is passed or not.
+KNOWN = (*METRICS["localisation"].columns, *METRICS["axioms"].columns)
 
 
 def _other_options(mosaics: Block, photos: Block) -> list[str]:
     """In which options two protocols differ that need not."""
-    own = {"data_fingerprint", "transform"}
-    return [
-        name.replace("_", " ")
-        for name, value in mosaics.protocol.items()
-        if name in photos.protocol and name not in own and photos.protocol[name] != value
-    ]
+    own = ("data_fingerprint", "transform", "mosaic", "confidence", "regions")
+    one, other = mosaics.protocol, photos.protocol
+    names = [name for name in {**one, **other} if name not in own]
+    return [name.replace("_", " ") for name in names if one.get(name) != other.get(name)]
 
 
 def halved(block: Block) -> list[tuple[Estimates, Estimates]]:

@@ -6,7 +6,6 @@ run leaves no dead lock behind. The file stays; who held it last stands in it, f
 
 from __future__ import annotations
 
-import errno
 import os
 import socket
 import time
@@ -64,13 +63,15 @@ def hold(folder: Path, wait: float = 0) -> Iterator[None]:
         os.close(handle)
 
 
-def _open(path: Path) -> int:
+def _open(path: Path, attempts: int = ATTEMPTS) -> int:
     """Open the file, in a folder that is made; again where another process removes the empty folder then."""
-    for _ in range(ATTEMPTS):
-        with suppress(FileNotFoundError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except FileNotFoundError:
+        if attempts == 1:
+            raise
+        return _open(path, attempts - 1)
 
 
 def _in_use(folder: Path, holder: str) -> InUse:

@@ -95,8 +95,8 @@ def _remove_folded_parts(out: Path) -> None:
 def fold(out: Path, model: str, order: Mapping[str, int], busy: bool = False) -> None:
     """Fold the parts of one model into OUT/<model>, whose lock the caller holds, and remove them.
 
-    Every file is written whole before a part is removed: killed anywhere, it can be done again. A part whose
-    segments have been counted has no run.json any more.
+    Every file is written whole before a part is removed: killed anywhere, it can be done again. A part that
+    has been counted loses its run.json at once: only killed just between, run.json counts its images twice.
 
     Args:
         order: image -> place.

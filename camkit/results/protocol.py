@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from camkit.config import deciding_options
-from camkit.errors import UsageError
+from camkit.errors import CamkitError, UsageError
 from camkit.results.folder import read_run, run_folders
 
 # Beside the options that decide numbers: what all cells of a results folder have in common, and what those of
@@ -41,9 +41,12 @@ def check_protocol(folders: Iterable[Path], protocol: Mapping[str, Any]) -> None
     """
     for out in folders:
         for folder in run_folders(out):
-            if not (folder / "run.json").exists():  # folded by another process meanwhile
-                continue
-            difference = unlike(read_run(folder)["protocol"], protocol)
+            try:
+                difference = unlike(read_run(folder)["protocol"], protocol)
+            except CamkitError as error:
+                if isinstance(error.__cause__, FileNotFoundError):  # another process has folded it since
+                    continue
+                raise
             if difference and difference.name == "definitions":
                 raise UsageError(
                     f"{out} holds results of version {difference.there} of the definitions, now "

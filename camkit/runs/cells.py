@@ -11,7 +11,7 @@ import camkit.metrics
 import camkit.network.utilities  # noqa: F401  (all three fill registries)
 from camkit.config import RunConfig
 from camkit.entries import COSTLY, METHODS, Method
-from camkit.errors import CamkitError, Say
+from camkit.errors import CamkitError, Say, UsageError
 from camkit.methods.altered import expand
 from camkit.methods.fusion import at_layer
 from camkit.network.models import PAPER_ROWS, find_row
@@ -76,7 +76,7 @@ def cells_of_model(prepared: Prepared, config: RunConfig, say: Say = lambda line
     cells = []
     named = prepared.layers(config.layer)
     for found in find_methods(config.method):
-        if without_regions(found, config):
+        if lacking_in_data(found, config):
             continue
         lacking: dict[str, list[str]] = {}  # why -> the layers
         for layer in named:
@@ -105,7 +105,17 @@ def what_is_lacking(method: Method, network: Network, path: str) -> str:
     return method.lacks(network, path) if method.lacks else ""
 
 
-def without_regions(method: Method, config: RunConfig) -> str:
+def check_located(config: RunConfig) -> None:
+    """Scores of where the class is are asked for only where that is known.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if "localisation" in config.metrics and not config.has_regions:
+        raise UsageError(f"--metrics localisation: {NO_REGIONS}")
+
+
+def lacking_in_data(method: Method, config: RunConfig) -> str:
     """Why a run over these data cannot have a method; "" where it can."""
     if "tiles" in method.uses and not config.of_mosaics:
         return "it changes tiles of mosaics (camkit bench --data mosaic:PATH)"

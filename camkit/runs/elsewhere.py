@@ -27,6 +27,7 @@ from camkit.results.lock import hold
 from camkit.results.merge import refresh_summary
 from camkit.results.model_run import ModelRun
 from camkit.runs.bench import what_failed
+from camkit.runs.cells import check_located
 from camkit.runs.guard import compute_scores
 from camkit.runs.job import open_run
 from camkit.runs.rescore import expect_no_explanation, score_saved
@@ -175,6 +176,7 @@ def scores_of_maps(
         if METRICS[name].sees_layer:
             raise UsageError(f"{name} depends on a layer, which is not named here: use camkit score --maps")
     expect_no_explanation(config.metrics)
+    check_located(config)
     size = (images.shape[2], images.shape[3])
     like = [one.to(images.device, torch.float32) for one in maps]
     logits = network.logits(images).clone()

@@ -27,7 +27,7 @@ from camkit.runs.guard import compute_scores, make_maps
 from camkit.runs.views import Views
 
 # What is said of a metric where maps are there already.
-ONLY_MAPS = "explains more than the images themselves, and only maps of these are there: use camkit bench"
+ONLY_MAPS = "needs maps of changed images, other classes or a changed network: use camkit bench"
 
 
 def no_explanation(*_: Any, **__: Any) -> Any:
@@ -177,11 +177,10 @@ class Evaluation(Views):
             PluginError: the method fails.
         """
         maps, saliency = made.maps
-        explains: dict[str, Callable[..., Any]] = {
-            "explain_again": self._explain_again,
-            "explain_behind": self._explain_behind,
-            "explain_as": self._explain_as,
-        }
+
+        def explaining(way: Callable[..., Any]) -> Callable[..., Any]:
+            return partial(way, explained, cell) if self.explains else no_explanation
+
         return Subject(
             images=explained.images,
             target=explained.target,
@@ -196,10 +195,9 @@ class Evaluation(Views):
             image_ids=self._ids(explained),
             seed=self.config.seed,
             layer_grid=self._grid(explained, cell),
-            **{
-                name: partial(way, explained, cell) if self.explains else no_explanation
-                for name, way in explains.items()
-            },
+            explain_again=explaining(self._explain_again),
+            explain_behind=explaining(self._explain_behind),
+            explain_as=explaining(self._explain_as),
             _find_trace=partial(self._trace, explained, cell),
             _made=explained.shared,
             _of_maps=made.shared,

@@ -122,7 +122,7 @@ class Job:
         failure: CamkitError | None = None
         with ExitStack() as locks:
             if self.share.world > 1:
-                # Who folds parts holds the whole folder: nobody removes this one before it is held.
+                # Who folds parts holds OUT/<model>: nobody removes this part before it is held.
                 with hold(merged, FOLDING):
                     locks.enter_context(hold(part))
             else:

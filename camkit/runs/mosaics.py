@@ -95,18 +95,12 @@ def _choose(prepared: Prepared, config: RunConfig, data: DataSet, say: Say) -> d
     known = classify(prepared, config, data, say)
     mosaics = choose(known, config.mosaic**2, config.seed)
     if not mosaics:
-        confident, tiles = known.target[known.confident], config.mosaic**2
-        classes = len(set(confident.tolist()))
+        tiles, confident = config.mosaic**2, known.target[known.confident].tolist()
         raise CamkitError(
             f"no mosaic of {config.mosaic}x{config.mosaic}, which takes {tiles} photos of different classes: "
-            f"of {len(known.items)} photos {len(confident)} are classified with a probability of "
-            f"{config.confidence:g} or more, into {classes} classes"
-            + (
-                ": more photos, or a lower --confidence"
-                if classes < tiles
-                else f", and in all that were tried one photo has another's with {OTHERS:g} or more: more "
-                "photos"
-            )
+            f"of {len(known.items)} photos {len(confident)} are classified (rightly, where they have labels) "
+            f"with a probability of {config.confidence:g} or more, into {len(set(confident))} classes, and "
+            "no group that was tried qualifies: more photos, or a lower --confidence"
         )
     return {
         f"{candidate:05d}": [

@@ -29,6 +29,7 @@ from camkit.results.lock import hold
 from camkit.results.merge import refresh_summary
 from camkit.results.model_run import ModelRun
 from camkit.runs.bench import what_failed
+from camkit.runs.cells import check_located
 from camkit.runs.describe import by_model, prepare_for
 from camkit.runs.evaluate import ONLY_MAPS
 from camkit.runs.job import open_run
@@ -45,7 +46,8 @@ def rescore(config: RunConfig, say: Say) -> pd.DataFrame:
     Args:
         config: the folder (`out`), the scores to add (`metrics`; none that explains again, as `adcc` and
             `null` do) and the batch size. The images (`data`, and how they are read) and a file of `weights`
-            as in the run: they are compared with its records. All else is as the folder's runs had it.
+            as in the run: they are compared with its records. What else decides numbers is as the folder's
+            runs had it; the device, workers and plugins are those named here.
 
     Returns:
         The folder's summary.
@@ -57,10 +59,12 @@ def rescore(config: RunConfig, say: Say) -> pd.DataFrame:
     """
     load_plugins(config.plugin)
     folders = _scorable(config.out, config.metrics, say)
+    groups = by_model((folder for folder, saved in folders.items() if saved), config)
+    check_located(config)
     failures: list[str] = []
     scored = 0
     try:
-        for group in by_model((folder for folder, saved in folders.items() if saved), config):
+        for group in groups:
             settings = {
                 folder: replace(
                     as_it_ran,

@@ -14,7 +14,7 @@ from camkit.network.loading import own_classes as own_classes_of
 from camkit.network.targets import TARGETS, find_target
 from camkit.network.view import View
 from camkit.plugins import load_plugins
-from camkit.runs.cells import NO_REGIONS, find_methods, find_models, without_regions
+from camkit.runs.cells import check_located, find_methods, find_models, lacking_in_data
 
 
 def check_names(methods: Iterable[str], utilities: Iterable[str], metrics: Iterable[str]) -> None:
@@ -40,13 +40,12 @@ def check_regions(config: RunConfig, say: Say) -> None:
         UsageError: one of them was named, or scores that need it.
     """
     for method in find_methods(config.method):
-        why = without_regions(method, config)
+        why = lacking_in_data(method, config)
         if method.name in config.method and why:
             raise UsageError(f"method {method.name!r}: {why}")
         if why:
             say(f"{method.name} is left out: {why}")
-    if "localisation" in config.metrics and not config.has_regions:
-        raise UsageError(f"--metrics localisation: {NO_REGIONS}")
+    check_located(config)
 
 
 def check_layers(config: RunConfig) -> None:
@@ -108,18 +107,16 @@ def with_target(config: RunConfig, classes: ClassList) -> RunConfig:
     """The same with a target class by its index, where one is named.
 
     Raises:
-        UsageError: the name is that of two classes.
+        UsageError: the name is that of two classes, or of one and the index of another.
     """
     if config.target in TARGETS:
         return config
-    if config.target.isdecimal():
-        return replace(config, target=str(int(config.target)))
     if classes.indices_named(config.target):
         try:
             return replace(config, target=str(classes.index_of(config.target)))
         except UsageError as error:
             raise UsageError(f"--target: {error}") from error
-    return config
+    return replace(config, target=str(int(config.target))) if config.target.isdecimal() else config
 
 
 @dataclass(frozen=True)
@@ -157,8 +154,12 @@ def select(config: RunConfig, say: Say) -> Selection:
     target = find_target(config.target)
     if config.sample is not None and config.sample >= config.steps - 1:
         say(f"--sample {config.sample}: all {config.steps} steps are scored, as without it (--steps)")
-    if config.regions is not None and config.target not in ("predicted", "label", "correct"):
-        say(f"--target {config.target}: --regions says where the labels' classes are, and of no other class")
+    if (
+        config.regions is not None
+        and config.target not in ("predicted", "label", "correct")
+        and any(item.label is not None for item in data.items)
+    ):
+        say(f"--target {config.target}: images whose label is another class have no localisation (--regions)")
     if config.photos == "sample":
         say("The data are scikit-image's six sample photos: a demonstration, not a benchmark (see --data).")
     if config.of_mosaics:

@@ -265,6 +265,24 @@ def test_a_file_name_that_several_images_have_needs_the_path(tmp_path: Path) -> 
             with_regions(data, path)
 
 
+def test_names_of_other_photos_are_no_images(tmp_path: Path) -> None:
+    """Of more images than there are: by paths, none goes to a photo of that file name in another folder."""
+    for number, folder in enumerate(("n01440764", "n02391049")):
+        write_photo(tmp_path / "data" / folder / f"{number}.JPEG", seed=number)
+    data = find_images(str(tmp_path / "data"), seed=0)
+    for key in ("n01440764/0", "n01443537/0", "n01443537/1"):
+        write(tmp_path / "masks" / f"{key}.png", b"")
+    found, _ = regions(data, tmp_path / "masks")
+    assert found == {
+        "n01440764/0.JPEG": MaskFile(tmp_path / "masks" / "n01440764" / "0.png"),
+        "n02391049/1.JPEG": None,
+    }
+    (tmp_path / "masks" / "n01440764" / "0.png").unlink()
+    write(tmp_path / "masks" / "n01484850" / "0.png", b"")
+    with pytest.raises(UsageError, match="'n01443537/0' and 'n01484850/0' could both be 'n01440764/0.JPEG'"):
+        with_regions(data, tmp_path / "masks")
+
+
 def test_boxes_of_other_classes_are_no_part_of_the_region(data: DataSet, tmp_path: Path) -> None:
     """n01440764 and n02391049 are classes of the list; what a person is it does not know."""
     one, two, three = (Path(name).stem for name in NAMES)
@@ -308,8 +326,7 @@ def test_boxes_that_are_none_lose_nothing(data: DataSet, tmp_path: Path) -> None
     [
         (
             "image,left,top\na,1,2\n",
-            "expected a CSV file with the columns image,x1,y1,x2,y2; no 'x1'; its columns: image, left, top; "
-            "or Kaggle's ImageId,PredictionString",
+            "expected a CSV file with the columns image,x1,y1,x2,y2; no 'x1'; its columns: image, left, top",
         ),
         ("", "it is empty"),
         ("image,x1,y1,x2,y2\nother,1,2,3,4\n", "names none of the images: it has 'other', they are like"),
@@ -367,7 +384,7 @@ def test_a_run_says_what_is_wrong_with_a_region_and_scores_all_else(photos: Path
     for said in (
         "regions: of 4 images, from masks; 2 have none",
         "photo_1.png: the mask photo_1.png is empty: no localisation",
-        "photo_2.png: the mask photo_2.png cannot be read: it is no picture",
+        "photo_2.png: the mask photo_2.png cannot be read: it is no image",
         "photo_3.png: the mask photo_3.png has 80x96 pixels, the photo 96x80: no localisation",
     ):
         assert sum(line.startswith(said) for line in lines) == 1, lines

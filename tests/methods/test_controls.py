@@ -11,7 +11,7 @@ from tiny import Headed, maps, noise, run, saliency, seeded, trace
 from torch import Tensor, nn
 
 from camkit.entries import METHODS
-from camkit.errors import UsageError
+from camkit.errors import CamkitError, UsageError
 from camkit.methods.altered import moved
 from camkit.methods.controls import patch_slices
 from camkit.results.folder import read_scores
@@ -94,7 +94,7 @@ def test_drops_by_hand(patches: int) -> None:
 
 def test_patches_are_no_smaller_than_pixels() -> None:
     assert len([*patch_slices(21, 28, 21)]) == 441
-    with pytest.raises(UsageError, match="22 patches along a side of 21 pixels: take fewer"):
+    with pytest.raises(CamkitError, match="22 patches along a side of 21 pixels: take fewer"):
         next(patch_slices(21, 28, 22))
 
 

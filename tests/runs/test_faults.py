@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -94,16 +93,24 @@ def test_two_signals_stop_now(data: Path, reference: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(("number", "ended"), [(signal.SIGINT, 0), (signal.SIGTERM, 1)])
 def test_signals_to_a_worker_that_still_starts(number: int, ended: int) -> None:
     """It is forked with the run's handlers: SIGTERM ends it, and Ctrl-C is for the run."""
-    lines: list[str] = []
     fork = multiprocessing.get_context("fork")
-    there = fork.Event()
-    with stop_signals(lines.append) as stop, stop.patiently():
-        worker = fork.Process(target=lambda: (there.set(), time.sleep(1)))
+    there, said = fork.Event(), fork.SimpleQueue()
+    begin, go_on = os.pipe()
+
+    def work() -> None:
+        there.set()
+        os.read(begin, 1)
+
+    with stop_signals(said.put) as stop, stop.patiently():
+        worker = fork.Process(target=work)
         worker.start()
         assert worker.pid and there.wait(60)
         os.kill(worker.pid, number)
+        os.write(go_on, b"1")
         worker.join(60)
-    assert (worker.exitcode, stop.asked, lines) == (ended, False, [])
+    os.close(begin)
+    os.close(go_on)
+    assert (worker.exitcode, said.empty()) == (ended, True)
 
 
 @pytest.mark.parametrize("step", ["bench.select", "job.prepare"])

@@ -258,7 +258,7 @@ def test_maps_of_different_sizes_and_of_some_images(network: list[object], tmp_p
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["--metrics", "adcc"], "adcc explains more than the images"),
+        (["--metrics", "adcc"], "adcc needs maps of changed images"),
         (["--name", "gradcam"], "this is a method of camkit's or of a plugin"),
         (["--name", "paper"], "this is a method of camkit's or of a plugin"),
         (["--name", "a b"], "expected a name without spaces"),
@@ -325,7 +325,7 @@ def test_in_python(tmp_path: Path) -> None:
     for wrong, message in (
         ({"maps": made.maps[:2]}, "2 maps .* of 3 images"),
         ({"maps": made.maps[:, None]}, r"expected one \(h, w\) each"),
-        ({"metrics": ("adcc",)}, "adcc explains more than the images"),
+        ({"metrics": ("adcc",)}, "adcc needs maps of changed images"),
         ({"metrics": ("shapley",)}, "shapley depends on a layer"),
         ({"budget": 3}, "no option 'budget'"),
         ({"sample": 0}, "--sample 0: expected 1 or more"),

@@ -328,7 +328,7 @@ def test_what_is_refused(colours: Path, tmp_path: Path) -> None:
         mosaics(colours, tmp_path, mosaic=5)
     with pytest.raises(
         CamkitError,
-        match="9 photos of different classes: of 18 photos 16 are classified .* into 8 classes: more",
+        match="9 photos of different classes: of 18 photos 16 are classified .* into 8 classes",
     ):
         mosaics(colours, tmp_path, mosaic=3)
 
@@ -382,7 +382,7 @@ def test_scores_afterwards(colours: Path, tmp_path: Path) -> None:
     one, later = (scores(tmp_path / name) for name in ("once", "later"))
     pd.testing.assert_frame_equal(one, later[one.columns])
     for name in {*METRICS} - {*able}:
-        with pytest.raises(UsageError, match=f"{name} explains more than the images themselves"):
+        with pytest.raises(UsageError, match=f"{name} needs maps of changed images"):
             rescore(replace(again, metrics=(name,)), lambda line: None)
     with pytest.raises(UsageError, match="this run is of mosaics: --data mosaic:PATH"):
         rescore(replace(again, data=str(colours)), lambda line: None)
