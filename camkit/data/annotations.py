@@ -128,8 +128,9 @@ def _match(path: Path, images: Sequence[str], found: Found) -> dict[str, Drawn |
                     raise UsageError(
                         f"--regions {path}: {claims[image]!r} and {key!r} could both be {image!r}"
                     )
-        of_folders = any("/" in key for key in claims.values())
-        left = [key for key in found if key not in claims.values() and not (of_folders and "/" in key)]
+        taken = set(claims.values())
+        of_folders = any("/" in key for key in taken)
+        left = [key for key in left if key not in taken and not (of_folders and "/" in key)]
     return {image: found[key] for image, key in claims.items()}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -121,12 +121,9 @@ class Job:
         )
         failure: CamkitError | None = None
         with ExitStack() as locks:
-            if self.share.world > 1:
-                # Who folds parts holds OUT/<model>: nobody removes this part before it is held.
-                with hold(merged, FOLDING):
-                    locks.enter_context(hold(part))
-            else:
-                locks.enter_context(hold(merged))
+            # Who folds parts holds OUT/<model>: nobody removes this part before it is held.
+            with hold(merged, FOLDING) if self.share.world > 1 else nullcontext():
+                locks.enter_context(hold(part))
             prepared = prepare(self.name, self.config.layer, self.data.items, self.config, self.say)
             run = open_run(prepared, self.config, self.data, self.items, self.share, self.say)
             try:
