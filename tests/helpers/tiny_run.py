@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import timm
 from click.testing import CliRunner, Result
 from PIL import Image
@@ -28,6 +29,8 @@ SECOND_MODEL = "timm/camkit_tiny_run2"
 SECOND_FOLDER = "timm__camkit_tiny_run2"
 METHODS = ("gradcam", "shapleycam-e", "randomcam", "edges")
 ODD_NAMES = ("a,b", 'quo"te', '"', "new\nline", "tab\t \rreturn", "größe 猫", "NA", "1", "latin\udce9")
+# rank, number of processes, data, out, changes to the options -> the summary, and the lines that it says
+RunAs = Callable[..., tuple[pd.DataFrame | None, list[str]]]
 
 
 class Tiny(nn.Module):
@@ -109,6 +112,12 @@ def tiny_command(data: Path, out: Path, *more: str) -> Result:
 
 class Crash(BaseException):
     """What a test throws into a run: like a kill, it is nothing that the run could answer to."""
+
+
+def images_of(out: Path, method: str = METHODS[0]) -> int:
+    """How many images a method has in the summary."""
+    summary = pd.read_csv(out / "summary.csv").set_index("method")
+    return int(summary.loc[method, "images"])
 
 
 @contextmanager
