@@ -116,6 +116,8 @@ class Report:
 def grade(study: Sequence[Block]) -> list[Report]:
     """Grades by model, layer and utility: from mosaics what has a truth, from photos the rest.
 
+    Results whose scores all have a known answer, which are not graded, are left out.
+
     Args:
         study: with altered methods, see :func:`camkit.report.study.load_study`.
     """
@@ -123,7 +125,8 @@ def grade(study: Sequence[Block]) -> list[Report]:
     for block in study:
         found = places.setdefault((block.model, block.layer, block.utility), {True: [], False: []})
         found[block.of_mosaics].append(block)
-    return [_report(found[True], found[False]) for found in places.values()]
+    reports = [_report(found[True], found[False]) for found in places.values()]
+    return [report for report in reports if report.grades]
 
 
 def _report(of_mosaics: Sequence[Block], of_photos: Sequence[Block]) -> Report:

@@ -140,6 +140,17 @@ class TestCommand:
         cells = photo_cells(50, {"gradcam": 0.5, "flat": 0.3}, 0.1, null_share=np.ones(50))
         assert set(graded(write_results(tmp_path, cells))) == {"drop_in_deletion"}
 
+    def test_results_without_a_graded_score(self, tmp_path: Path) -> None:
+        """The command says so, and a page has no empty table."""
+        cells = {name: {"energy": each(0.5), "null_share": each(1)} for name in ("hirescam", "flat")}
+        mosaics = str(write_mosaics(tmp_path / "mosaics", cells))
+        result = CliRunner().invoke(main, ["grade", mosaics])
+        assert result.exit_code == 2 and "no score here is graded" in result.output
+        page = tmp_path / "page.html"
+        result = CliRunner().invoke(main, ["report", mosaics, "--no-photos", "-o", str(page)])
+        assert result.exit_code == 0, result.output
+        assert "What the scores are worth" not in page.read_text(encoding="utf-8")
+
     def test_few_mosaics_and_other_options_are_said(self, tmp_path: Path) -> None:
         cells = changed(0.8, (0.02, 0.1, 0.3, 0.6), (0.05, -0.02, 0))
         few = {name: {column: one[:4] for column, one in scores.items()} for name, scores in cells.items()}
