@@ -266,10 +266,7 @@ def grade(folders: tuple[Path, ...], style: str | None, out: Path | None, plugin
     load_plugins(plugin)
     reports = grades.grade(load_study(folders, say, altered=True))
     if not reports:
-        raise UsageError(
-            "no score here is graded: those with a known answer (localisation, null, the axioms) are not; "
-            "score maps with camkit bench --metrics srg, say"
-        )
+        raise UsageError("no score here is graded: those with a known answer are not (docs/scores.md)")
     grids = [grade_tables.grade_grid(one) for one in reports]
     frame = partial(grade_tables.grade_frame, reports)
     _emit(_render(_style(style, out), grids, grade_tables.LEGEND, frame, out), out)
